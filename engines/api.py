@@ -1,0 +1,193 @@
+"""The seam between orchd and an engine: what a model is asked to do, in plain values.
+
+A program that uses an engine holds three things: an `Engine` (stateless, loads), a `Vocab` (text to tokens, any thread)
+and one `LoadedModel` per device (tokens to text, one thread at a time).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+ProgressCallback = Callable[[float], None]
+"""Called with the share of the work done, 0.0 to 1.0, from the thread that does the work."""
+
+
+class FinishReason(str, enum.Enum):
+    """Why a sequence ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class DeviceSpec:
+    """One device as the engine addresses it.
+
+    Attributes:
+        kind: What it is.
+        ordinal: Index among the GPUs this process can see, in the order of ``CUDA_VISIBLE_DEVICES``; 0 for a CPU.
+        threads: Compute threads on the host. For a GPU they only run what llama.cpp leaves on the host.
+    """
+
+    kind: Literal["cpu", "gpu"]
+    ordinal: int = 0
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model file and the shape in which it is to be held.
+
+    Attributes:
+        path: The GGUF file; of a split model, its first part.
+        slots: Sequences that can run at the same time.
+        ctx: Tokens per slot, prompt and output together.
+        batch: Most tokens one step may process.
+        flash_attn: Flash attention; ``auto`` leaves it to llama.cpp.
+        cache_type_k: Data type of the K cache (llama.cpp's names: ``f16``, ``q8_0``, ...).
+        cache_type_v: Data type of the V cache.
+        mmap: Map the file instead of reading it into memory.
+        step_target_s: How long a step should take, at most, while a sequence is streaming.
+    """
+
+    path: Path
+    slots: int = 4
+    ctx: int = 4096
+    batch: int = 512
+    flash_attn: Literal["auto", "on", "off"] = "auto"
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    mmap: bool = True
+    step_target_s: float = 0.1
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the next token is chosen. Ranges are checked by the caller.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_k: Keep the k most likely tokens; 0 keeps all.
+        top_p: Keep the smallest set with this probability; 1 keeps all.
+        min_p: Drop tokens below this share of the most likely one's probability; 0 keeps all.
+        repeat_penalty: Divides the logits of the last 64 tokens; 1 is off.
+        seed: 32 bits; the same seed, prompt and slot layout give the same text.
+        ignore_eos: Never choose an end-of-generation token.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.0
+    seed: int = 0
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One prompt to be continued.
+
+    Attributes:
+        key: The caller's name for it; unique among the sequences running on a model.
+        tokens: The prompt; at least one token.
+        max_tokens: Output tokens, at least 1; ``len(tokens) + max_tokens <= ModelSpec.ctx``.
+        stop: The output ends before the first of these strings.
+        sampling: How tokens are chosen.
+        urgent: Its prompt is prefilled before those of sequences that are not.
+    """
+
+    key: str
+    tokens: Seq[int]
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    urgent: bool = True
+
+
+@dataclass(frozen=True)
+class StepEvent:
+    """What one step did for one sequence: text that is ready, its end, or both.
+
+    Attributes:
+        key: `Sequence.key`.
+        text: Whole UTF-8 text, possibly empty: half a character and the beginning of a stop string are held back.
+        index: Index of the last output token that ``text`` holds.
+        tokens_out: Output tokens so far, the end-of-generation token not counted.
+        finish: Set on the last event of a sequence.
+    """
+
+    key: str
+    text: str
+    index: int
+    tokens_out: int
+    finish: FinishReason | None = None
+
+
+class Vocab(Protocol):
+    """A model's tokenizer and chat template. Every method may be called from any thread, `close` from the last one."""
+
+    def tokenize(self, prompt: str) -> list[int]:
+        """Tokens of a raw prompt; special tokens written in it are special. Raises `InvalidPrompt`."""
+
+    def tokenize_chat(self, messages: Seq[Mapping[str, str]]) -> list[int]:
+        """Tokens of a conversation (``role``, ``content``) as the model's template writes it, ready for the reply.
+
+        No text in a message becomes a control token. Raises `InvalidPrompt`.
+        """
+
+    def close(self) -> None:
+        """Free the tokenizer. Calling it again does nothing."""
+
+
+class LoadedModel(Protocol):
+    """One model in one device's memory, with its slots. One thread at a time; loading may happen on another."""
+
+    @property
+    def free_slots(self) -> int:
+        """Slots that can take a sequence now."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do anything."""
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of device memory held: weights, KV cache and compute buffers."""
+
+    def admit(self, sequence: Sequence) -> None:
+        """Give a sequence a slot. The caller has checked `free_slots`."""
+
+    def step(self) -> list[StepEvent]:
+        """One forward pass over every running sequence; at most one event for each. Raises `DecodeFailed`."""
+
+    def cancel(self, key: str) -> bool:
+        """Free the slot of a sequence; no further event will carry its key. False if none has it."""
+
+    def reset(self) -> None:
+        """Drop every sequence and all cached state, after `DecodeFailed`. Raises `EngineDead`."""
+
+    def close(self) -> None:
+        """Free everything. Calling it again does nothing."""
+
+
+class Engine(Protocol):
+    """Loads models. ``name`` and ``version`` appear in metrics."""
+
+    name: str
+    version: str
+
+    def load_vocab(self, path: Path) -> Vocab:
+        """Open only the tokenizer of a model file. Raises `LoadFailed`."""
+
+    def load(
+        self, spec: ModelSpec, device: DeviceSpec, *, on_progress: ProgressCallback | None = None
+    ) -> LoadedModel:
+        """Load a model on one device, entirely. Raises `LoadFailed`, `OutOfDeviceMemory`."""

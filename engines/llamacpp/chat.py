@@ -1,0 +1,113 @@
+"""Conversations to prompts by the model's own Jinja template, which is untrusted code in an untrusted file."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NoReturn
+
+import jinja2
+import jinja2.sandbox
+
+from engines.errors import InvalidPrompt
+
+MAX_CHARS = 16 * 2**20
+"""Longest prompt a template may write, in characters."""
+
+SEAM = "\ue0fe"
+"""Private-use character: the text must be tokenised separately on its two sides."""
+
+
+class ControlTexts:
+    """Splits user text so that no part of it can be read as a control token.
+
+    A template writes its own control tokens and the users' text into one string. Wherever the users' text spells a
+    control token, or begins or ends in a way that could complete one together with the template's text, a `SEAM` is put
+    in; what lies on two sides of a seam is tokenised separately, so the spelling stays text.
+    """
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._texts = sorted({text for text in texts if len(text) > 1}, key=len, reverse=True)
+        openings = "|".join(sorted({re.escape(text[:2]) for text in self._texts})) or r"(?!)"
+        self._opening = re.compile(f"(?={openings})")
+        self._heads = frozenset(text[:n] for text in self._texts for n in range(1, len(text)))
+        self._tails = frozenset(text[n:] for text in self._texts for n in range(1, len(text)))
+        self._longest = max((len(text) for text in self._texts), default=0)
+
+    def defuse(self, content: str) -> str:
+        """The content with a seam in every place that needs one. Seams that were there before are dropped."""
+        content = content.replace(SEAM, "")
+        cuts = {
+            m.start() + 1 for m in self._opening.finditer(content) if self._spelled_at(content, m.start())
+        }
+        core = content.strip()  # templates like to trim
+        left = content.find(core)
+        right = left + len(core)
+        sizes = range(1, min(self._longest, len(core) + 1))
+        if any(core[:n] in self._tails for n in sizes):
+            cuts.add(left)
+        if any(core[-n:] in self._heads for n in sizes):
+            cuts.add(right)
+        edges = [0, *sorted(cuts), len(content)]
+        return SEAM.join(content[a:b] for a, b in zip(edges, edges[1:], strict=False))
+
+    def _spelled_at(self, content: str, start: int) -> bool:
+        return any(content.startswith(text, start) for text in self._texts)
+
+
+class ChatTemplate:
+    """A compiled chat template.
+
+    Args:
+        source: Jinja, as in the GGUF's ``tokenizer.chat_template``.
+        bos: Text of the beginning-of-sequence token.
+        eos: Text of the end-of-sequence token.
+        controls: Text of every control token.
+
+    Raises:
+        InvalidPrompt: The template cannot be compiled.
+    """
+
+    def __init__(self, source: str, *, bos: str, eos: str, controls: Iterable[str]) -> None:
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.globals.update(
+            raise_exception=_raise_exception,
+            strftime_now=lambda form: datetime.datetime.now().strftime(form),  # the template wants local time
+            bos_token=bos,
+            eos_token=eos,
+        )
+        self._controls = ControlTexts(controls)
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateError as error:
+            raise InvalidPrompt(
+                f"the model's chat template cannot be used ({error}); send prompt instead"
+            ) from None
+
+    def render(self, messages: Sequence[Mapping[str, str]]) -> list[str]:
+        """The prompt, ready for the assistant's reply, in parts that are to be tokenised one by one.
+
+        Raises:
+            InvalidPrompt: The template refuses the conversation or fails on it.
+        """
+        safe = [{"role": m["role"], "content": self._controls.defuse(m["content"])} for m in messages]
+        parts: list[str] = []
+        size = 0
+        try:
+            for text in self._template.generate(messages=safe, add_generation_prompt=True):
+                parts.append(text)
+                size += len(text)
+                if size > MAX_CHARS:
+                    raise InvalidPrompt(f"the model's chat template wrote more than {MAX_CHARS} characters")
+        except InvalidPrompt:
+            raise
+        except Exception as error:  # the template is a stranger's program: whatever it raises is its refusal
+            raise InvalidPrompt(f"the model's chat template refuses these messages: {error}") from None
+        return "".join(parts).split(SEAM)
+
+
+def _raise_exception(message: object) -> NoReturn:
+    raise jinja2.TemplateError(str(message))

@@ -1,0 +1,27 @@
+"""The `engines.api.Engine` of llama.cpp."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from engines.api import DeviceSpec, ModelSpec, ProgressCallback
+from engines.llamacpp import native
+from engines.llamacpp.model import LlamaModel
+from engines.llamacpp.vocab import LlamaVocab
+
+
+class LlamaCppEngine:
+    """Stateless. Importing this module loads llama.cpp, which reads ``CUDA_VISIBLE_DEVICES`` then and never again."""
+
+    name = "llamacpp"
+    version = native.version
+
+    def load_vocab(self, path: Path) -> LlamaVocab:
+        """See `engines.api.Engine`."""
+        return LlamaVocab(path)
+
+    def load(
+        self, spec: ModelSpec, device: DeviceSpec, *, on_progress: ProgressCallback | None = None
+    ) -> LlamaModel:
+        """See `engines.api.Engine`."""
+        return LlamaModel(spec, device, on_progress=on_progress)

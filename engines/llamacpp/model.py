@@ -1,0 +1,250 @@
+"""One model and one context on one device: slots, and the step that moves all of them forward.
+
+Guarantees: a sequence that was admitted gets events until one has ``finish`` set, unless it is cancelled or the model is
+reset; no sequence waits for a slower one; text does not depend on which slot or neighbours a sequence has, up to the
+rounding of llama.cpp's kernels.
+Assumes: one thread at a time calls it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.api import DeviceSpec, FinishReason, ModelSpec, ProgressCallback, Sequence, StepEvent
+from engines.errors import DecodeFailed, EngineError, LoadFailed
+from engines.llamacpp import sampling
+from engines.llamacpp.batch import Chunk, Demand, plan
+from engines.llamacpp.native import NativeContext, NativeModel
+from engines.llamacpp.pace import Pace
+from engines.llamacpp.slots import Run, Slot, find_reuse
+from engines.llamacpp.text import OutputText
+from engines.llamacpp.vocab import Pieces
+
+
+class LlamaModel:
+    """See `engines.api.LoadedModel`.
+
+    Raises:
+        LoadFailed: The file, the parameters or the first decode failed; nothing is left open.
+        OutOfDeviceMemory: It does not fit on the device.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        device: DeviceSpec,
+        *,
+        on_progress: ProgressCallback | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._spec = spec
+        self._clock = clock
+        gpu = device.ordinal if device.kind == "gpu" else None
+        self._native = NativeModel(spec.path, gpu=gpu, mmap=spec.mmap, on_progress=on_progress)
+        try:
+            if not self._native.generates:
+                raise LoadFailed(f"{spec.path.name} does not generate text (an embedding or encoder model)")
+            self._context = NativeContext(
+                self._native,
+                slots=spec.slots,
+                ctx=spec.ctx,
+                batch=spec.batch,
+                threads=device.threads,
+                flash_attn=spec.flash_attn,
+                cache_type_k=spec.cache_type_k,
+                cache_type_v=spec.cache_type_v,
+            )
+            try:
+                self._warm_up()
+            except EngineError as error:
+                self._context.close()
+                raise LoadFailed(f"{spec.path.name} loads, but its first step fails: {error}") from None
+        except BaseException:
+            self._native.close()
+            raise
+        self._pieces = Pieces(self._native)
+        self._pace = Pace(spec.step_target_s, self._context.n_rows)
+        self._slots = [Slot(index) for index in range(spec.slots)]
+        self._admissions = 0
+
+    @property
+    def free_slots(self) -> int:
+        """See `engines.api.LoadedModel`."""
+        return sum(slot.run is None for slot in self._slots)
+
+    @property
+    def busy(self) -> bool:
+        """See `engines.api.LoadedModel`."""
+        return any(slot.run is not None for slot in self._slots)
+
+    @property
+    def device_bytes(self) -> int:
+        """See `engines.api.LoadedModel`; 0 on a CPU."""
+        return self._native.device_bytes + self._context.device_bytes
+
+    def admit(self, sequence: Sequence) -> None:
+        """See `engines.api.LoadedModel`."""
+        prompt = list(sequence.tokens)
+        reuse = find_reuse(prompt, self._slots, may_copy=not self._native.is_recurrent)
+        slot = self._slots[reuse.slot]
+        if reuse.copy_from is not None:
+            self._context.copy_slot(reuse.copy_from, slot.index)
+        slot.cached = prompt[: self._kept(slot.index, reuse.keep)]
+        sampler = None
+        if not sampling.is_argmax(sequence.sampling):
+            sampler = sampling.build(
+                sequence.sampling, n_vocab=self._native.n_vocab, prompt=prompt, ends=self._pieces.ends
+            )
+        self._admissions += 1
+        slot.used = self._admissions
+        slot.run = Run(sequence, self._admissions, OutputText(sequence.stop), sampler)
+
+    def _kept(self, slot: int, keep: int) -> int:
+        """Cut a slot's cache to ``keep`` tokens, or to none where the memory cannot go back that far.
+
+        llama.cpp cuts a sliding-window cache and answers True even if part of the window before ``keep`` is gone by then
+        (`first_pos` is -1 after a cut that left nothing), so its first position is asked for beforehand.
+        """
+        context, window = self._context, self._native.n_swa
+        whole = not window or 0 <= context.first_pos(slot) <= max(0, keep - window)
+        if keep and whole and context.keep(slot, keep):
+            return keep
+        context.clear_slot(slot)
+        return 0
+
+    def step(self) -> list[StepEvent]:
+        """See `engines.api.LoadedModel`."""
+        running = [(slot, slot.run) for slot in self._slots if slot.run is not None]
+        if not running:
+            return []
+        decode_rows = sum(run.next_token is not None for _, run in running)
+        chunks = plan(
+            [_demand(slot, run) for slot, run in running],
+            prefill_budget=self._pace.prefill_budget(decode_rows),
+            max_rows=self._context.n_rows,
+        )
+        rows = self._fill(chunks)
+        started = self._clock()
+        self._context.decode(rows)
+        logits = (
+            self._context.logits(sum(chunk.output for chunk in chunks))
+            if any(c.output for c in chunks)
+            else None
+        )
+        seconds = self._clock() - started
+        self._pace.observe(decode_rows=decode_rows, prefill_tokens=rows - decode_rows, seconds=seconds)
+        return [] if logits is None else self._sample(chunks, logits)
+
+    def _fill(self, chunks: list[Chunk]) -> int:
+        """Write the chunks into the batch and note them as cached; returns the number of rows."""
+        context = self._context
+        row = 0
+        for chunk in chunks:
+            slot = self._slots[chunk.slot]
+            run = slot.run
+            assert run is not None  # the plan is made of running slots
+            start, end = len(slot.cached), row + chunk.count
+            if run.next_token is None:
+                tokens = list(run.sequence.tokens[start : start + chunk.count])
+            else:
+                tokens = [run.next_token]
+            context.token[row:end] = tokens
+            context.pos[row:end] = range(start, start + chunk.count)
+            context.seq[row:end] = slot.index
+            context.output[row:end] = 0
+            context.output[end - 1] = chunk.output
+            slot.cached += tokens
+            row = end
+        return row
+
+    def _sample(self, chunks: list[Chunk], logits: npt.NDArray[np.float32]) -> list[StepEvent]:
+        best = logits.argmax(axis=1)  # the first NaN, if there is one
+        events = []
+        row = output = -1
+        for chunk in chunks:
+            row += chunk.count
+            if not chunk.output:
+                continue
+            output += 1
+            token = int(best[output])
+            if not np.isfinite(logits[output, token]):
+                raise DecodeFailed(
+                    "the model computed NaN or infinity instead of logits; its file may be damaged"
+                )
+            slot = self._slots[chunk.slot]
+            run = slot.run
+            assert run is not None
+            if run.sampler is not None:
+                token = self._context.sample(run.sampler, row)
+            events.append(self._accept(slot, run, token))
+        return events
+
+    def _accept(self, slot: Slot, run: Run, token: int) -> StepEvent:
+        """Take a sampled token in; frees the slot if it was the last."""
+        piece = self._pieces[token]
+        finish = None
+        if piece is None:
+            text, finish = run.text.flush(), FinishReason.STOP
+        else:
+            run.tokens_out += 1
+            run.next_token = token
+            text = run.text.push(piece)
+            if run.text.stopped:
+                finish = FinishReason.STOP
+            elif run.tokens_out >= run.sequence.max_tokens:
+                text, finish = text + run.text.flush(), FinishReason.LENGTH
+        if finish is not None:
+            self._free(slot)
+        return StepEvent(run.sequence.key, text, run.tokens_out - 1, run.tokens_out, finish)
+
+    def cancel(self, key: str) -> bool:
+        """See `engines.api.LoadedModel`."""
+        for slot in self._slots:
+            if slot.run is not None and slot.run.sequence.key == key:
+                self._free(slot)
+                return True
+        return False
+
+    def reset(self) -> None:
+        """See `engines.api.LoadedModel`."""
+        for slot in self._slots:
+            self._free(slot)
+            slot.cached.clear()
+        self._context.clear()
+
+    def close(self) -> None:
+        """See `engines.api.LoadedModel`."""
+        for slot in self._slots:
+            self._free(slot)
+        self._context.close()
+        self._native.close()
+
+    def _free(self, slot: Slot) -> None:
+        if slot.run is not None and slot.run.sampler is not None:
+            slot.run.sampler.close()
+        slot.run = None
+
+    def _warm_up(self) -> None:
+        """One decoded token: pages in the weights and shows that a step works at all."""
+        context = self._context
+        context.token[0], context.pos[0], context.seq[0], context.output[0] = (
+            max(self._native.bos, 0),
+            0,
+            0,
+            1,
+        )
+        context.decode(1)
+        if not np.isfinite(context.logits(1)).all():
+            raise DecodeFailed(
+                "the model computes NaN or infinity instead of logits; its file may be damaged"
+            )
+        context.clear()
+
+
+def _demand(slot: Slot, run: Run) -> Demand:
+    tokens = len(run.sequence.tokens) - len(slot.cached) if run.next_token is None else 0
+    return Demand(slot.index, tokens, urgent=run.sequence.urgent, order=run.order)

@@ -1,0 +1,42 @@
+"""`SamplingParams` to a sampler chain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engines.api import SamplingParams
+from engines.llamacpp.native import NativeSampler
+
+
+def is_argmax(params: SamplingParams) -> bool:
+    """Whether the next token is simply the one with the highest logit: no chain is needed for that."""
+    return params.temperature == 0 and params.repeat_penalty == 1 and not params.ignore_eos
+
+
+def build(
+    params: SamplingParams, *, n_vocab: int, prompt: Sequence[int], ends: Sequence[int]
+) -> NativeSampler:
+    """The chain for one sequence; the caller closes it.
+
+    Args:
+        params: What was asked for.
+        n_vocab: Size of the model's vocabulary.
+        prompt: Its tokens count for the repeat penalty.
+        ends: The tokens that ``ignore_eos`` forbids.
+    """
+    chain = NativeSampler(n_vocab)
+    if params.ignore_eos:
+        chain.forbid(ends)
+    if params.repeat_penalty != 1:
+        chain.penalize_repeats(params.repeat_penalty, prompt)
+    if params.temperature == 0:
+        chain.greedy()
+    else:
+        chain.random(
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            temperature=params.temperature,
+            seed=params.seed,
+        )
+    return chain

@@ -1,0 +1,103 @@
+"""Slots: what each one's KV cache holds, and which one a new prompt should get."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+from engines.api import Sequence
+from engines.llamacpp.native import NativeSampler
+from engines.llamacpp.text import OutputText
+
+MIN_COPY = 32
+"""Tokens a copy must save over reusing a slot's own cache; a copy moves whole buffers, a few tokens prefill faster."""
+
+
+@dataclass
+class Run:
+    """A sequence in its slot.
+
+    Attributes:
+        sequence: What is being continued.
+        order: Admission order, lower is older.
+        text: Output as it may be shown.
+        sampler: None where the highest logit decides.
+        next_token: Sampled but not yet fed to the model; None while the prompt is being prefilled.
+        tokens_out: Output tokens so far.
+    """
+
+    sequence: Sequence
+    order: int
+    text: OutputText
+    sampler: NativeSampler | None
+    next_token: int | None = None
+    tokens_out: int = 0
+
+
+@dataclass
+class Slot:
+    """One KV stream of a context.
+
+    Attributes:
+        index: llama.cpp's sequence id.
+        cached: The tokens whose keys and values the stream holds, by position.
+        run: The sequence it works on.
+        used: When it was last given away, in admissions; lower is longer ago.
+    """
+
+    index: int
+    cached: list[int] = field(default_factory=list)
+    run: Run | None = None
+    used: int = 0
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """Where a prompt goes, and what it need not compute again.
+
+    Attributes:
+        slot: Index of the free slot to take.
+        keep: Leading prompt tokens that are cached.
+        copy_from: Slot to copy them from; None where the slot holds them itself.
+    """
+
+    slot: int
+    keep: int
+    copy_from: int | None = None
+
+
+def common_prefix(a: Seq[int], b: Seq[int]) -> int:
+    """Length of the longest common prefix; slices are compared at C speed, halving the unknown part each time."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def find_reuse(prompt: list[int], slots: Seq[Slot], *, may_copy: bool) -> Reuse:
+    """The free slot that costs the least.
+
+    The last prompt token is always computed, because its logits are needed. A slot that would lose more cached tokens
+    than the prompt takes over from it is left alone if another slot's prefix can be copied into an older one instead.
+    """
+    limit = len(prompt) - 1
+    shared = {slot.index: min(common_prefix(prompt, slot.cached), limit) for slot in slots}
+    free = [slot for slot in slots if slot.run is None]
+    own = max(free, key=lambda slot: (shared[slot.index], -slot.used))
+    keep = shared[own.index]
+    if keep and keep * 2 >= len(own.cached):
+        in_place = Reuse(own.index, keep)
+    else:
+        oldest = min(free, key=lambda slot: (len(slot.cached) > 0, slot.used))
+        in_place = Reuse(oldest.index, shared[oldest.index])
+    if may_copy:
+        donor = max(slots, key=lambda slot: shared[slot.index])
+        if donor.index != in_place.slot and shared[donor.index] >= in_place.keep + MIN_COPY:
+            return Reuse(in_place.slot, shared[donor.index], copy_from=donor.index)
+    elif keep > in_place.keep:
+        return Reuse(own.index, keep)
+    return in_place

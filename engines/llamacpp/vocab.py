@@ -1,0 +1,92 @@
+"""A model's vocabulary: text to tokens, and tokens to bytes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from engines.errors import EngineDead, InvalidPrompt
+from engines.llamacpp.chat import ChatTemplate
+from engines.llamacpp.native import NativeModel
+
+
+class LlamaVocab:
+    """Tokenizer and chat template of a GGUF, without its weights.
+
+    It has a handle of its own, so that no thread ever reaches into a model that another one steps. The lock only keeps
+    `close` from freeing it under a call.
+
+    Raises:
+        LoadFailed: The file has no vocabulary that llama.cpp can read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._native = NativeModel(path, vocab_only=True)
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def tokenize(self, prompt: str) -> list[int]:
+        """See `engines.api.Vocab`."""
+        return self._tokenize([prompt])
+
+    def tokenize_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """See `engines.api.Vocab`."""
+        return self._tokenize(self._template.render(messages))
+
+    def _tokenize(self, parts: Sequence[str]) -> list[int]:
+        with self._lock:
+            if self._closed:
+                raise EngineDead(f"the vocabulary of {self._native.name} is closed")
+            try:
+                tokens = self._native.tokenize(parts[0], add_special=True, parse_special=True)
+                for part in parts[1:]:
+                    tokens += self._native.tokenize(part, add_special=False, parse_special=True)
+            except UnicodeEncodeError:
+                raise InvalidPrompt(
+                    "the text holds half a surrogate pair, which is not Unicode text"
+                ) from None
+            bos = self._native.bos
+        if len(tokens) > 1 and tokens[0] == tokens[1] == bos:
+            del tokens[0]  # the tokenizer added one and the text, or the template, had one
+        if not tokens:
+            raise InvalidPrompt("the prompt is empty for this model; give it at least one token of text")
+        return tokens
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        source = self._native.chat_template
+        if source is None:
+            raise InvalidPrompt(f"{self._native.name} has no chat template; send prompt instead of messages")
+        native = self._native
+
+        def text(token: int) -> str:
+            return native.piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+
+        controls = (text(token) for token in range(native.n_vocab) if native.is_control(token))
+        return ChatTemplate(source, bos=text(native.bos), eos=text(native.eos), controls=controls)
+
+    def close(self) -> None:
+        """See `engines.api.Vocab`."""
+        with self._lock:
+            self._closed = True
+            self._native.close()
+
+
+class Pieces(dict[int, "bytes | None"]):
+    """Token to the bytes it stands for, None for one that ends the generation. Filled as tokens come up."""
+
+    def __init__(self, native: NativeModel) -> None:
+        super().__init__()
+        self._native = native
+
+    def __missing__(self, token: int) -> bytes | None:
+        piece = None if self._native.is_end(token) else self._native.piece(token, special=False)
+        self[token] = piece
+        return piece
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Every token that ends the generation."""
+        return tuple(token for token in range(self._native.n_vocab) if self._native.is_end(token))
