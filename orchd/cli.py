@@ -1,0 +1,307 @@
+"""The command line: reads options, puts the parts together, and leaves with an exit code.
+
+0 is success, 1 "no" (not ready, a failed task or reload), 2 "cannot tell" (a wrong option or configuration,
+no server, not the right token), 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import io
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchd import __version__, cli_client
+from orchd.cli_client import Exit, Target, complain, finish
+from orchd.client import TaskOptions
+from orchd.config import Config, load
+from orchd.console import ServeConsole, set_up_logging
+from orchd.credentials import Credentials, find_or_create_token, find_token
+from orchd.errors import ConfigError
+from orchd.observer import Observer
+from orchd.schemas import Message, Priority
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,  # a local may be a token
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", metavar="FILE", help="Configuration file. [dim]Default: orchd.toml[/]"),
+]
+TokenFileOption = Annotated[
+    Path | None, typer.Option("--token-file", metavar="FILE", help="File that holds the token.")
+]
+UrlOption = Annotated[
+    str | None,
+    typer.Option("--url", metavar="URL", help="Where the server is. [dim]Default: the configured host and port[/]"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def main() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to fail
+    app(prog_name="orchd")
+
+
+def _examples(*lines: str) -> str:
+    return "\n".join(["[bold]Examples[/]", *(f"  {line}" for line in lines)])
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"orchd {__version__}")
+        print(f"llama-cpp-python {importlib.metadata.version('llama-cpp-python')}{_backends()}")
+        print(f"Python {platform.python_version()}")
+        raise typer.Exit
+
+
+def _backends() -> str:
+    """What llama.cpp was built for, read off its libraries' names: loading them takes a second or more."""
+    package = importlib.util.find_spec("llama_cpp")
+    folders = (package.submodule_search_locations if package else None) or []
+    names = {path.stem for folder in folders for path in Path(folder, "lib").glob("libggml-*.so")}
+    backends = sorted(name.removeprefix("libggml-").upper() for name in names - {"libggml-base"})
+    return f" (llama.cpp for {', '.join(backends)})" if backends else ""
+
+
+@app.callback(
+    epilog=_examples(
+        "orchd serve                          [dim]# the demo model, on the best device there is[/]",
+        "orchd run 'Name three rivers.'       [dim]# from another shell[/]",
+    )
+)
+def _orchd(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show versions and exit.")
+    ] = False,
+) -> None:
+    """An inference server for GGUF models that owns its GPUs in-process."""
+
+
+@app.command(
+    epilog=_examples(
+        "orchd serve",
+        "orchd serve -m models/qwen.gguf --slots 8 --ctx 8192",
+        "orchd serve -m models/qwen.gguf --device gpu:0 --device gpu:1",
+        "orchd serve -c orchd.toml --port 9000",
+    )
+)
+def serve(
+    config: ConfigOption = None,
+    host: Annotated[
+        str | None, typer.Option(metavar="HOST", help="Address to listen on. [dim]Default: 127.0.0.1[/]")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(metavar="PORT", help="Port; 0 takes a free one. [dim]Default: 8737[/]")
+    ] = None,
+    token_file: TokenFileOption = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", metavar="FILE", help="GGUF file. [dim]Default: a small demo model[/]"),
+    ] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DEVICE", help="gpu:N or cpu; once per replica. [dim]Default: every GPU, else the CPU[/]"),
+    ] = None,
+    slots: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Tasks at the same time on each replica. [dim]Default: 4[/]"),
+    ] = None,
+    ctx: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Tokens per slot, prompt and output. [dim]Default: 4096[/]"),
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every decision.")] = False,
+) -> None:
+    """Serve models until Ctrl-C.
+
+    Running tasks may finish then; a second Ctrl-C leaves at once. The first start makes a token
+    and says where it is.
+    """
+    flags: dict[str, object] = {
+        "server.host": host,
+        "server.port": port,
+        "pools.model": model,
+        "pools.devices": device or None,
+        "pools.slots": slots,
+        "pools.ctx": ctx,
+    }
+    console = ServeConsole()
+    set_up_logging(console.err, verbose=verbose)
+    try:
+        settings = load(config_path=config, flags=flags, environ=os.environ, cwd=Path.cwd())
+        credentials = find_or_create_token(settings, token_file_flag=token_file, environ=os.environ)
+        code = _serve(settings, credentials, console)
+    except ConfigError as error:
+        console.close()
+        complain(error)
+        code = Exit.NO_ANSWER
+    finally:
+        console.close()
+    raise typer.Exit(code)
+
+
+def _serve(config: Config, credentials: Credentials, observer: Observer) -> int:
+    """Imports the server only now: it loads llama.cpp, which no other command needs."""
+    try:
+        from orchd import server
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ConfigError(f"llama.cpp cannot be loaded ({error}); run 'make setup' again") from error
+    return server.serve(config, credentials, observer=observer)
+
+
+@app.command(
+    epilog=_examples(
+        "orchd health",
+        "orchd health --json | jq .status",
+        "until orchd health; do sleep 1; done   [dim]# wait for the server[/]",
+    )
+)
+def health(
+    url: UrlOption = None,
+    config: ConfigOption = None,
+    token_file: TokenFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show whether the server can start tasks.
+
+    Exit code 0: ready. 1: not ready. 2: not reachable, or refused.
+    """
+    raise typer.Exit(finish(lambda: cli_client.health(_target(url, config, token_file), as_json=as_json)))
+
+
+@app.command(
+    epilog=_examples(
+        "orchd run 'Name three rivers.'",
+        "git diff | orchd run --system 'Write a commit message for this diff.' -",
+        "orchd run --raw --temperature 0 'Once upon a time'",
+        "orchd run --priority batch --wait 60 --json 'Name three rivers.' | jq -r .text",
+    )
+)
+def run(
+    prompt: Annotated[
+        str, typer.Argument(metavar="PROMPT", help="What to ask; - reads it from stdin.", show_default=False)
+    ],
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message, put before the prompt.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text; no chat template.")] = False,
+    pool: Annotated[str | None, typer.Option(metavar="POOL", help="Pool; needed if the server has several.")] = None,
+    model_ref: Annotated[str | None, typer.Option(metavar="MODEL", help="Only this model may answer.")] = None,
+    priority: Annotated[Priority | None, typer.Option(help="Interactive tasks start before all batch tasks.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Most tokens to write. [dim]Default: 256[/]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Same seed, same answer.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(metavar="T", help="0 takes the likeliest token. [dim]Default: 0.8[/]")
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be repeated.")
+    ] = None,
+    wait: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0, help="How long to wait for room in a full queue.")
+    ] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
+    url: UrlOption = None,
+    config: ConfigOption = None,
+    token_file: TokenFileOption = None,
+) -> None:
+    """Ask a model and stream its answer to stdout.
+
+    Ctrl-C cancels the task on the server too.
+    Exit code 0: answered. 1: refused, or the task failed. 2: not reachable, or refused the token.
+    """
+    if raw and system is not None:
+        raise typer.BadParameter("needs the chat template, which --raw leaves out", param_hint="--system")
+    options: TaskOptions = {
+        "pool_id": pool,
+        "model_ref": model_ref,
+        "priority": priority,
+        "max_tokens": max_tokens,
+        "seed": seed,
+        "temperature": temperature,
+        "stop": stop or None,
+    }
+
+    def command() -> cli_client.Command:
+        target = _target(url, config, token_file)
+        text = _read_stdin() if prompt == "-" else prompt
+        return cli_client.run(
+            target,
+            prompt=text if raw else None,
+            messages=None if raw else _conversation(system, text),
+            options=options,
+            max_wait_s=wait,
+            as_json=as_json,
+        )
+
+    raise typer.Exit(finish(command))
+
+
+@app.command(
+    epilog=_examples(
+        "orchd reload default                 [dim]# the same file again[/]",
+        "orchd reload default qwen2.5-0.5b    [dim]# a name inside models.roots[/]",
+    )
+)
+def reload(
+    pool: Annotated[str, typer.Argument(metavar="POOL", help="The pool.", show_default=False)],
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="A model inside the server's models.roots. [dim]Default: the same again[/]",
+        ),
+    ] = None,
+    url: UrlOption = None,
+    config: ConfigOption = None,
+    token_file: TokenFileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Load a model into a pool while it serves.
+
+    Exit code 0: the new model serves. 1: the old one still does. 2: not reachable, or refused the token.
+    """
+    raise typer.Exit(
+        finish(
+            lambda: cli_client.reload(_target(url, config, token_file), pool, model, as_json=as_json),
+            interrupted="the server carries on with the reload; 'orchd health' shows which model serves",
+        )
+    )
+
+
+def _target(url: str | None, config: Path | None, token_file: Path | None) -> Target:
+    settings = load(config_path=config, flags={}, environ=os.environ, cwd=Path.cwd())
+    credentials = find_token(settings, token_file_flag=token_file, environ=os.environ)
+    return Target(url or _configured_url(settings), credentials.token)
+
+
+def _configured_url(config: Config) -> str:
+    host, port = config.server.host, config.server.port
+    if port == 0:
+        raise ConfigError("server.port is 0, any free port; say where the server is with --url")
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # "every address" is none to connect to
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _read_stdin() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"stdin is not UTF-8 at byte {error.start}; convert it with iconv") from None
+
+
+def _conversation(system: str | None, text: str) -> list[Message]:
+    before = [] if system is None else [Message(role="system", content=system)]
+    return [*before, Message(role="user", content=text.removesuffix("\n"))]

@@ -1,0 +1,243 @@
+"""What `orchd health`, `run` and `reload` do once their options are read. Each returns the exit code.
+
+Answers go to stdout and everything else to stderr, so that stdout can be piped anywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import os
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager, ExitStack, aclosing, nullcontext
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+from rich.table import Table
+from rich.text import Text
+
+from orchd.client import (
+    BadAnswer,
+    Client,
+    End,
+    Forbidden,
+    Health,
+    Message,
+    NotReachable,
+    Refused,
+    TaskOptions,
+    Token,
+    Unauthorized,
+    raise_if_failed,
+)
+from orchd.console import console_for
+from orchd.errors import ConfigError, OrchdError
+
+
+class Exit(enum.IntEnum):
+    OK = 0
+    FAILED = 1
+    NO_ANSWER = 2
+    INTERRUPTED = 130
+    BROKEN_PIPE = 141
+
+
+NO_ANSWER: Final = (ConfigError, NotReachable, BadAnswer, Unauthorized, Forbidden)
+"""The errors after which nothing is known about what was asked for."""
+
+_PICTURES: Final = (
+    {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
+    | {0x7F: 0x2421}
+    | dict.fromkeys(range(128, 160), 65533)
+)
+"""Control characters made visible: what a model writes must not be able to drive the terminal."""
+
+
+Command = Coroutine[Any, Any, Exit]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a server is, and the token that opens it."""
+
+    url: str
+    token: str
+
+    def client(self) -> Client:
+        try:
+            return Client(self.url, token=self.token)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+    def __repr__(self) -> str:
+        return f"Target({self.url!r})"
+
+
+def complain(message: object) -> None:
+    """One line on stderr, whatever line breaks the message holds."""
+    print(f"orchd: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def finish(command: Callable[[], Command], *, interrupted: str | None = None) -> Exit:
+    """Runs a command to its exit code; whatever goes wrong becomes one line on stderr.
+
+    Args:
+        command: Makes the coroutine to run; what this raises counts too.
+        interrupted: What to say after Ctrl-C.
+    """
+    try:
+        return asyncio.run(command())
+    except KeyboardInterrupt:
+        if interrupted is not None:
+            complain(interrupted)
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has left. Python would complain once more when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.BROKEN_PIPE
+    except UnicodeEncodeError:
+        complain("an argument holds bytes that are not UTF-8; convert it, or put it in a file and use stdin")
+        return Exit.NO_ANSWER
+    except OrchdError as error:
+        complain(error)
+        return Exit.NO_ANSWER if isinstance(error, NO_ANSWER) else Exit.FAILED
+
+
+async def health(target: Target, *, as_json: bool) -> Exit:
+    async with target.client() as client:
+        try:
+            answer = await client.health()
+        except Refused as error:  # with whatever status: it did not say how it is
+            complain(error)
+            return Exit.NO_ANSWER
+    if as_json:
+        _print_json(answer)
+    else:
+        _print_health(answer)
+    return Exit.OK if answer.status == "ok" else Exit.FAILED
+
+
+async def reload(target: Target, pool_id: str, new_model_ref: str | None, *, as_json: bool) -> Exit:
+    async with target.client() as client:
+        before = {pool.id: pool.model_id for pool in (await client.health()).pools}
+        start = time.monotonic()
+        with _status(f"reloading {pool_id}"):
+            reloaded = await client.reload(pool_id, new_model_ref)
+        seconds = time.monotonic() - start
+    old, new = before.get(pool_id), reloaded.model_id
+    if as_json:
+        _print_json({"pool_id": pool_id, "old_model_id": old, "model_id": new, "seconds": round(seconds, 3)})
+    else:
+        print(f"{pool_id}: {old or 'no model'} → {new} in {seconds:.1f} s")
+    return Exit.OK
+
+
+async def run(
+    target: Target,
+    *,
+    prompt: str | None,
+    messages: list[Message] | None,
+    options: TaskOptions,
+    max_wait_s: float,
+    as_json: bool,
+) -> Exit:
+    """Submits a task and prints its text as it comes, or with `as_json` one object at its end."""
+    text: list[str] = []
+    end: End | None = None
+    async with target.client() as client:
+        with _Waiting() as waiting:
+            accepted = await client.submit(
+                prompt=prompt, messages=messages, max_wait_s=max_wait_s, on_wait=waiting.for_room, **options
+            )
+            waiting.in_queue(accepted.queue_position, accepted.predicted_start_ms)
+            async with aclosing(client.follow(accepted.task_id)) as events:
+                async for event in events:
+                    waiting.over()
+                    if isinstance(event, Token):
+                        text.append(event.text)
+                        if not as_json:
+                            _print_piece(event.text)
+                    elif isinstance(event, End):
+                        end = event
+    if end is None:
+        raise BadAnswer("the server closed the task's stream without an end")
+    if as_json:
+        answer = {
+            "task_id": accepted.task_id,
+            "text": "".join(text),
+            "finish_reason": end.finish_reason,
+            "tokens_out": end.tokens_out,
+            "decode_ms": end.decode_ms,
+        }
+        _print_json(answer if end.error is None else answer | {"error": end.error})
+    elif text and sys.stdout.isatty() and not text[-1].endswith("\n"):
+        print()
+    raise_if_failed(end, task_id=accepted.task_id)
+    return Exit.OK
+
+
+class _Waiting:
+    """One line on stderr, if that is a terminal, for as long as a task waits."""
+
+    def __init__(self) -> None:
+        self._line = ExitStack()
+
+    def __enter__(self) -> _Waiting:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over()
+
+    def for_room(self, refusal: Refused, pause_s: float) -> None:
+        self._say(f"{refusal.message.rstrip('.')}; trying again in {pause_s:.1f} s")
+
+    def in_queue(self, ahead: int, predicted_start_ms: int) -> None:
+        if ahead or predicted_start_ms:
+            self._say(f"waiting, {ahead} ahead" if ahead else "waiting, next in line")
+        else:
+            self.over()
+
+    def over(self) -> None:
+        self._line.close()
+
+    def _say(self, line: str) -> None:
+        self.over()
+        self._line.enter_context(_status(line))
+
+
+def _status(line: str) -> AbstractContextManager[object]:
+    err = console_for(sys.stderr)
+    return err.status(Text(line)) if err.is_terminal and not err.is_dumb_terminal else nullcontext()
+
+
+def _print_piece(text: str) -> None:
+    sys.stdout.write(text.translate(_PICTURES) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def _print_json(answer: object) -> None:
+    print(msgspec.json.encode(answer).decode())
+
+
+def _print_health(answer: Health) -> None:
+    out = console_for(sys.stdout)
+    colour = {"ok": "green", "loading": "yellow", "degraded": "red"}[answer.status]
+    table = Table("pool", "model", "replica", "device", "state", "busy", box=None, pad_edge=False)
+    for pool in answer.pools:
+        for replica in pool.replicas:
+            state = ("ready" if pool.ready else "not ready") if replica.alive else "not alive"
+            table.add_row(
+                Text(pool.id),
+                Text(pool.model_id or "-"),
+                Text(replica.id),
+                Text(replica.device),
+                Text(state, "green" if state == "ready" else "red"),
+                f"{replica.busy}/{replica.slots}",
+            )
+        if not pool.replicas:
+            table.add_row(Text(pool.id), Text(pool.model_id or "-"), "-", "-", Text("not ready", "red"), "0/0")
+    out.print(Text(answer.status, f"bold {colour}"))
+    out.print(table)

@@ -1,0 +1,317 @@
+"""A small async client for orchd.
+
+    async with Client(token=token) as client:
+        async for text in client.run("Once upon a time"):
+            print(text, end="", flush=True)
+
+It repeats what is safe to repeat and nothing else: a submit whose answer was lost is sent again under the
+same id, and a stream that breaks is taken up after the last event that arrived. A client belongs to one event
+loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing, closing
+from types import TracebackType
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote
+
+import aiohttp
+import msgspec
+
+from orchd.client_errors import (
+    BadAnswer,
+    Busy,
+    ClientError,
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    NotReachable,
+    NotReady,
+    Refused,
+    ReloadFailed,
+    ReloadInProgress,
+    TaskCancelled,
+    TaskFailed,
+    Unauthorized,
+)
+from orchd.client_transport import DEFAULT_URL, LOST, Transport, read, reason
+from orchd.client_types import End, Event, Started, TaskOptions, Token
+from orchd.errors import Code
+from orchd.schemas import (
+    Accepted,
+    ErrorBody,
+    Health,
+    Message,
+    PoolHealth,
+    Priority,
+    Reloaded,
+    ReloadRequest,
+    ReplicaHealth,
+)
+from orchd.sse_reader import SseReader
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = [
+    "DEFAULT_URL",
+    "Accepted",
+    "BadAnswer",
+    "Busy",
+    "Client",
+    "ClientError",
+    "End",
+    "ErrorBody",
+    "Event",
+    "Forbidden",
+    "Health",
+    "InvalidRequest",
+    "Message",
+    "NotFound",
+    "NotReachable",
+    "NotReady",
+    "PoolHealth",
+    "Priority",
+    "Refused",
+    "ReloadFailed",
+    "ReloadInProgress",
+    "Reloaded",
+    "ReplicaHealth",
+    "Started",
+    "TaskCancelled",
+    "TaskFailed",
+    "TaskOptions",
+    "Token",
+    "Unauthorized",
+    "raise_if_failed",
+]
+
+_SHORTEST_PAUSE_S: Final = 0.01
+
+_RESUME_PAUSES_S: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+"""Before each try to take up a stream. Together they stay below the default `tasks.cancel_grace_s`, so that a
+task whose connection breaks is followed again before the server cancels it."""
+
+_DECODERS: Final[Mapping[str, msgspec.json.Decoder[Event]]] = {
+    "started": msgspec.json.Decoder(Started),
+    "token": msgspec.json.Decoder(Token),
+    "end": msgspec.json.Decoder(End),
+}
+
+
+class Client:
+    """Speaks to one orchd server.
+
+    Args:
+        base_url: Where the server is.
+        token: The server's token.
+        connect_timeout_s: Limit for opening a connection.
+        answer_timeout_s: Limit for an answer, and for silence on a stream (the server sends a comment at
+            least every 15 s). A reload may take any time.
+
+    Raises:
+        ValueError: `base_url` is no HTTP address, or the token holds characters that no header can carry.
+    """
+
+    def __init__(
+        self,
+        base_url: str = DEFAULT_URL,
+        *,
+        token: str,
+        connect_timeout_s: float = 5.0,
+        answer_timeout_s: float = 40.0,
+    ) -> None:
+        self._http = Transport(
+            base_url, token=token, connect_timeout_s=connect_timeout_s, answer_timeout_s=answer_timeout_s
+        )
+
+    async def __aenter__(self) -> Client:
+        self._http.open()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._http.close()
+
+    async def submit(
+        self,
+        *,
+        prompt: str | None = None,
+        messages: Sequence[Message | Mapping[str, str]] | None = None,
+        task_id: str | None = None,
+        max_wait_s: float = 0.0,
+        on_wait: Callable[[Refused, float], None] | None = None,
+        **options: Unpack[TaskOptions],
+    ) -> Accepted:
+        """Hands in a task; give exactly one of `prompt` and `messages`.
+
+        Args:
+            prompt: Raw text, without the model's chat template.
+            messages: Turns of `role` and `content`, put through the model's chat template by the server.
+            task_id: A UUID; made here if left out.
+            max_wait_s: How long to wait, in all, for a full queue or a pool that is not ready yet.
+            on_wait: Called before each such pause with the refusal and the pause in seconds.
+            options: See `TaskOptions`.
+
+        Raises:
+            Busy: The queue is still full after `max_wait_s`.
+            NotReady: The pool is still not ready after `max_wait_s`.
+            Refused: The server said no for another reason.
+            NotReachable: No answer.
+        """
+        fields: dict[str, object] = {"prompt": prompt, "messages": messages, **options}
+        fields["task_id"] = task_id or str(uuid.uuid4())
+        body = msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
+        deadline = time.monotonic() + max_wait_s
+        while True:
+            reply = await self._http.exchange("POST", "/v1/tasks", body=body)
+            if reply.status == 202:
+                return self._http.decode(reply, Accepted)
+            refusal = self._http.refusal(reply)
+            if not isinstance(refusal, (Busy, NotReady)) or refusal.pause_s is None:
+                raise refusal
+            pause_s = max(refusal.pause_s, _SHORTEST_PAUSE_S)
+            if time.monotonic() + pause_s > deadline:
+                raise refusal
+            if on_wait is not None:
+                on_wait(refusal, pause_s)
+            await asyncio.sleep(pause_s)
+
+    async def follow(self, task_id: str, *, last_event_id: str | None = None) -> AsyncGenerator[Event, None]:
+        """Yields the task's events up to and with its `End`, each once, over broken connections too.
+
+        Closing the iterator closes the connection, and a task that nobody follows any more is cancelled by
+        the server after a short grace. `break` out of an `async for` closes it soon, `contextlib.aclosing` at
+        once.
+
+        Args:
+            task_id: From `Accepted`.
+            last_event_id: Resume after this event. After the `End` there is nothing more, and nothing is
+                yielded.
+
+        Raises:
+            NotFound: The server does not know the task, or knows it no longer.
+            NotReachable: The connection broke and could not be taken up again.
+        """
+        tries = 0
+        while True:
+            try:
+                response = await self._open_stream(task_id, last_event_id)
+                if response is None:
+                    return
+                with closing(response):
+                    reader = SseReader()
+                    async for chunk in response.content.iter_any():
+                        for event in self._events(reader, chunk):
+                            tries, last_event_id = 0, event.event_id
+                            yield event
+                            if isinstance(event, End):
+                                return
+                problem = "it ended before the task did"
+            except LOST as error:
+                problem = reason(error)
+            if tries == len(_RESUME_PAUSES_S):
+                raise NotReachable(f"the stream of task {task_id} broke and could not be taken up: {problem}")
+            await asyncio.sleep(_RESUME_PAUSES_S[tries])
+            tries += 1
+
+    async def run(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Message | Mapping[str, str]] | None = None,
+        task_id: str | None = None,
+        max_wait_s: float = 0.0,
+        on_wait: Callable[[Refused, float], None] | None = None,
+        **options: Unpack[TaskOptions],
+    ) -> AsyncGenerator[str, None]:
+        """Submits and follows: yields the text, piece by piece.
+
+        Raises:
+            TaskFailed: The task ended with an error, or (`TaskCancelled`) was cancelled.
+            ClientError: As `submit` and `follow`.
+        """
+        accepted = await self.submit(
+            prompt=prompt,
+            messages=messages,
+            task_id=task_id,
+            max_wait_s=max_wait_s,
+            on_wait=on_wait,
+            **options,
+        )
+        async with aclosing(self.follow(accepted.task_id)) as events:
+            async for event in events:
+                if isinstance(event, Token):
+                    yield event.text
+                elif isinstance(event, End):
+                    raise_if_failed(event, task_id=accepted.task_id)
+
+    async def health(self) -> Health:
+        """What the server says of itself; a server that is not ready is an answer here, not an error."""
+        reply = await self._http.exchange("GET", "/health")
+        if reply.status == 200:
+            return self._http.decode(reply, Health)
+        refusal = self._http.refusal(reply)
+        if reply.status == 503 and isinstance(refusal, BadAnswer):  # no envelope, so it is the body of a 200
+            return self._http.decode(reply, Health)
+        raise refusal
+
+    async def reload(self, pool_id: str, new_model_ref: str | None = None) -> Reloaded:
+        """Loads a model into a pool, by default the same reference again; takes as long as the loading takes.
+
+        The server carries on with a reload if this call is cancelled.
+
+        Raises:
+            ReloadFailed: The new model could not be loaded; the old one still serves.
+            ReloadInProgress: The pool is already being reloaded.
+            Refused: The server said no for another reason.
+            NotReachable: No answer; the reload may still be under way.
+        """
+        body = None if new_model_ref is None else msgspec.json.encode(ReloadRequest(new_model_ref=new_model_ref))
+        path = f"/v1/pools/{quote(pool_id, safe='')}/reload"
+        reply = await self._http.exchange("POST", path, body=body, repeatable=False, patient=True)
+        if reply.status == 200:
+            return self._http.decode(reply, Reloaded)
+        raise self._http.refusal(reply)
+
+    async def _open_stream(self, task_id: str, last_event_id: str | None) -> aiohttp.ClientResponse | None:
+        """The open stream, or None after the task's end. Raises `LOST` as it comes."""
+        headers = {"Accept": "text/event-stream"}
+        if last_event_id is not None:
+            headers["Last-Event-ID"] = last_event_id
+        path = f"/v1/tasks/{quote(task_id, safe='')}/stream"
+        response = await self._http.send("GET", path, headers=headers)
+        if response.status == 200 and response.content_type == "text/event-stream":
+            return response
+        with closing(response):
+            if response.status == 204:
+                return None
+            if response.status == 200:
+                raise self._http.bad_answer(f"{response.content_type!r} where a stream of events should be")
+            raise self._http.refusal(await read(response))
+
+    def _events(self, reader: SseReader, chunk: bytes) -> list[Event]:
+        """The events that a chunk completes; types this client does not know are left out."""
+        try:
+            return [
+                msgspec.structs.replace(decoder.decode(raw.data), event_id=raw.id)
+                for raw in reader.feed(chunk)
+                if (decoder := _DECODERS.get(raw.event)) is not None
+            ]
+        except (ValueError, msgspec.DecodeError) as error:
+            raise self._http.bad_answer(str(error)) from error
+
+
+def raise_if_failed(end: End, *, task_id: str) -> None:
+    """Raises `TaskFailed` or `TaskCancelled` if that is how the task ended."""
+    if end.finish_reason == "cancelled":
+        raise TaskCancelled("the task was cancelled before it was done", task_id=task_id)
+    if end.finish_reason == "error":
+        error = end.error or ErrorBody(code=Code.INTERNAL, message="the server did not say why the task failed")
+        raise TaskFailed(error.message, task_id=task_id, code=error.code)

@@ -1,0 +1,51 @@
+"""What the client takes and yields besides the wire structs of `orchd.schemas`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, TypedDict
+
+from orchd import schemas
+
+
+class TaskOptions(TypedDict, total=False):
+    """Everything a task may carry besides its prompt. None is the same as leaving a field out."""
+
+    pool_id: str | None
+    model_ref: str | None
+    priority: schemas.Priority | Literal["interactive", "batch"] | None
+    max_tokens: int | None
+    stop: Sequence[str] | None
+    seed: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repeat_penalty: float | None
+    ignore_eos: bool | None
+
+
+class Started(schemas.Started, frozen=True, kw_only=True):
+    """The task left the queue. To resume after it, follow with ``last_event_id=event.event_id``."""
+
+    event_id: str | None = None
+
+
+class Token(schemas.Token, frozen=True, kw_only=True):
+    """A piece of text."""
+
+    event_id: str | None = None
+
+    @property
+    def text(self) -> str:
+        return self.t
+
+
+class End(schemas.End, frozen=True, kw_only=True):
+    """How the task ended."""
+
+    event_id: str | None = None
+
+
+Event = Started | Token | End
+"""What a task's stream consists of: one `Started`, any number of `Token`, one `End`."""

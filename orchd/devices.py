@@ -1,0 +1,159 @@
+"""Which devices there are, and which of them each pool gets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+
+import pynvml
+
+from engines.api import DeviceSpec
+from orchd.config import PoolConfig
+from orchd.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """An NVIDIA GPU as NVML sees it.
+
+    Attributes:
+        index: nvidia-smi's index.
+        uuid: NVIDIA's name for this very card.
+        name: The product.
+        memory_bytes: All of its memory.
+    """
+
+    index: int
+    uuid: str
+    name: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that gets a worker.
+
+    Attributes:
+        name: In health, metrics and messages: ``cpu``, ``cpu#1``, ``gpu:0``.
+        spec: As an engine addresses it.
+    """
+
+    name: str
+    spec: DeviceSpec
+
+
+def find_gpus() -> list[Gpu]:
+    """Every GPU the NVIDIA driver shows, in nvidia-smi's order; none without a driver."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        return [
+            Gpu(
+                index,
+                pynvml.nvmlDeviceGetUUID(handle),
+                pynvml.nvmlDeviceGetName(handle),
+                int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+            )
+            for index, handle in enumerate(handles)
+        ]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def visible(gpus: Sequence[Gpu], environ: Mapping[str, str]) -> list[Gpu]:
+    """The GPUs that an already set ``CUDA_VISIBLE_DEVICES`` leaves, in its order; all if it is not set."""
+    listed = environ.get("CUDA_VISIBLE_DEVICES")
+    if listed is None:
+        return list(gpus)
+    chosen = []
+    for entry in filter(None, (part.strip() for part in listed.split(","))):
+        match = [gpu for gpu in gpus if entry == str(gpu.index) or gpu.uuid.startswith(entry)]
+        if not match:
+            break  # CUDA too stops at the first entry it does not know
+        chosen.append(match[0])
+    return chosen
+
+
+def assign(
+    pools: Sequence[PoolConfig], gpus: Sequence[Gpu], *, gpu_build: bool, cores: int
+) -> tuple[list[list[Device]], list[Gpu]]:
+    """Devices for each pool, and the GPUs in the order of their CUDA ordinals.
+
+    A name stands for the same device in every pool; the n-th ``cpu`` of one pool and the n-th of another share a worker.
+    The machine's cores are divided among the CPU workers.
+
+    Args:
+        pools: With their ``devices``.
+        gpus: The ones this process may use.
+        gpu_build: Whether llama.cpp was built for GPUs.
+        cores: Cores this process may use.
+
+    Raises:
+        ConfigError: A pool names a GPU that is not there or cannot be used.
+    """
+    wanted = [_wanted(pool, gpus, gpu_build=gpu_build) for pool in pools]
+    used = [gpu for gpu in gpus if any(gpu in entry for entry in wanted)]
+    cpus = max((entry.count(None) for entry in wanted), default=0)
+    share = max(1, cores // max(1, cpus))
+    devices = []
+    for pool, entry in zip(pools, wanted, strict=True):
+        seen_cpus = 0
+        mine = []
+        for gpu in entry:
+            if gpu is not None:
+                mine.append(
+                    Device(f"gpu:{gpu.index}", DeviceSpec("gpu", used.index(gpu), pool.threads or share))
+                )
+            else:
+                name = "cpu" if cpus == 1 else f"cpu#{seen_cpus}"
+                mine.append(Device(name, DeviceSpec("cpu", seen_cpus, pool.threads or share)))
+                seen_cpus += 1
+        devices.append(mine)
+    return devices, used
+
+
+def _wanted(pool: PoolConfig, gpus: Sequence[Gpu], *, gpu_build: bool) -> list[Gpu | None]:
+    """A pool's devices: a GPU, or None for the CPU."""
+    if pool.devices == "auto":
+        return list(gpus) if gpus and gpu_build else [None]
+    wanted: list[Gpu | None] = []
+    for name in pool.devices:
+        if name == "cpu":
+            wanted.append(None)
+            continue
+        key = name.removeprefix("gpu:")
+        match = [
+            gpu for gpu in gpus if key == str(gpu.index) or gpu.uuid.removeprefix("GPU-").startswith(key)
+        ]
+        match = match or [gpu for gpu in gpus if gpu.uuid.startswith(key)]
+        there = ", ".join(f"gpu:{gpu.index}" for gpu in gpus) or "none"
+        if not match:
+            raise ConfigError(
+                f'pool "{pool.id}": there is no {name} (GPUs here: {there}); use one of them or "cpu"'
+            )
+        if not gpu_build:
+            raise ConfigError(
+                f'pool "{pool.id}": llama.cpp was built for the CPU only, so {name} cannot be used; '
+                "build it with -DORCHD_BACKEND=cuda"
+            )
+        if match[0] in wanted:
+            raise ConfigError(
+                f'pool "{pool.id}": {name} stands twice; one replica fills a GPU, give it more slots'
+            )
+        wanted.append(match[0])
+    return wanted
+
+
+def show_only(gpus: Sequence[Gpu], environ: MutableMapping[str, str]) -> None:
+    """Make CUDA see exactly these GPUs, in this order. Must come before llama.cpp is loaded: CUDA reads this once."""
+    environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid for gpu in gpus)
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

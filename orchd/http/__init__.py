@@ -1,0 +1,1 @@
+"""The five routes. HTTP statuses and headers live in this package alone."""

@@ -1,0 +1,100 @@
+"""The aiohttp application: gate, error envelopes, five routes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Middleware
+
+from orchd.config import ServerConfig
+from orchd.errors import Code, TaskError
+from orchd.http import errors, routes
+from orchd.http.auth import Gate, is_loopback
+from orchd.metrics import Metrics
+from orchd.service import Service
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, POST",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, Last-Event-ID",
+    "Access-Control-Max-Age": "600",
+}
+_EXPOSED = "Retry-After, X-Backoff-Ms"
+
+
+def create_app(service: Service, config: ServerConfig, *, token: str, metrics: Metrics) -> web.Application:
+    """The five routes over a service.
+
+    Args:
+        service: Does the work.
+        config: Limits, allowed hosts and origins; ``host`` tells whether a foreign Host header is an attack.
+        token: What every request must carry.
+        metrics: Renders ``/metrics``.
+    """
+    gate = Gate(
+        token,
+        bound_to_loopback=is_loopback(config.host),
+        allowed_hosts=config.allowed_hosts,
+        allowed_origins=config.allowed_origins,
+    )
+    app = web.Application(client_max_size=config.max_body_bytes, middlewares=[_gatekeeper(gate), _enveloper])
+    app[routes.SERVICE] = service
+    app[routes.METRICS] = metrics
+    app.add_routes(routes.ROUTES)
+    app.on_response_prepare.append(_allow_origin(gate))
+    return app
+
+
+def _gatekeeper(gate: Gate) -> Middleware:
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if not gate.knows_host(request):
+            message = "this Host is not served; use 127.0.0.1, or list it in server.allowed_hosts"
+            return errors.envelope(Code.FORBIDDEN, message)
+        origin = request.headers.get(hdrs.ORIGIN)
+        if origin is not None and not gate.knows_origin(origin):
+            message = "pages of this origin are not served; list it in server.allowed_origins"
+            return errors.envelope(Code.FORBIDDEN, message)
+        if (
+            origin is not None
+            and request.method == "OPTIONS"
+            and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
+        ):
+            return web.Response(status=204, headers=_PREFLIGHT)
+        resource = request.match_info.route.resource
+        streams = resource is not None and resource.canonical == routes.STREAM_PATH
+        if not gate.knows_token(request, query_too=streams):
+            message = "send the token as Authorization: Bearer TOKEN"
+            return errors.envelope(
+                Code.UNAUTHORIZED, message, {hdrs.WWW_AUTHENTICATE: 'Bearer realm="orchd"'}
+            )
+        return await handler(request)
+
+    return check
+
+
+@web.middleware
+async def _enveloper(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except TaskError as error:
+        return errors.from_task_error(error)
+    except web.HTTPException as error:
+        return errors.from_http_error(error, request)
+    except ConnectionError:
+        raise  # the client is gone: nobody to answer
+    except Exception as error:
+        return errors.internal(error, request)
+
+
+def _allow_origin(gate: Gate) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
+    async def add(request: web.Request, response: web.StreamResponse) -> None:
+        origin = request.headers.get(hdrs.ORIGIN)
+        if origin is not None and gate.knows_origin(origin):
+            response.headers[hdrs.ACCESS_CONTROL_ALLOW_ORIGIN] = origin
+            response.headers[hdrs.ACCESS_CONTROL_EXPOSE_HEADERS] = _EXPOSED
+            response.headers[hdrs.VARY] = hdrs.ORIGIN
+
+    return add

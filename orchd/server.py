@@ -1,0 +1,257 @@
+"""The composition root: configuration in, a serving process until a signal says stop, an exit code out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from aiohttp import web
+
+from engines.api import Engine
+from engines.errors import LoadFailed
+from engines.llamacpp.build import has_cuda
+from orchd import devices, models
+from orchd.config import Config, PoolConfig
+from orchd.credentials import Credentials
+from orchd.devices import Device
+from orchd.errors import ConfigError
+from orchd.http.app import create_app
+from orchd.loader import Loader
+from orchd.metrics import Metrics
+from orchd.observer import Observer, PoolSummary, Summary
+from orchd.pools import Pool
+from orchd.service import Service
+from orchd.worker import Worker
+
+_log = logging.getLogger(__name__)
+
+SWEEP_S = 0.25
+"""How often abandoned tasks are cancelled and old ones forgotten."""
+
+
+def serve(config: Config, credentials: Credentials, *, observer: Observer) -> int:
+    """Serve until SIGINT or SIGTERM; a second one leaves at once.
+
+    Returns:
+        The process's exit code.
+
+    Raises:
+        ConfigError: A device, a model or the address cannot be used as configured.
+    """
+    owned = [_owned_model(pool, config) for pool in config.pools]
+    placed, used = devices.assign(
+        config.pools,
+        devices.visible(devices.find_gpus(), os.environ),
+        gpu_build=has_cuda(),
+        cores=devices.usable_cores(),
+    )
+    devices.show_only(used, os.environ)
+    from engines.llamacpp.engine import (
+        LlamaCppEngine,  # loads llama.cpp, which looks for GPUs now and never again
+    )
+
+    listening = _listen(config.server.host, config.server.port)
+    with contextlib.closing(listening):
+        server = Server(config, credentials, LlamaCppEngine(), placed, observer)
+        return asyncio.run(server.run(owned, listening))
+
+
+def _owned_model(pool: PoolConfig, config: Config) -> Path:
+    """The file that a pool starts with."""
+    if pool.model is None:
+        demo = models.demo_model_path()
+        if demo is None:
+            raise ConfigError(
+                "no model is configured and the demo model is not installed; give one with --model FILE"
+            )
+        return demo
+    base = config.source.parent if config.source is not None else Path.cwd()
+    return models.resolve_owned(pool.model, base=base, roots=[Path(root) for root in config.models.roots])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A bound, listening socket, so that a port in use is known before a model is loaded."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConfigError(
+            f"server.host {host!r} is not an address of this machine ({error.strerror})"
+        ) from None
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(1024)
+    except OSError as error:
+        listening.close()
+        raise ConfigError(
+            f"cannot listen on {host}:{port} ({error.strerror}); stop what uses it, or give another with --port"
+        ) from None
+    return listening
+
+
+class Server:
+    """One process's parts, put together and taken apart in reverse.
+
+    Args:
+        config: The whole configuration.
+        credentials: The token.
+        engine: Loads models.
+        placed: Devices of each pool, in the order of the configuration.
+        observer: Is told how the start and the stop go.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        credentials: Credentials,
+        engine: Engine,
+        placed: list[list[Device]],
+        observer: Observer,
+    ) -> None:
+        self._config = config
+        self._credentials = credentials
+        self._engine = engine
+        self._placed = placed
+        self._observer = observer
+        self._workers: dict[str, Worker] = {}
+
+    async def run(self, owned: list[Path], listening: socket.socket) -> int:
+        """Serve on a socket until a signal. Raises `ConfigError`."""
+        stop = _stop_on_signals()
+        loader = Loader(self._engine, self._observer)
+        try:
+            service = self._service(loader)
+            async with self._http(service, listening), _repeating(service.sweep, SWEEP_S):
+                loading = asyncio.create_task(self._load(service, owned))
+                stopped = asyncio.create_task(stop.wait())
+                await asyncio.wait({loading, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                if not stopped.done():
+                    loading.result()
+                    self._observer.ready(self._summary(service, listening))
+                    await stopped
+                loading.cancel()
+                self._observer.stopping(service.running)
+                await service.drain(self._config.server.shutdown_grace_s)
+        finally:
+            loader.close()
+            await self._stop_workers()
+        self._observer.stopped()
+        return 0
+
+    def _service(self, loader: Loader) -> Service:
+        config = self._config
+        pools = {
+            pool.id: Pool(
+                pool,
+                placed,
+                capacity=config.queue.capacity,
+                worker_of=self._worker_of,
+                loader=loader,
+                step_target_s=config.workers.step_target_ms / 1000,
+                stall_s=config.workers.stall_s,
+                clock=time.monotonic,
+            )
+            for pool, placed in zip(config.pools, self._placed, strict=True)
+        }
+        service = Service(pools, config.tasks, clock=time.monotonic)
+        for worker in self._workers.values():
+            worker.start(service.post)
+        return service
+
+    def _worker_of(self, device: Device) -> Worker:
+        if device.name not in self._workers:
+            self._workers[device.name] = Worker(device.name, clock=time.monotonic)
+        return self._workers[device.name]
+
+    @contextlib.asynccontextmanager
+    async def _http(self, service: Service, listening: socket.socket) -> AsyncIterator[None]:
+        metrics = Metrics(service, self._engine.version)
+        app = create_app(service, self._config.server, token=self._credentials.token, metrics=metrics)
+        runner = web.AppRunner(
+            app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=2.0
+        )
+        await runner.setup()
+        try:
+            await web.SockSite(runner, listening).start()
+            yield
+        finally:
+            await runner.cleanup()
+
+    async def _load(self, service: Service, owned: list[Path]) -> None:
+        for pool, path in zip(service.pools.values(), owned, strict=True):
+            try:
+                await pool.load(path)
+            except LoadFailed as error:
+                raise ConfigError(
+                    f'pool "{pool.id}": {error} ({path}); give a GGUF file that generates text'
+                ) from None
+            service.models.activate(models.model_id(path))
+
+    async def _stop_workers(self) -> None:
+        for worker in self._workers.values():
+            worker.stop()
+        for worker in self._workers.values():
+            if not await asyncio.to_thread(worker.join, 5.0):
+                _log.error("worker %s hangs in a step and is left behind", worker.device)
+
+    def _summary(self, service: Service, listening: socket.socket) -> Summary:
+        host, port = listening.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        origin = self._credentials.origin
+        return Summary(
+            url=f"http://{shown}:{port}",
+            token_origin=f"in {origin}",
+            token_file=origin.removeprefix("file ") if origin.startswith("file ") else None,
+            pools=tuple(
+                PoolSummary(
+                    pool.id,
+                    pool.model.id if pool.model is not None else "",
+                    tuple(replica.device for replica in pool.replicas),
+                    pool.config.slots,
+                    pool.config.ctx,
+                )
+                for pool in service.pools.values()
+            ),
+        )
+
+
+def _stop_on_signals() -> asyncio.Event:
+    """Set by the first SIGINT or SIGTERM; the second ends the process on the spot."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: int) -> None:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal, number)
+    return stop
+
+
+@contextlib.asynccontextmanager
+async def _repeating(call: Callable[[], None], every_s: float) -> AsyncIterator[None]:
+    async def repeat() -> None:
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                call()
+            except Exception:
+                _log.exception("housekeeping failed; it goes on")
+
+    task = asyncio.create_task(repeat())
+    try:
+        yield
+    finally:
+        task.cancel()

@@ -1,0 +1,184 @@
+"""A task from its acceptance to the end of its retention."""
+
+from __future__ import annotations
+
+import array
+import enum
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from engines.api import FinishReason, SamplingParams, Sequence
+from orchd.errors import TaskError
+from orchd.events import EventLog
+from orchd.schemas import Accepted, End, ErrorBody, Priority, Started, TaskRequest, Token
+
+
+class TaskState(enum.Enum):
+    """Where a task is. Each accepted task gets to `ENDED` exactly once."""
+
+    WAITING = enum.auto()
+    RUNNING = enum.auto()
+    ENDED = enum.auto()
+
+
+TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
+    TaskState.WAITING: frozenset({TaskState.RUNNING, TaskState.ENDED}),
+    TaskState.RUNNING: frozenset({TaskState.ENDED}),
+    TaskState.ENDED: frozenset(),
+}
+
+
+@dataclass(eq=False)
+class Task:
+    """One request and what became of it.
+
+    Attributes:
+        id: A UUID's text.
+        request: As it came in; a reload tokenises it again.
+        pool_id: The pool that took it.
+        tokens: The prompt in the pool's current vocabulary.
+        accepted: The answer its sender got, kept for a retry with the same id.
+        log: Its events. Event loop thread only, like `state`.
+        tokens_out: Output tokens so far. Written by its worker, like `first_token_at`.
+        first_token_at: Monotonic seconds of its first output token.
+    """
+
+    id: str
+    request: TaskRequest
+    pool_id: str
+    tokens: array.array[int]
+    accepted: Accepted | None = None
+    state: TaskState = TaskState.WAITING
+    log: EventLog = field(default_factory=EventLog)
+    tokens_out: int = 0
+    first_token_at: float | None = None
+
+    @property
+    def priority(self) -> Priority:
+        """Its priority."""
+        return self.request.priority
+
+    def sequence(self) -> Sequence:
+        """The task as an engine sees it."""
+        request = self.request
+        seed = uuid.UUID(self.id).int & 0xFFFFFFFF if request.seed is None else request.seed
+        return Sequence(
+            key=self.id,
+            tokens=self.tokens,
+            max_tokens=request.max_tokens,
+            stop=request.stop,
+            sampling=SamplingParams(
+                temperature=request.temperature,
+                top_k=request.top_k,
+                top_p=request.top_p,
+                min_p=request.min_p,
+                repeat_penalty=request.repeat_penalty,
+                seed=seed,
+                ignore_eos=request.ignore_eos,
+            ),
+            urgent=request.priority is Priority.INTERACTIVE,
+        )
+
+    def start(self) -> None:
+        """A worker took it."""
+        self._move(TaskState.RUNNING)
+        answer = self.accepted
+        assert answer is not None  # set before the scheduler sees the task
+        self.log.append(
+            Started(queue_position=answer.queue_position, predicted_start_ms=answer.predicted_start_ms)
+        )
+
+    def token(self, text: str, index: int) -> None:
+        """Text is ready."""
+        self.log.append(Token(t=text, i=index))
+
+    def end(self, reason: FinishReason, *, decode_ms: int = 0, error: TaskError | None = None) -> None:
+        """Its one end."""
+        self._move(TaskState.ENDED)
+        body = None if error is None else ErrorBody(code=error.code, message=str(error))
+        self.log.append(
+            End(tokens_out=self.tokens_out, decode_ms=decode_ms, finish_reason=reason, error=body)
+        )
+
+    def _move(self, to: TaskState) -> None:
+        if to not in TRANSITIONS[self.state]:
+            raise RuntimeError(f"task {self.id} cannot go from {self.state.name} to {to.name}")
+        self.state = to
+
+
+class TaskStore:
+    """Every task that can still be asked about. Event loop thread only.
+
+    Args:
+        retention_s: How long a task stays after its end.
+        retained_bytes: Most bytes of events of ended tasks; the ones that ended first go first.
+        cancel_grace_s: How long a task that had a listener runs on with none.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self, *, retention_s: float, retained_bytes: int, cancel_grace_s: float, clock: Callable[[], float]
+    ) -> None:
+        self._retention_s = retention_s
+        self._retained_bytes = retained_bytes
+        self._cancel_grace_s = cancel_grace_s
+        self._clock = clock
+        self._tasks: dict[str, Task] = {}
+        self._ended: OrderedDict[str, float] = OrderedDict()  # oldest first
+        self._left: OrderedDict[str, float] = OrderedDict()  # had a listener, has none; longest ago first
+        self.ended_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self._tasks.values())
+
+    def get(self, task_id: str) -> Task | None:
+        """The task, if it is still kept."""
+        return self._tasks.get(task_id)
+
+    def add(self, task: Task) -> None:
+        """Keep a task."""
+        self._tasks[task.id] = task
+
+    def discard(self, task: Task) -> None:
+        """Forget a task that was not accepted after all."""
+        self._tasks.pop(task.id, None)
+
+    def note_end(self, task: Task) -> None:
+        """Begin a task's retention."""
+        self._left.pop(task.id, None)
+        if self._tasks.get(task.id) is task:
+            self._ended[task.id] = self._clock()
+            self.ended_bytes += task.log.size_bytes
+            while self.ended_bytes > self._retained_bytes and len(self._ended) > 1:
+                self._evict()
+
+    def join(self, task: Task) -> None:
+        """A listener came."""
+        task.log.listeners += 1
+        self._left.pop(task.id, None)
+
+    def leave(self, task: Task) -> None:
+        """A listener went. If it was the last and the task runs on, its grace begins."""
+        task.log.listeners -= 1
+        if task.log.listeners == 0 and task.state is not TaskState.ENDED:
+            self._left[task.id] = self._clock()
+
+    def sweep(self) -> list[Task]:
+        """Forget tasks past their retention; returns those whose listeners have been gone for the grace."""
+        now = self._clock()
+        while self._ended and now - next(iter(self._ended.values())) >= self._retention_s:
+            self._evict()
+        abandoned = []
+        while self._left and now - next(iter(self._left.values())) >= self._cancel_grace_s:
+            task_id, _ = self._left.popitem(last=False)
+            abandoned.append(self._tasks[task_id])
+        return abandoned
+
+    def _evict(self) -> None:
+        task_id, _ = self._ended.popitem(last=False)
+        self.ended_bytes -= self._tasks.pop(task_id).log.size_bytes

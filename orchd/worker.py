@@ -1,0 +1,292 @@
+"""The thread that owns a device: takes tasks, steps its models in turn, tells what happened once per round.
+
+Guarantees:
+- every task it took gets exactly one `Ended`, whatever a model does: a step that raises ends the tasks it was stepping;
+- a freed slot is filled in the next round, straight from the scheduler, without the event loop;
+- a model is touched by this thread alone from the moment it is hosted until it is closed here.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from engines.api import FinishReason, LoadedModel, StepEvent
+from engines.errors import EngineError
+from orchd.errors import Internal, TaskError, WorkerReset
+from orchd.scheduler import Scheduler, Seat
+from orchd.tasks import Task
+
+_log = logging.getLogger(__name__)
+
+MAX_FAILURES = 3
+"""Failed steps in a row after which a replica is given up and loaded anew."""
+
+
+@dataclass(eq=False)
+class Host:
+    """A loaded model on a replica and the tasks that run on it. Worker thread only, once hosted."""
+
+    model: LoadedModel
+    tasks: dict[str, Task] = field(default_factory=dict)
+    failures: int = 0
+
+
+@dataclass(eq=False)
+class Replica:
+    """One pool's place on one device.
+
+    Attributes:
+        id: Its index in the pool, as text.
+        device: Name of its device.
+        seat: Its side of the scheduler.
+        scheduler: Where its tasks come from.
+        hosts: Its models, the current one last; more than one only while a reload lets old tasks finish.
+        tokens_in: Prompt tokens it ever took; written by the worker.
+        tokens_out: Output tokens it ever made; written by the worker.
+        setbacks: Times it was given up since it last finished a task; written by the worker.
+    """
+
+    id: str
+    device: str
+    seat: Seat
+    scheduler: Scheduler
+    hosts: list[Host] = field(default_factory=list)
+    tokens_in: int = 0
+    tokens_out: int = 0
+    setbacks: int = 0
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A task left the queue."""
+
+    task: Task
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A step brought a task forward."""
+
+    task: Task
+    text: str
+    index: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A task is over and its slot is free."""
+
+    task: Task
+    reason: FinishReason
+    decode_ms: int = 0
+    error: TaskError | None = None
+
+
+@dataclass(frozen=True)
+class ReplicaDown:
+    """A replica was given up: its models are closed and its seat is not ready."""
+
+    replica: Replica
+    why: str
+
+
+@dataclass(frozen=True)
+class HostClosed:
+    """A model that was replaced has ended its last task and is closed."""
+
+    replica: Replica
+    host: Host
+
+
+Report = Begun | Progress | Ended | ReplicaDown | HostClosed
+
+
+class Worker:
+    """See the module.
+
+    Args:
+        device: Name of the device, for the thread's name and messages.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, device: str, *, clock: Callable[[], float]) -> None:
+        self.device = device
+        self.replicas: list[Replica] = []
+        self._post: Callable[[list[Report]], None] = list.clear  # nobody listens before `start`
+        self._clock = clock
+        self._wake = threading.Event()
+        self._commands: deque[Callable[[], None]] = deque()
+        self._reports: list[Report] = []
+        self._stopping = False
+        self._round_began: float | None = None
+        self._thread = threading.Thread(target=self._run, name=f"worker {device}", daemon=True)
+
+    # --- any thread ------------------------------------------------------------------------------------------------
+
+    def start(self, post: Callable[[list[Report]], None]) -> None:
+        """Start the thread. ``post`` takes each round's reports, in order, on that thread."""
+        self._post = post
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask the thread to close its models and end. Tasks that still run are ended as cancelled."""
+        self._stopping = True
+        self._wake.set()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the thread to end; False if it has not."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def wake(self) -> None:
+        """There may be something to do."""
+        self._wake.set()
+
+    def do(self, command: Callable[[], None]) -> None:
+        """Run something on the worker's thread, between two rounds."""
+        self._commands.append(command)
+        self._wake.set()
+
+    def cancel(self, task: Task) -> None:
+        """End a task it is running; nothing happens if it has ended meanwhile."""
+        self.do(lambda: self._cancel(task))
+
+    def stalled_s(self) -> float:
+        """Seconds since it began the round it is in; 0 if it is idle."""
+        began = self._round_began
+        return 0.0 if began is None else self._clock() - began
+
+    # --- its own thread --------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._wake.clear()  # before looking, so that nothing set after it is missed
+            if not self.round():
+                self._round_began = None
+                self._wake.wait()
+        for replica in self.replicas:
+            for host in replica.hosts:
+                self._end_all(replica, host, FinishReason.CANCELLED, None)
+                host.model.close()
+            replica.hosts.clear()
+        self._flush()
+
+    def round(self) -> bool:
+        """Obey commands, fill free slots, step every model once, report. Returns whether there was anything to step."""
+        self._round_began = self._clock()
+        while self._commands:
+            self._commands.popleft()()
+        stepped = False
+        for replica in self.replicas:
+            self._fill(replica)
+            for host in list(replica.hosts):
+                if host.tasks:
+                    stepped = True
+                    self._step(replica, host)
+                self._retire(replica, host)
+        self._flush()
+        return stepped
+
+    def _fill(self, replica: Replica) -> None:
+        while (found := replica.scheduler.next_for(replica.seat)) is not None:
+            task, host = found
+            self._reports.append(Begun(task))
+            try:
+                host.model.admit(task.sequence())
+            except Exception as error:
+                _log.exception("task %s could not be admitted", task.id)
+                self._finish(
+                    replica, task, FinishReason.ERROR, Internal(f"the task could not be started: {error}")
+                )
+                continue
+            host.tasks[task.id] = task
+            replica.tokens_in += len(task.tokens)
+
+    def _step(self, replica: Replica, host: Host) -> None:
+        try:
+            events = host.model.step()
+        except Exception as error:
+            self._recover(replica, host, error)
+            return
+        host.failures = 0
+        for event in events:
+            self._note(replica, host, event)
+
+    def _note(self, replica: Replica, host: Host, event: StepEvent) -> None:
+        task = host.tasks[event.key]
+        replica.tokens_out += event.tokens_out - task.tokens_out
+        task.tokens_out = event.tokens_out
+        if task.first_token_at is None:
+            task.first_token_at = self._clock()
+        if event.text:
+            self._reports.append(Progress(task, event.text, event.index))
+        if event.finish is not None:
+            del host.tasks[event.key]
+            replica.setbacks = 0
+            self._finish(replica, task, event.finish, None)
+
+    def _finish(self, replica: Replica, task: Task, reason: FinishReason, error: TaskError | None) -> None:
+        replica.scheduler.release(
+            replica.seat, task, completed=reason in (FinishReason.STOP, FinishReason.LENGTH)
+        )
+        first = task.first_token_at
+        decode_ms = 0 if first is None else round((self._clock() - first) * 1000)
+        self._reports.append(Ended(task, reason, decode_ms, error))
+
+    def _end_all(self, replica: Replica, host: Host, reason: FinishReason, error: TaskError | None) -> None:
+        tasks, host.tasks = list(host.tasks.values()), {}
+        for task in tasks:
+            self._finish(replica, task, reason, error)
+
+    def _recover(self, replica: Replica, host: Host, error: Exception) -> None:
+        """A step failed: its tasks are lost, the model starts over, or is given up after the third time in a row."""
+        _log.error("a step on %s failed: %s", self.device, error, exc_info=not isinstance(error, EngineError))
+        self._end_all(
+            replica,
+            host,
+            FinishReason.ERROR,
+            WorkerReset("the step that carried the task failed; send it again"),
+        )
+        host.failures += 1
+        if host.failures < MAX_FAILURES:
+            try:
+                host.model.reset()
+                return
+            except Exception as again:
+                error = again
+        self.give_up(replica, str(error))
+
+    def give_up(self, replica: Replica, why: str) -> None:
+        """Close everything a replica has; whoever listens to `ReplicaDown` brings it back."""
+        replica.scheduler.set_ready(replica.seat, ready=False)
+        replica.setbacks += 1
+        lost = WorkerReset("the worker that ran the task was reset; send it again")
+        for host in replica.hosts:
+            self._end_all(replica, host, FinishReason.ERROR, lost)
+            host.model.close()
+        replica.hosts.clear()
+        self._reports.append(ReplicaDown(replica, why))
+
+    def _cancel(self, task: Task) -> None:
+        for replica in self.replicas:
+            for host in replica.hosts:
+                if host.tasks.get(task.id) is task:
+                    host.model.cancel(task.id)
+                    del host.tasks[task.id]
+                    self._finish(replica, task, FinishReason.CANCELLED, None)
+
+    def _retire(self, replica: Replica, host: Host) -> None:
+        """Close a model that was replaced and has nothing left to do."""
+        if host is not replica.seat.host and not host.tasks and host in replica.hosts:
+            host.model.close()
+            replica.hosts.remove(host)
+            self._reports.append(HostClosed(replica, host))
+
+    def _flush(self) -> None:
+        if self._reports:
+            reports, self._reports = self._reports, []
+            self._post(reports)
