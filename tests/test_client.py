@@ -1,0 +1,446 @@
+"""The client, against a server that answers as scripted; and the reader of event streams, by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import logging
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import aclosing
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchd import client as orchd_client
+from orchd.client import Client, End, Event, Started, Token
+from orchd.sse_reader import ServerEvent, SseReader
+from tests.support import stand_in as s
+from tests.support.stand_in import TOKEN, StandIn
+
+
+@pytest.fixture
+def server() -> Iterator[StandIn]:
+    with s.serving() as stand_in:
+        yield stand_in
+
+
+def connect(server: StandIn, *, token: str = TOKEN) -> Client:
+    return Client(server.url, token=token)
+
+
+async def texts(client: Client, **options: object) -> str:
+    return "".join([text async for text in client.run("hi", **options)])  # type: ignore[arg-type]
+
+
+# The reader of event streams
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
+    return [data[a:b] for a, b in itertools.pairwise(edges)]
+
+
+def read(chunks: list[bytes]) -> list[ServerEvent]:
+    reader = SseReader()
+    return [event for chunk in chunks for event in reader.feed(chunk)]
+
+
+LINE = st.one_of(
+    st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), max_size=20),
+    st.builds(
+        "{}:{}{}".format,
+        st.sampled_from(["data", "event", "id", "retry", "", "other"]),
+        st.sampled_from(["", " "]),
+        st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), max_size=20),
+    ),
+    st.just(""),
+)
+STREAM = st.lists(st.tuples(LINE, st.sampled_from(["\n", "\r\n", "\r"]))).map(
+    lambda lines: "".join(line + ending for line, ending in lines).encode()
+)
+
+
+@given(STREAM, st.lists(st.integers(min_value=0)))
+def test_any_chunking_gives_the_same_events(data: bytes, places: list[int]) -> None:
+    assert read(cut(data, places)) == read([data])
+
+
+@given(STREAM)
+def test_byte_by_byte_gives_the_same_events(data: bytes) -> None:
+    assert read([bytes([byte]) for byte in data]) == read([data])
+
+
+@given(st.binary(max_size=200), st.lists(st.integers(min_value=0)))
+def test_the_reader_takes_any_bytes(data: bytes, places: list[int]) -> None:
+    assert read(cut(data, places)) == read([data])
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=["Cs"]), min_size=1)))
+def test_what_a_server_writes_is_what_is_read(pieces: list[str]) -> None:
+    data = "".join(f"id: {n}\nevent: token\ndata: {piece}\n\n" for n, piece in enumerate(pieces)).encode()
+    assert read([data]) == [ServerEvent(str(n), "token", piece) for n, piece in enumerate(pieces)]
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+def test_every_line_ending_counts(newline: str) -> None:
+    data = newline.join([": hello", "id: 7", "event: token", "data: a", "data: b", "", ""]).encode()
+    assert read([data]) == [ServerEvent("7", "token", "a\nb")]
+
+
+def test_half_an_event_is_no_event() -> None:
+    assert read([b"id: 1\nevent: token\ndata: half\n"]) == []
+
+
+def test_comments_and_events_without_data_are_left_out_and_the_id_stays() -> None:
+    assert read([b": comment\n\nid: 3\n\ndata: x\n\n"]) == [ServerEvent("3", "message", "x")]
+
+
+def test_a_byte_order_mark_is_skipped_once() -> None:
+    assert read([b"\xef\xbb\xbfdata: x\n\n"]) == [ServerEvent(None, "message", "x")]
+
+
+@pytest.mark.parametrize("data", [b"data: " + b"x" * 200, b"data: xxxxxxxxxx\n" * 20])
+def test_an_endless_event_is_an_error(data: bytes) -> None:
+    with pytest.raises(ValueError, match="longer than 100 bytes"):
+        SseReader(max_event_bytes=100).feed(data)
+
+
+# Submit
+
+
+async def test_submit_makes_a_task_id_and_sends_what_was_given_and_no_more(server: StandIn) -> None:
+    server.on("POST /v1/tasks", s.accept(queue_position=3, predicted_start_ms=40))
+    async with connect(server) as client:
+        accepted = await client.submit(prompt="hi", max_tokens=5, priority="batch", seed=None)
+    assert (accepted.queue_position, accepted.predicted_start_ms) == (3, 40)
+    assert uuid.UUID(accepted.task_id)
+    [seen] = server.seen
+    assert seen.body == {"prompt": "hi", "max_tokens": 5, "priority": "batch", "task_id": accepted.task_id}
+
+
+async def test_a_submit_whose_answer_is_lost_is_sent_again_under_the_same_id(server: StandIn) -> None:
+    server.on("POST /v1/tasks", s.drop, s.accept())
+    async with connect(server) as client:
+        await client.submit(prompt="hi")
+    first, second = server.seen
+    assert first.body == second.body
+
+
+async def test_a_full_queue_raises_at_once_by_default(server: StandIn) -> None:
+    server.on(
+        "POST /v1/tasks",
+        s.refuse(429, "ADMISSION_REJECT", "Full.", {"X-Backoff-Ms": "250", "Retry-After": "1"}),
+    )
+    async with connect(server) as client:
+        with pytest.raises(orchd_client.Busy, match="Full") as caught:
+            await client.submit(prompt="hi")
+    assert (caught.value.backoff_ms, caught.value.retry_after_s, caught.value.pause_s) == (250, 1, 0.25)
+    assert len(server.seen) == 1
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        s.refuse(429, "ADMISSION_REJECT", "Full.", {"X-Backoff-Ms": "20", "Retry-After": "1"}),
+        s.refuse(503, "POOL_UNREADY", "Loading.", {"Retry-After": "0"}),
+    ],
+)
+async def test_a_pause_that_the_server_asks_for_is_waited_out(server: StandIn, refusal: s.Step) -> None:
+    server.on("POST /v1/tasks", refusal, refusal, s.accept())
+    pauses: list[float] = []
+    async with connect(server) as client:
+        await client.submit(prompt="hi", max_wait_s=30, on_wait=lambda refused, pause_s: pauses.append(pause_s))
+    assert len(pauses) == 2
+    assert len({seen.body["task_id"] for seen in server.seen}) == 1
+
+
+async def test_a_pause_beyond_the_limit_raises_without_waiting(server: StandIn) -> None:
+    server.on("POST /v1/tasks", s.refuse(503, "POOL_UNREADY", "Loading.", {"Retry-After": "60"}))
+    async with connect(server) as client:
+        with pytest.raises(orchd_client.NotReady):
+            await asyncio.wait_for(client.submit(prompt="hi", max_wait_s=1), 5)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        (400, "INVALID_PARAMS", orchd_client.InvalidRequest),
+        (401, "UNAUTHORIZED", orchd_client.Unauthorized),
+        (403, "FORBIDDEN", orchd_client.Forbidden),
+        (429, "ADMISSION_REJECT", orchd_client.Busy),
+        (500, "INTERNAL", orchd_client.Refused),
+        (503, "POOL_UNAVAILABLE", orchd_client.NotReady),
+    ],
+)
+async def test_each_refusal_has_its_type(
+    server: StandIn, status: int, code: str, kind: type[orchd_client.Refused]
+) -> None:
+    server.on("POST /v1/tasks", s.refuse(status, code, "No."))
+    async with connect(server) as client:
+        with pytest.raises(kind) as caught:
+            await client.submit(prompt="hi")
+    assert (caught.value.status, caught.value.code, str(caught.value)) == (status, code, "No.")
+
+
+async def test_nobody_listening_is_not_reachable() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        async with Client(f"http://127.0.0.1:{taken.getsockname()[1]}", token=TOKEN) as client:
+            with pytest.raises(orchd_client.NotReachable, match=r"connection refused.*orchd serve"):
+                await client.health()
+
+
+async def test_a_server_that_always_drops_is_not_reachable(server: StandIn) -> None:
+    server.on("POST /v1/tasks", s.drop)
+    async with connect(server) as client:
+        with pytest.raises(orchd_client.NotReachable):
+            await client.submit(prompt="hi")
+    assert len(server.seen) == 4
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [s.raw(b"<html>"), s.raw(b"<html>", status=502), s.answer({"hello": 1}), s.answer([], status=202)],
+)
+async def test_something_that_is_not_orchd_is_named_as_such(server: StandIn, garbage: s.Step) -> None:
+    server.on("POST /v1/tasks", garbage)
+    async with connect(server) as client:
+        with pytest.raises(orchd_client.BadAnswer, match="does not speak like an orchd server"):
+            await client.submit(prompt="hi")
+
+
+async def test_what_does_not_speak_http_is_named_as_such() -> None:
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(b"220 mail.example ESMTP\r\n\r\n")
+        writer.close()
+
+    smtp = await asyncio.start_server(greet, "127.0.0.1", 0)
+    async with smtp, Client(f"http://127.0.0.1:{smtp.sockets[0].getsockname()[1]}", token=TOKEN) as client:
+        with pytest.raises(orchd_client.BadAnswer) as caught:
+            await client.health()
+    assert caught.value.__cause__ is None
+
+
+async def test_a_redirect_is_not_followed(server: StandIn) -> None:
+    server.on("GET /health", s.answer({}, status=307, headers={"Location": "/elsewhere"}))
+    async with connect(server) as client:
+        with pytest.raises(orchd_client.BadAnswer, match="307"):
+            await client.health()
+    assert [seen.route for seen in server.seen] == ["GET /health"]
+
+
+# Follow
+
+
+async def followed(client: Client, *, last_event_id: str | None = None) -> list[Event]:
+    return [event async for event in client.follow("t", last_event_id=last_event_id)]
+
+
+async def test_follow_yields_typed_events_and_stops_after_the_end(server: StandIn) -> None:
+    server.on("GET stream", s.stream(b": wait\n\n", s.started(), s.token(1, "né"), s.end(2), then="stay"))
+    async with connect(server) as client:
+        events = await followed(client)
+    assert events == [
+        Started(queue_position=0, predicted_start_ms=0, event_id="0"),
+        Token(t="né", i=0, event_id="1"),
+        End(tokens_out=1, decode_ms=12, finish_reason=events[-1].finish_reason, event_id="2"),  # type: ignore[union-attr]
+    ]
+    assert await asyncio.to_thread(server.left.wait, 5)
+
+
+@pytest.mark.parametrize("how", ["cut", "close"])
+async def test_a_broken_stream_is_taken_up_after_the_last_event(server: StandIn, how: str) -> None:
+    half = s.token(2, "b")[:-1]  # its blank line is missing
+    server.on(
+        "GET stream",
+        s.stream(s.started(), s.token(1, "a"), half, then=how),
+        s.drop,
+        s.stream(s.token(2, "b"), s.end(3)),
+    )
+    async with connect(server) as client:
+        events = await followed(client)
+    assert [event.event_id for event in events] == ["0", "1", "2", "3"]
+    assert [seen.headers.get("Last-Event-ID") for seen in server.seen] == [None, "1", "1"]
+
+
+async def test_tries_are_counted_anew_after_progress(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orchd_client, "_RESUME_PAUSES_S", (0.0, 0.0))
+    server.on("GET stream", *(s.stream(s.token(n, "x"), then="cut") for n in range(1, 9)), s.stream(s.end(9)))
+    async with connect(server) as client:
+        assert len(await followed(client)) == 9
+
+
+async def test_a_stream_that_cannot_be_taken_up_ends_in_an_error(
+    server: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orchd_client, "_RESUME_PAUSES_S", (0.0, 0.0))
+    server.on("GET stream", s.stream(s.started(), then="cut"), s.drop)
+    async with connect(server) as client:
+        with pytest.raises(orchd_client.NotReachable, match="could not be taken up"):
+            await followed(client)
+    assert len(server.seen) <= 5  # three tries, of which aiohttp repeats two on a new connection
+
+
+async def test_following_resumes_where_it_is_told_and_204_ends_it(server: StandIn) -> None:
+    server.on("GET stream", s.raw(b"", status=204))
+    async with connect(server) as client:
+        assert await followed(client, last_event_id="65") == []
+    assert server.seen[0].headers["Last-Event-ID"] == "65"
+
+
+async def test_a_task_that_is_gone_is_not_found(server: StandIn) -> None:
+    server.on("GET stream", s.stream(s.started(), then="cut"), s.refuse(404, "NOT_FOUND", "No such task."))
+    async with connect(server) as client:
+        with pytest.raises(orchd_client.NotFound):
+            await followed(client)
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        s.raw(b"<html>"),
+        s.stream(b"event: token\ndata: {\n\n"),
+        s.stream(b'event: token\ndata: {"t": 5}\n\n'),
+        s.stream(b"data: " + b"x" * (2 << 20)),
+    ],
+)
+async def test_a_stream_that_is_not_orchds_is_named_as_such(server: StandIn, garbage: s.Step) -> None:
+    server.on("GET stream", garbage)
+    async with connect(server) as client:
+        with pytest.raises(orchd_client.BadAnswer):
+            await followed(client)
+
+
+async def test_an_event_type_nobody_knows_is_left_out(server: StandIn) -> None:
+    server.on("GET stream", s.stream(s.event(0, "news", {}), s.end(1)))
+    async with connect(server) as client:
+        assert [type(event) for event in await followed(client)] == [End]
+
+
+@pytest.mark.parametrize("how", ["break", "aclosing", "cancel"])
+async def test_leaving_early_closes_the_connection(server: StandIn, how: str) -> None:
+    server.on("GET stream", s.stream(s.started(), s.token(1, "a"), then="stay"))
+    async with connect(server) as client:
+        if how == "break":
+            async for _ in client.follow("t"):
+                break
+            gc.collect()
+        elif how == "aclosing":
+            async with aclosing(client.follow("t")) as events:
+                await anext(events)
+        else:
+            task = asyncio.create_task(followed(client))
+            assert await asyncio.to_thread(server.arrived.wait, 5)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert await asyncio.to_thread(server.left.wait, 5)
+        assert len(server.seen) == 1
+
+
+# Run, health, reload
+
+
+async def test_run_yields_the_text(server: StandIn) -> None:
+    server.on("POST /v1/tasks", s.accept())
+    server.on("GET stream", s.stream(s.started(), s.token(1, " fox"), s.token(2, " jumps"), s.end(3)))
+    async with connect(server) as client:
+        assert await texts(client) == " fox jumps"
+
+
+async def test_run_raises_if_the_task_fails(server: StandIn) -> None:
+    error = {"code": "WORKER_RESET", "message": "The step failed.", "engine": "llamacpp"}
+    server.on("POST /v1/tasks", s.accept())
+    server.on("GET stream", s.stream(s.started(), s.end(1, "error", error=error)))
+    async with connect(server) as client:
+        with pytest.raises(orchd_client.TaskFailed, match="The step failed") as caught:
+            await texts(client)
+    assert caught.value.code == "WORKER_RESET"
+
+
+async def test_run_raises_if_the_task_is_cancelled(server: StandIn) -> None:
+    server.on("POST /v1/tasks", s.accept())
+    server.on("GET stream", s.stream(s.started(), s.end(1, "cancelled")))
+    async with connect(server) as client:
+        with pytest.raises(orchd_client.TaskCancelled):
+            await texts(client)
+
+
+@pytest.mark.parametrize(("code", "status"), [(200, "ok"), (503, "loading"), (503, "degraded")])
+async def test_health_is_an_answer_whatever_it_says(server: StandIn, code: int, status: str) -> None:
+    server.on("GET /health", s.answer(s.health_body(status=status), status=code))
+    async with connect(server) as client:
+        health = await client.health()
+    assert health.status == status
+    assert health.pools[0].replicas[0].device == "cpu"
+
+
+async def test_health_without_the_right_token_is_refused(server: StandIn) -> None:
+    async with connect(server, token="wrong") as client:
+        with pytest.raises(orchd_client.Unauthorized):
+            await client.health()
+
+
+async def test_a_503_that_is_no_health_is_a_refusal(server: StandIn) -> None:
+    server.on("GET /health", s.refuse(503, "INTERNAL", "Overloaded."))
+    async with connect(server) as client:
+        with pytest.raises(orchd_client.NotReady, match="Overloaded"):
+            await client.health()
+
+
+async def test_reload_names_the_model_and_quotes_the_pool(server: StandIn) -> None:
+    server.on("POST reload", s.answer({"pool_id": "a/b", "model_id": "new"}))
+    async with connect(server) as client:
+        assert (await client.reload("a/b", "new.gguf")).model_id == "new"
+        await client.reload("a/b")
+    assert [seen.body for seen in server.seen] == [{"new_model_ref": "new.gguf"}, None]
+
+
+async def test_a_reload_is_not_repeated_behind_the_callers_back(server: StandIn) -> None:
+    server.on("POST reload", s.drop)
+    async with connect(server) as client:
+        with pytest.raises(orchd_client.NotReachable):
+            await client.reload("default")
+    assert len(server.seen) == 1
+
+
+async def test_a_failed_reload_has_its_type(server: StandIn) -> None:
+    server.on("POST reload", s.refuse(422, "RELOAD_FAILED", "Not a GGUF."))
+    async with connect(server) as client:
+        with pytest.raises(orchd_client.ReloadFailed, match="Not a GGUF"):
+            await client.reload("default")
+
+
+# The token
+
+
+async def test_the_token_is_in_the_header_and_nowhere_else(server: StandIn, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    server.on("POST /v1/tasks", s.accept())
+    server.on("GET stream", s.stream(s.started(), then="cut"), s.refuse(404, "NOT_FOUND", "Gone."))
+    async with connect(server) as client:
+        with pytest.raises(orchd_client.NotFound) as caught:
+            await texts(client)
+        assert TOKEN not in repr(client) + repr(caught.value)
+    for seen in server.seen:
+        assert seen.headers["Authorization"] == f"Bearer {TOKEN}"
+        assert TOKEN not in seen.route
+    assert TOKEN not in caplog.text
+
+
+@pytest.mark.parametrize("token", ["", "two words", "line\nbreak", "né"])
+def test_a_token_that_no_header_can_carry_is_refused_unseen(token: str) -> None:
+    with pytest.raises(ValueError, match="printable ASCII") as caught:
+        Client(token=token)
+    assert not token or token not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["", "localhost:8737", "ftp://x", "http://", "http://[::1", "http://x:notaport"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"looks like http://127\.0\.0\.1:8737"):
+        Client(url, token=TOKEN)

