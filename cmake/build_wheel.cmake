@@ -1,0 +1,53 @@
+# cmake -D ORCHD_SETTINGS=FILE -P build_wheel.cmake: the wheel, in ORCHD_WHEEL_DIR, unless it is there already.
+
+cmake_minimum_required(VERSION 3.21)
+include("${ORCHD_SETTINGS}")
+
+file(GLOB wheel "${ORCHD_WHEEL_DIR}/*.whl")
+if(wheel)
+  message(NOTICE "Built before: ${wheel}")
+  return()
+endif()
+include("${CMAKE_CURRENT_LIST_DIR}/fetch_source.cmake")
+
+set(log "${ORCHD_BUILD_DIR}/llama_cpp_python.log")
+# Objects outlive an interrupted build here, and the next try goes on from them.
+set(objects "${ORCHD_BUILD_DIR}/objects-${ORCHD_WHEEL_KEY}")
+set(finished "${ORCHD_BUILD_DIR}/wheel-${ORCHD_WHEEL_KEY}")
+# llama-cpp-python also installs its libraries into its own source and packs what lies there: without this, a CPU wheel
+# would hold the libraries of a CUDA build made before it.
+file(REMOVE_RECURSE "${ORCHD_LLAMA_SOURCE}/llama_cpp/lib")
+
+message(NOTICE "Compiling llama.cpp with ${ORCHD_LLAMA_ARGS}\n"
+               "For the CPU that takes about 5 minutes on 2 cores. Full log: ${log}")
+# From the folder, not by name: for a name, pip would take any wheel that it had once built and kept, whatever its
+# CMAKE_ARGS were. pip puts a package's own output on stderr, hence the shell. CMAKE_EXECUTABLE, because the `cmake` on
+# PATH is a Python script that does not run inside pip's build environment.
+execute_process(
+  COMMAND sh -c "exec \"$@\" 2>&1" sh
+          "${CMAKE_COMMAND}" -E env "CC=${ORCHD_C_COMPILER}" "CXX=${ORCHD_CXX_COMPILER}"
+          "CMAKE_ARGS=${ORCHD_LLAMA_ARGS}" "CMAKE_EXECUTABLE=${CMAKE_COMMAND}" CMAKE_GENERATOR=Ninja
+          "NINJA_STATUS=[%f/%t %w] "
+          "${ORCHD_PYTHON}" -m pip wheel --verbose --no-deps --wheel-dir "${finished}"
+          -C cmake.verbose=false -C "build-dir=${objects}" -C "wheel.exclude=${ORCHD_WHEEL_EXCLUDE}"
+          "${ORCHD_LLAMA_SOURCE}"
+  COMMAND tee "${log}"
+  COMMAND grep --line-buffered -E "^ *\\[[0-9]+/[0-9]+ |[Ee]rror: |ERROR|CMake Error"
+  RESULTS_VARIABLE results)
+list(GET results 0 failed)
+if(failed)
+  message(FATAL_ERROR "llama.cpp did not build; what went wrong stands in ${log}. Once that is mended, the same "
+                      "command goes on from where it stopped.")
+endif()
+
+# Into the cache under another name and then moved, so that nobody sees half a wheel.
+string(RANDOM suffix)
+set(partial "${ORCHD_WHEEL_DIR}.${suffix}.partial")
+file(COPY "${finished}/" DESTINATION "${partial}")
+file(WRITE "${partial}/key.txt" "${ORCHD_WHEEL_KEY_TEXT}\n")
+file(RENAME "${partial}" "${ORCHD_WHEEL_DIR}" RESULT failed)
+if(failed)
+  # Another clone finished the same wheel meanwhile.
+  file(REMOVE_RECURSE "${partial}")
+endif()
+file(REMOVE_RECURSE "${objects}" "${finished}")

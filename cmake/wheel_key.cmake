@@ -1,0 +1,27 @@
+# Everything that decides what is in the wheel, as text: two boxes, or one box at two times, may share a wheel exactly
+# if this text is the same. The Python version is not in it, because the wheel is tagged py3-none.
+
+function(orchd_wheel_key out)
+  # llama.cpp compiles for the CPU it is built on (GGML_NATIVE). What the compiler makes of that CPU is told by the
+  # macros it then defines; with <cstddef> among them also the versions of the C and C++ libraries. ARM says -mcpu.
+  set(native "")
+  foreach(option -march=native -mcpu=native)
+    execute_process(COMMAND "${CMAKE_CXX_COMPILER}" ${option} -include cstddef -dM -E -x c++ /dev/null
+                    OUTPUT_VARIABLE macros ERROR_QUIET RESULT_VARIABLE failed)
+    if(NOT failed)
+      string(SHA256 native "${macros}")
+      break()
+    endif()
+  endforeach()
+
+  string(JOIN "\n" text
+    "llama-cpp-python ${ORCHD_LLAMA_VERSION} sha256:${ORCHD_LLAMA_SHA256}"
+    "CMAKE_ARGS ${ORCHD_LLAMA_ARGS}"
+    "C ${CMAKE_C_COMPILER_ID} ${CMAKE_C_COMPILER_VERSION} $ENV{CFLAGS}"
+    "C++ ${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION} $ENV{CXXFLAGS}"
+    "linker $ENV{LDFLAGS}"
+    "${CMAKE_HOST_SYSTEM_NAME} ${CMAKE_HOST_SYSTEM_PROCESSOR}, native macros sha256:${native}"
+    "without ${ORCHD_WHEEL_EXCLUDE}"
+    ${ARGN})
+  set(${out} "${text}" PARENT_SCOPE)
+endfunction()
