@@ -69,6 +69,26 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
+class Footprint:
+    """Bytes that a model needs in the shape of a `ModelSpec`.
+
+    Attributes:
+        weights: Size of its file.
+        cache: KV cache, or recurrent state, of all slots.
+        buffers: Compute and output buffers.
+    """
+
+    weights: int
+    cache: int
+    buffers: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.cache + self.buffers
+
+
+@dataclass(frozen=True)
 class SamplingParams:
     """How the next token is chosen. Ranges are checked by the caller.
 
@@ -183,6 +203,9 @@ class Engine(Protocol):
 
     name: str
     version: str
+
+    def vet(self, spec: ModelSpec) -> Footprint:
+        """Open a file where it can do no harm; what it needs in memory. Raises `LoadFailed`."""
 
     def load_vocab(self, path: Path) -> Vocab:
         """Open only the tokenizer of a model file. Raises `LoadFailed`."""

@@ -129,6 +129,13 @@ class PoolConfig(Strict, frozen=True):
     cache_type_v: Annotated[
         CacheType, Meta(description="Data type of the V cache; a quantised one needs flash attention.")
     ] = "f16"
+    reload: Annotated[
+        Literal["auto", "replace"],
+        Meta(
+            description='How a reload goes: "auto" loads the new model beside the old where memory allows, '
+            '"replace" always frees the old one first.'
+        ),
+    ] = "auto"
     mmap: Annotated[bool, Meta(description="Map the model file instead of reading it into memory.")] = True
 
 

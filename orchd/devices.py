@@ -64,6 +64,18 @@ def find_gpus() -> list[Gpu]:
         pynvml.nvmlShutdown()
 
 
+def free_gpu_bytes(index: int) -> int | None:
+    """Free memory of a GPU by nvidia-smi's index; None if the driver does not say."""
+    try:
+        pynvml.nvmlInit()
+        try:
+            return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index)).free)
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return None
+
+
 def visible(gpus: Sequence[Gpu], environ: Mapping[str, str]) -> list[Gpu]:
     """The GPUs that an already set ``CUDA_VISIBLE_DEVICES`` leaves, in its order; all if it is not set."""
     listed = environ.get("CUDA_VISIBLE_DEVICES")

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from itertools import islice
 
 FIRST_GUESS_S = 2.0
 """Service time before any task has ended."""
 
-_WEIGHT = 0.1  # of the newest task in the average
-_MARGIN = (
-    1.1  # a promise is this much later than the estimate: too late costs little, too early costs a round trip
-)
+MAX_PROMISES = 4096
+"""Promises that are kept at a time; who is sent away beyond that is told the pause of the last one."""
+
+_WEIGHT = 0.1  # of the newest task in the moving averages
+_SHARE = 0.05  # a promise is later than the estimate by this much of the pause, for the error of the average,
+_SPREAD = 2.0  # and by so many mean deviations of one task: too late costs little, too early costs a round trip
 _GRACE_S = 0.5  # how late the one who was promised a place may come
+_EARLY_S = 0.002  # and how early
 
 
 class DrainRate:
@@ -25,26 +29,29 @@ class DrainRate:
 
     def __init__(self) -> None:
         self.service_s = FIRST_GUESS_S
+        self._spread_s = 0.0  # mean distance of a service time from the average
         self._measured = False
 
     def observe(self, service_s: float) -> None:
         """A task ended after so much time on its slot."""
-        if self._measured:
-            self.service_s += _WEIGHT * (service_s - self.service_s)
-        else:
+        if not self._measured:
             self.service_s, self._measured = service_s, True
+        error_s = service_s - self.service_s
+        self.service_s += _WEIGHT * error_s
+        self._spread_s += _WEIGHT * (abs(error_s) - self._spread_s)
 
     def schedule(self, now: float, started: Iterable[float], free_slots: int) -> Schedule:
         """Expected ends for tasks that started at these times, beside so many free slots."""
         ends = [max(start + self.service_s, now) for start in started]
-        return Schedule(now, sorted([now] * free_slots + ends), self.service_s)
+        return Schedule(now, sorted([now] * free_slots + ends), self.service_s, self._spread_s)
 
 
 class Schedule:
     """When slots are expected to come free, as of one moment."""
 
-    def __init__(self, now: float, ends: list[float], service_s: float) -> None:
+    def __init__(self, now: float, ends: list[float], service_s: float, spread_s: float = 0.0) -> None:
         self.now = now
+        self.spread_s = spread_s
         self._ends = ends
         self._service_s = service_s
 
@@ -53,14 +60,6 @@ class Schedule:
         if not self._ends:
             return self.now + self._service_s * (k + 1)
         return self._ends[k % len(self._ends)] + (k // len(self._ends)) * self._service_s
-
-    def freed_by(self, when: float) -> int:
-        """How many slots come free until then."""
-        rounds = 0
-        for end in self._ends:
-            if end <= when:
-                rounds += 1 + int((when - end) / self._service_s) if self._service_s > 0 else 1
-        return rounds
 
 
 class Promises:
@@ -72,33 +71,45 @@ class Promises:
     """
 
     def __init__(self) -> None:
-        self._due: deque[float] = deque()
+        self._due: deque[float] = deque()  # ascending
 
-    def make(self, schedule: Schedule) -> float:
-        """Promise the next place nobody was promised yet; returns the pause to make, in seconds."""
-        self._expire(schedule.now)
-        pause_s = (schedule.free_at(len(self._due)) - schedule.now) * _MARGIN + 0.005
-        latest = self._due[-1] if self._due else schedule.now
-        due = max(schedule.now + pause_s, latest)
-        self._due.append(due)
-        return due - schedule.now
+    def __len__(self) -> int:
+        return len(self._due)
+
+    def make(self, schedule: Schedule, free_places: int) -> float:
+        """Promise the next place nobody was promised yet; returns the pause to make, in seconds.
+
+        Who comes for a promised place and finds none gets a new promise instead of the old one.
+        """
+        now = schedule.now
+        self._expire(now)
+        self._pop_due(now)
+        wait_s = schedule.free_at(max(0, len(self._due) - free_places)) - now
+        due = now + wait_s * (1 + _SHARE) + schedule.spread_s * _SPREAD + 0.005
+        if self._due:
+            due = max(due, self._due[-1])
+        if len(self._due) < MAX_PROMISES:
+            self._due.append(due)
+        return due - now
 
     def admits(self, schedule: Schedule, free_places: int) -> bool:
-        """Whether someone who comes now may have one of so many free places."""
+        """Whether someone who comes now may have one of so many free places, at least one."""
         self._expire(schedule.now)
         if not self._due or self._is_due(schedule.now):
             return True
-        return all(
-            free_places - 1 + schedule.freed_by(due) >= rank for rank, due in enumerate(self._due, start=1)
-        )
+        beyond = islice(self._due, free_places - 1, None)  # those that need more than the places that would be left
+        return all(schedule.free_at(k) <= due for k, due in enumerate(beyond))
 
     def redeem(self, now: float) -> None:
         """Someone was admitted: if a promise was due, it is kept."""
+        self._pop_due(now)
+
+    def _pop_due(self, now: float) -> None:
         if self._due and self._is_due(now):
             self._due.popleft()
 
     def _is_due(self, now: float) -> bool:
-        return self._due[0] <= now + 0.002
+        return self._due[0] <= now + _EARLY_S
 
     def _expire(self, now: float) -> None:
         while self._due and self._due[0] + _GRACE_S < now:

@@ -54,9 +54,7 @@ class _ServiceCollector(Collector):
         return iter(())
 
     def collect(self) -> Iterator[Metric]:
-        depth = GaugeMetricFamily(
-            "queue_depth", "Tasks waiting in the pool's queue.", labels=[*_POOL, "priority"]
-        )
+        depth = GaugeMetricFamily("queue_depth", "Tasks waiting in the pool's queue.", labels=[*_POOL, "priority"])
         enqueued = CounterMetricFamily(
             "tasks_enqueued",
             "Accepted tasks that left the queue, by the replica that took them; none for those that ended in it.",

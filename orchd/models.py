@@ -152,6 +152,15 @@ def check_roots(roots: Iterable[Path]) -> None:
             raise ConfigError(f"models.roots: {root} is not a readable folder; make it, or take it off the list")
 
 
+def fingerprint(path: Path) -> tuple[tuple[int, ...], ...]:
+    """Changes when any of a model's files is replaced or written to. Raises `LoadFailed` if one is not there."""
+    try:
+        found = [part.stat() for part in parts(path)]
+    except OSError as error:
+        raise LoadFailed(f"{path.name} cannot be read ({error.strerror})") from None
+    return tuple((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in found)
+
+
 def looks_like_gguf(path: Path) -> None:
     """Check the first bytes of every part: not empty, GGUF, of a version that llama.cpp reads.
 

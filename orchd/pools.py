@@ -5,62 +5,26 @@ from __future__ import annotations
 import array
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
-from engines.api import ModelSpec, Vocab
-from engines.errors import InvalidPrompt, LoadFailed
-from orchd import models
+from engines.api import Footprint, ModelSpec
+from engines.errors import LoadFailed
+from orchd import memory, models
+from orchd.active import ActiveModel
 from orchd.config import PoolConfig
 from orchd.devices import Device
-from orchd.errors import InvalidParams
+from orchd.errors import TaskError
 from orchd.loader import Loader
 from orchd.scheduler import Scheduler, Seat
-from orchd.schemas import PoolHealth, ReplicaHealth, TaskRequest
+from orchd.schemas import PoolHealth, ReplicaHealth
 from orchd.worker import Host, Replica, Worker
 
 _log = logging.getLogger(__name__)
 
 RECOVERY_PAUSE_S = 1.0
 MAX_RECOVERY_PAUSE_S = 60.0
-
-
-@dataclass(frozen=True, eq=False)
-class ActiveModel:
-    """What a pool serves.
-
-    Attributes:
-        id: In health, metrics and ``model_ref``.
-        path: Its file.
-        vocab: Its tokenizer, shared by every replica.
-    """
-
-    id: str
-    path: Path
-    vocab: Vocab
-
-    def tokenize(self, request: TaskRequest, *, ctx: int) -> array.array[int]:
-        """The request's prompt in this model's tokens.
-
-        Raises:
-            InvalidParams: The model refuses it, or it does not fit into a slot together with its output.
-        """
-        try:
-            if request.messages is not None:
-                tokens = self.vocab.tokenize_chat(
-                    [{"role": m.role, "content": m.content} for m in request.messages]
-                )
-            else:
-                tokens = self.vocab.tokenize(request.prompt or "")
-        except InvalidPrompt as error:
-            raise InvalidParams(str(error)) from None
-        if len(tokens) + request.max_tokens > ctx:
-            raise InvalidParams(
-                f"the prompt's {len(tokens)} tokens and max_tokens {request.max_tokens} do not fit into "
-                f"a slot's context of {ctx}; shorten the prompt or lower max_tokens"
-            )
-        return array.array("i", tokens)
 
 
 class Pool:
@@ -95,11 +59,17 @@ class Pool:
         self.config = config
         self.model: ActiveModel | None = None
         self.loading = True
+        """Its first model is not there yet."""
+        self.reloading = False
+        """A `orchd.reload.Reload` is under way."""
+        self.away = False
+        """Its model was taken down to make room for another; tasks wait."""
+        self.sleep = sleep
+        self._closed = asyncio.Event()
         self._devices = devices
         self._loader = loader
         self._step_target_s = step_target_s
         self._stall_s = stall_s
-        self._sleep = sleep
         seats = [Seat(index, config.slots) for index in range(len(devices))]
         self.scheduler = Scheduler(capacity, seats, clock=clock)
         self.replicas = [
@@ -108,7 +78,7 @@ class Pool:
         ]
         self.workers = [worker_of(device) for device in devices]
         for replica, worker in zip(self.replicas, self.workers, strict=True):
-            worker.do(lambda worker=worker, replica=replica: worker.replicas.append(replica))  # type: ignore[misc]
+            worker.replicas.append(replica)  # it has not been started
 
     @property
     def ready(self) -> bool:
@@ -119,8 +89,52 @@ class Pool:
         """Whether a replica has its model and its worker moves."""
         return self.replicas[index].seat.ready and self.workers[index].stalled_s() < self._stall_s
 
-    def spec(self, path: Path) -> ModelSpec:
-        """The shape in which the pool holds a model."""
+    # --- models ----------------------------------------------------------------------------------------------------
+
+    async def load(self, path: Path) -> None:
+        """Load its first model. Raises `engines.errors.LoadFailed`; what was loaded is closed again."""
+        self.check_fit(path, await self.vet(path))
+        model = await self.open(path)
+        try:
+            hosts = await self.load_hosts(path)
+        except BaseException:
+            model.vocab.close()
+            raise
+        self.switch(model, hosts, {})
+        self.loading = False
+
+    async def vet(self, path: Path) -> Footprint:
+        """Look at a file from outside, then open it where it can do no harm. Raises `LoadFailed`."""
+        before = models.fingerprint(path)
+        await self._loader.run(lambda: models.looks_like_gguf(path))
+        await self._loader.run(lambda: models.check_digest(path))
+        footprint = await self._loader.run(lambda: self._loader.engine.vet(self._spec(path)))
+        if models.fingerprint(path) != before:
+            raise LoadFailed(f"{path.name} changed while it was being vetted; ask again when it is complete")
+        return footprint
+
+    async def open(self, path: Path) -> ActiveModel:
+        """A model's name and tokenizer. Raises `LoadFailed`."""
+        return ActiveModel(models.model_id(path), path, await self._loader.vocab(path))
+
+    async def load_hosts(self, path: Path) -> list[Host]:
+        """A handle for every replica, or `LoadFailed` and none."""
+        hosts: list[Host] = []
+        try:
+            for index in range(len(self.replicas)):
+                hosts.append(await self._load_host(index, path))
+        except BaseException:
+            for host in hosts:
+                host.model.close()
+            raise
+        return hosts
+
+    async def _load_host(self, index: int, path: Path) -> Host:
+        device = self._devices[index]
+        label = f"{self.id}/{index} {models.model_id(path)} on {device.name}"
+        return Host(await self._loader.model(self._spec(path), device.spec, label=label))
+
+    def _spec(self, path: Path) -> ModelSpec:
         config = self.config
         return ModelSpec(
             path,
@@ -134,61 +148,69 @@ class Pool:
             step_target_s=self._step_target_s,
         )
 
-    async def load(self, path: Path) -> None:
-        """Load its first model on every replica. Raises `engines.errors.LoadFailed`; what was loaded is closed again."""
-        await self._loader.run(lambda: models.looks_like_gguf(path))
-        await self._loader.run(lambda: models.check_digest(path))
-        active = ActiveModel(models.model_id(path), path, await self._loader.vocab(path))
-        hosts: list[Host] = []
+    def check_fit(self, path: Path, footprint: Footprint) -> None:
+        """Raise `OutOfDeviceMemory` unless every device has room for its replicas now."""
+        places = Counter(memory.place_of(device) for device in self._devices)
+        needs = {place: memory.need(footprint, replicas) for place, replicas in places.items()}
+        memory.check_fit(path.name, needs, {place: memory.free_bytes(place) for place in places})
+
+    def switch(self, model: ActiveModel, hosts: list[Host], tokens: Mapping[str, array.array[int]]) -> None:
+        """Serve a model from now on, with these prompts for the waiting tasks: one assignment under one lock."""
+        self.model = model
+        self.away = False
+        self.scheduler.switch(hosts, tokens)
+        for replica, worker, host in zip(self.replicas, self.workers, hosts, strict=True):
+            worker.adopt(replica, host)
+
+    async def take_down(self, grace_s: float, late: TaskError) -> None:
+        """Stop handing out tasks, let those that run end within the grace, end the rest, close the model everywhere."""
+        self.away = True
+        self.scheduler.switch([None] * len(self.replicas), {})
+        self.wake()
+        emptied = [asyncio.ensure_future(self._emptied(replica)) for replica in self.replicas]
         try:
-            for index in range(len(self.replicas)):
-                hosts.append(await self.load_host(index, path))
-        except BaseException:
-            for host in hosts:
-                host.model.close()
-            active.vocab.close()
-            raise
-        self.model = active
-        for index, host in enumerate(hosts):
-            await self.bring_up(index, host)
-        self.loading = False
+            await asyncio.wait(emptied, timeout=grace_s)
+            for replica, worker in zip(self.replicas, self.workers, strict=True):
+                worker.end_tasks(replica, late)
+            await asyncio.wait(emptied)
+        finally:
+            for waiting in emptied:
+                waiting.cancel()
 
-    async def load_host(self, index: int, path: Path) -> Host:
-        """Load a model for one replica; it does not get tasks yet. Raises `engines.errors.LoadFailed`."""
-        device = self._devices[index]
-        label = f"{self.id}/{index} {models.model_id(path)} on {device.name}"
-        return Host(await self._loader.model(self.spec(path), device.spec, label=label))
+    async def _emptied(self, replica: Replica) -> None:
+        while replica.hosts:
+            self._closed.clear()
+            await self._closed.wait()
 
-    async def bring_up(self, index: int, host: Host) -> None:
-        """Hand a replica's worker a model, and let it take tasks."""
-        replica = self.replicas[index]
-        loop = asyncio.get_running_loop()
-        taken = loop.create_future()
+    def note_closed(self) -> None:
+        """A worker closed a model."""
+        self._closed.set()
 
-        def take() -> None:
-            replica.hosts.append(host)
-            replica.seat.host = host
-            replica.scheduler.set_ready(replica.seat, ready=True)
-            loop.call_soon_threadsafe(taken.set_result, None)
-
-        self.workers[index].do(take)
-        await taken
+    # --- replicas --------------------------------------------------------------------------------------------------
 
     async def recover(self, index: int) -> None:
         """Bring a replica that was given up back, after a pause that doubles each time it does not last."""
-        pause_s = min(RECOVERY_PAUSE_S * 2 ** (self.replicas[index].setbacks - 1), MAX_RECOVERY_PAUSE_S)
+        replica = self.replicas[index]
+        pause_s = min(RECOVERY_PAUSE_S * 2 ** max(0, replica.setbacks - 1), MAX_RECOVERY_PAUSE_S)
         while True:
-            await self._sleep(pause_s)
+            await self.sleep(pause_s)
+            if replica.seat.ready:
+                return  # a reload was quicker
+            if self.reloading:
+                continue
             assert self.model is not None  # it had one, or no replica could have gone down
+            model = self.model
             try:
-                host = await self.load_host(index, self.model.path)
+                host = await self._load_host(index, model.path)
             except LoadFailed as error:
                 pause_s = min(2 * pause_s, MAX_RECOVERY_PAUSE_S)
-                _log.error(
-                    "pool %s, replica %d is not back: %s; next try in %g s", self.id, index, error, pause_s
-                )
+                _log.error("pool %s, replica %d is not back: %s; next try in %g s", self.id, index, error, pause_s)
                 continue
-            await self.bring_up(index, host)
+            if self.reloading or replica.seat.ready or self.model is not model:
+                host.model.close()
+                continue
+            self.scheduler.bring_back(replica.seat, host)
+            self.workers[index].adopt(replica, host)
             _log.warning("pool %s, replica %d is back", self.id, index)
             return
 

@@ -11,13 +11,14 @@ Any thread may call anything: each method is one short critical section under on
 
 from __future__ import annotations
 
+import array
 import enum
 import heapq
 import itertools
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,7 +46,8 @@ class Seat:
     Attributes:
         index: Position among the pool's replicas.
         slots: Tasks it can run at once.
-        ready: It has the model and its worker is alive.
+        ready: It has the model and its worker was not given up.
+        stalled: Its worker has not moved for too long; it gets nothing until it asks for something.
         free_bytes: Free memory on its device, for placement.
         claims: Waiting tasks that placement gave one of its slots; its worker takes them at its next step.
         host: What its worker runs new tasks on; opaque here, but changed and handed out under the lock.
@@ -56,6 +58,7 @@ class Seat:
     index: int
     slots: int
     ready: bool = False
+    stalled: bool = False
     free_bytes: int = 0
     claims: int = 0
     host: Any = None
@@ -70,7 +73,7 @@ class Seat:
     @property
     def free(self) -> int:
         """Slots that nobody has and that could be filled now."""
-        return max(0, self.slots - self.busy) if self.ready else 0
+        return max(0, self.slots - self.busy) if self.ready and not self.stalled else 0
 
 
 @dataclass(order=True)
@@ -164,6 +167,7 @@ class Scheduler:
         wait have one elsewhere.
         """
         with self._lock:
+            seat.stalled = False
             if not seat.ready:
                 return None
             if seat.claims:
@@ -194,6 +198,11 @@ class Scheduler:
                 return Place.RUNNING
             return Place.GONE
 
+    def waiting(self) -> list[Task]:
+        """Every waiting task, in no order."""
+        with self._lock:
+            return [entry.task for entry in self._waiting.values()]
+
     def drain_waiting(self) -> list[Task]:
         """Take every waiting task out, in order."""
         with self._lock:
@@ -212,13 +221,38 @@ class Scheduler:
         with self._lock:
             seat.ready = ready
             seat.claims = 0
-            while self._place() is not None:
-                pass
+            self._place_all()
+
+    def note_stall(self, seat: Seat) -> None:
+        """A replica's worker hangs: tasks placed there are placed elsewhere, until it moves again.
+
+        Its caller wakes the workers of the other replicas.
+        """
+        with self._lock:
+            seat.stalled = True
+            seat.claims = 0
+            self._place_all()
+
+    def switch(self, hosts: Sequence[Any], tokens: Mapping[str, array.array[int]]) -> None:
+        """Give every replica another host at once, None for none, and waiting tasks the prompts that go with it."""
+        with self._lock:
+            for task_id, prompt in tokens.items():
+                if task_id in self._waiting:
+                    self._waiting[task_id].task.tokens = prompt
+            for seat, host in zip(self.seats, hosts, strict=True):
+                self._seat(seat, host)
+            self._place_all()
+
+    def bring_back(self, seat: Seat, host: Any) -> None:
+        """Give one replica a host again."""
+        with self._lock:
+            self._seat(seat, host)
+            self._place_all()
 
     @property
     def any_ready(self) -> bool:
         """Whether some replica can start tasks."""
-        return any(seat.ready for seat in self.seats)
+        return any(seat.ready and not seat.stalled for seat in self.seats)
 
     # --- looking ---------------------------------------------------------------------------------------------------
 
@@ -246,7 +280,7 @@ class Scheduler:
             for seat in self.seats:
                 assert seat.claims >= 0
                 assert seat.busy <= seat.slots
-                assert seat.ready or not seat.claims
+                assert (seat.ready and not seat.stalled) or not seat.claims
 
     # --- inside the lock -------------------------------------------------------------------------------------------
 
@@ -262,9 +296,18 @@ class Scheduler:
             self.seats[index].claims += 1
         return index
 
+    def _place_all(self) -> None:
+        while self._place() is not None:
+            pass
+
+    def _seat(self, seat: Seat, host: Any) -> None:
+        seat.host = host
+        seat.ready = host is not None
+        seat.claims = 0
+
     def _schedule(self) -> Schedule:
         now = self._clock()
-        ready = [seat for seat in self.seats if seat.ready]
+        ready = [seat for seat in self.seats if seat.ready and not seat.stalled]
         started = [start for seat in ready for start in seat.running.values()]
         started += [now] * sum(seat.claims for seat in ready)
         return self._drain.schedule(now, started, sum(seat.free for seat in ready))
@@ -278,7 +321,7 @@ class Scheduler:
         schedule = self._schedule()
         if free_places > 0 and self._promises.admits(schedule, free_places):
             return
-        pause_s = self._promises.make(schedule)
+        pause_s = self._promises.make(schedule, free_places)
         raise AdmissionReject(
             f"the queue is full ({self.capacity} tasks waiting); try again after the pause in X-Backoff-Ms",
             retry_after_s=pause_s,

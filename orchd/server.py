@@ -18,7 +18,7 @@ from engines.api import Engine
 from engines.errors import LoadFailed
 from engines.llamacpp.build import has_cuda
 from orchd import devices, models
-from orchd.config import Config, PoolConfig
+from orchd.config import Config
 from orchd.credentials import Credentials
 from orchd.devices import Device
 from orchd.errors import ConfigError
@@ -45,7 +45,10 @@ def serve(config: Config, credentials: Credentials, *, observer: Observer) -> in
     Raises:
         ConfigError: A device, a model or the address cannot be used as configured.
     """
-    owned = [_owned_model(pool, config) for pool in config.pools]
+    roots = [Path(root) for root in config.models.roots]
+    models.check_roots(roots)
+    base = config.source.parent if config.source is not None else Path.cwd()
+    owned = [models.resolve_owned(pool.model, base=base, roots=roots) for pool in config.pools]
     placed, used = devices.assign(
         config.pools,
         devices.visible(devices.find_gpus(), os.environ),
@@ -63,30 +66,13 @@ def serve(config: Config, credentials: Credentials, *, observer: Observer) -> in
         return asyncio.run(server.run(owned, listening))
 
 
-def _owned_model(pool: PoolConfig, config: Config) -> Path:
-    """The file that a pool starts with."""
-    if pool.model is None:
-        demo = models.demo_model_path()
-        if demo is None:
-            raise ConfigError(
-                "no model is configured and the demo model is not installed; give one with --model FILE"
-            )
-        return demo
-    base = config.source.parent if config.source is not None else Path.cwd()
-    return models.resolve_owned(pool.model, base=base, roots=[Path(root) for root in config.models.roots])
-
-
 def _listen(host: str, port: int) -> socket.socket:
     """A bound, listening socket, so that a port in use is known before a model is loaded."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listening = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:
-        raise ConfigError(
-            f"server.host {host!r} is not an address of this machine ({error.strerror})"
-        ) from None
+        raise ConfigError(f"server.host {host!r} is not an address of this machine ({error.strerror})") from None
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
@@ -130,7 +116,7 @@ class Server:
         stop = _stop_on_signals()
         loader = Loader(self._engine, self._observer)
         try:
-            service = self._service(loader)
+            service = self._service(loader, owned)
             async with self._http(service, listening), _repeating(service.sweep, SWEEP_S):
                 loading = asyncio.create_task(self._load(service, owned))
                 stopped = asyncio.create_task(stop.wait())
@@ -148,8 +134,11 @@ class Server:
         self._observer.stopped()
         return 0
 
-    def _service(self, loader: Loader) -> Service:
+    def _service(self, loader: Loader, owned: list[Path]) -> Service:
         config = self._config
+        roots = [Path(root) for root in config.models.roots] + [
+            root for path in owned for root in models.roots_of(path)
+        ]
         pools = {
             pool.id: Pool(
                 pool,
@@ -163,7 +152,13 @@ class Server:
             )
             for pool, placed in zip(config.pools, self._placed, strict=True)
         }
-        service = Service(pools, config.tasks, clock=time.monotonic)
+        service = Service(
+            pools,
+            config.tasks,
+            roots=list(dict.fromkeys(roots)),
+            grace_s=config.server.shutdown_grace_s,
+            clock=time.monotonic,
+        )
         for worker in self._workers.values():
             worker.start(service.post)
         return service
@@ -192,9 +187,7 @@ class Server:
             try:
                 await pool.load(path)
             except LoadFailed as error:
-                raise ConfigError(
-                    f'pool "{pool.id}": {error} ({path}); give a GGUF file that generates text'
-                ) from None
+                raise ConfigError(f'pool "{pool.id}": {error} ({path}); give a GGUF file that generates text') from None
             service.models.activate(models.model_id(path))
 
     async def _stop_workers(self) -> None:

@@ -11,12 +11,14 @@ import contextlib
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from engines.api import FinishReason
+from engines.errors import EngineDead
 from orchd import models
+from orchd.active import ActiveModel
 from orchd.config import TasksConfig
 from orchd.errors import (
     AdmissionReject,
@@ -24,14 +26,18 @@ from orchd.errors import (
     NotFound,
     PoolUnavailable,
     PoolUnready,
+    ReloadFailed,
+    ReloadInProgress,
     TaskError,
 )
-from orchd.pools import ActiveModel, Pool
+from orchd.pools import Pool
+from orchd.reload import Reload
 from orchd.scheduler import Place, Scheduler
 from orchd.schemas import Accepted, Health, Reloaded, TaskRequest
 from orchd.tasks import Task, TaskState, TaskStore
 from orchd.worker import Begun, Ended, HostClosed, Progress, ReplicaDown, Report
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 INLINE_CHARS = 2000
@@ -46,11 +52,23 @@ class Service:
     Args:
         pools: By id, in the order of the configuration.
         tasks: How long tasks are kept.
+        roots: Folders whose models a reload may ask for.
+        grace_s: How long running tasks may go on where a reload needs their model's memory.
         clock: Monotonic seconds.
     """
 
-    def __init__(self, pools: Mapping[str, Pool], tasks: TasksConfig, *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        pools: Mapping[str, Pool],
+        tasks: TasksConfig,
+        *,
+        roots: Sequence[Path] = (),
+        grace_s: float = 30.0,
+        clock: Callable[[], float],
+    ) -> None:
         self.pools = dict(pools)
+        self._roots = tuple(roots)
+        self._grace_s = grace_s
         self.models = models.Registry()
         self.rejected: Counter[str] = Counter()
         """Refused submits by the error's code, for metrics."""
@@ -65,7 +83,7 @@ class Service:
         self._idle.set()
         self._open = 0  # accepted tasks that have not ended
         self._loop = asyncio.get_running_loop()
-        self._background: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[Any]] = set()
 
     # --- submit ----------------------------------------------------------------------------------------------------
 
@@ -131,7 +149,10 @@ class Service:
         while True:
             model = pool.model
             assert model is not None  # `_choose_pool` saw to it
-            tokens = await self._tokenize(model, request, pool.config.ctx)
+            try:
+                tokens = await self._tokenize(model, request, pool.config.ctx)
+            except EngineDead:
+                continue  # a reload closed it meanwhile
             if self._tasks.get(task_id) is not None:
                 raise InvalidParams(f"task_id {task_id} was sent twice at the same time; send it once")
             if pool.model is model:  # else a reload changed the vocabulary meanwhile
@@ -145,9 +166,7 @@ class Service:
 
     def _answer_again(self, task: Task, request: TaskRequest) -> Accepted:
         if task.request != request:
-            raise InvalidParams(
-                f"task_id {task.id} was used for another request; use a new one, or leave it out"
-            )
+            raise InvalidParams(f"task_id {task.id} was used for another request; use a new one, or leave it out")
         assert task.accepted is not None
         return task.accepted
 
@@ -155,15 +174,12 @@ class Service:
         pools = list(self.pools.values())
         if request.pool_id is not None:
             if request.pool_id not in self.pools:
-                raise InvalidParams(
-                    f"there is no pool {request.pool_id!r}; there are: {', '.join(self.pools)}"
-                )
+                raise InvalidParams(f"there is no pool {request.pool_id!r}; there are: {', '.join(self.pools)}")
             pools = [self.pools[request.pool_id]]
         elif request.model_ref is None and len(pools) > 1:
             raise InvalidParams(f"say which pool_id: {', '.join(self.pools)}")
         if request.model_ref is not None:
-            wanted = models.model_id(Path(request.model_ref))
-            pools = [pool for pool in pools if pool.model is not None and pool.model.id == wanted]
+            pools = [pool for pool in pools if pool.model is not None and pool.model.is_named(request.model_ref)]
             if not pools:
                 raise PoolUnavailable(
                     f"no pool serves {request.model_ref!r} now; /health tells which models are served",
@@ -173,7 +189,7 @@ class Service:
         if self.closing or pool.loading:
             why = "shutting down" if self.closing else "still loading its model"
             raise PoolUnready(f"pool {pool.id} is {why}; try again", retry_after_s=UNREADY_RETRY_S)
-        if not pool.scheduler.any_ready:
+        if not pool.scheduler.any_ready and not pool.away:
             raise PoolUnavailable(
                 f"no replica of pool {pool.id} is alive; it is being brought back",
                 retry_after_s=UNREADY_RETRY_S,
@@ -216,7 +232,48 @@ class Service:
     # --- reload ----------------------------------------------------------------------------------------------------
 
     async def reload(self, pool_id: str, model_ref: str | None) -> Reloaded:
-        raise PoolUnready("reload comes next", retry_after_s=UNREADY_RETRY_S)
+        """Replace a pool's model, or load the same file again; goes on if the caller is cancelled.
+
+        Raises:
+            NotFound: There is no such pool.
+            InvalidParams: ``model_ref`` names no readable file inside the roots.
+            PoolUnready: The pool has no model yet, or the server is shutting down.
+            ReloadInProgress: The pool is being reloaded.
+            ReloadFailed: The old model serves as before.
+        """
+        pool = self.pools.get(pool_id)
+        if pool is None:
+            raise NotFound(f"there is no pool {pool_id!r}; there are: {', '.join(self.pools)}")
+        if self.closing or pool.model is None:
+            why = "shutting down" if self.closing else "still loading its first model"
+            raise PoolUnready(f"pool {pool.id} is {why}; try again", retry_after_s=UNREADY_RETRY_S)
+        if pool.reloading:
+            raise ReloadInProgress(f"pool {pool.id} is being reloaded; try again when that is done")
+        path = pool.model.path if model_ref is None else models.resolve(model_ref, self._roots)
+        pool.reloading = True
+        return await asyncio.shield(self._keep(self._reload(pool, path)))
+
+    async def _reload(self, pool: Pool, path: Path) -> Reloaded:
+        def lost() -> None:
+            self._end_waiting(pool)
+            for replica in pool.replicas:
+                self._keep(pool.recover(replica.seat.index))
+
+        def refuse(task: Task, error: TaskError) -> None:
+            self._end(task, FinishReason.ERROR, error=error)
+
+        try:
+            old = await Reload(pool, path, refuse=refuse, lost=lost, grace_s=self._grace_s).run()
+        except ReloadFailed as error:
+            _log.warning("pool %s: the reload failed: %s", pool.id, error)
+            raise
+        finally:
+            pool.reloading = False
+        assert pool.model is not None
+        self.models.activate(pool.model.id)
+        self.models.retire(old.id)
+        _log.info("pool %s now serves %s", pool.id, pool.model.id)
+        return Reloaded(pool_id=pool.id, model_id=pool.model.id)
 
     # --- what workers tell -----------------------------------------------------------------------------------------
 
@@ -236,28 +293,32 @@ class Service:
             elif isinstance(report, ReplicaDown):
                 self._replica_down(report)
             elif isinstance(report, HostClosed):
-                _log.info("a replaced model is closed")
+                for pool in self.pools.values():
+                    pool.note_closed()
 
     def _replica_down(self, report: ReplicaDown) -> None:
         pool = next(pool for pool in self.pools.values() if report.replica in pool.replicas)
         index = report.replica.seat.index
         _log.error("pool %s, replica %d on %s is down: %s", pool.id, index, report.replica.device, report.why)
         pool.wake()
-        if not pool.scheduler.any_ready:
-            error = PoolUnavailable(f"no replica of pool {pool.id} is alive; send the task again later")
-            for task in pool.scheduler.drain_waiting():
-                self._end(task, FinishReason.ERROR, error=error)
+        pool.note_closed()
+        if not pool.scheduler.any_ready and not pool.away:
+            self._end_waiting(pool)
         self._keep(pool.recover(index))
 
-    def _keep(self, work: Coroutine[None, None, None]) -> None:
+    def _end_waiting(self, pool: Pool) -> None:
+        error = PoolUnavailable(f"no replica of pool {pool.id} is alive; send the task again later")
+        for task in pool.scheduler.drain_waiting():
+            self._end(task, FinishReason.ERROR, error=error)
+
+    def _keep(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run something in the background, for as long as the service lives."""
         task = self._loop.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task
 
-    def _end(
-        self, task: Task, reason: FinishReason, *, decode_ms: int = 0, error: TaskError | None = None
-    ) -> None:
+    def _end(self, task: Task, reason: FinishReason, *, decode_ms: int = 0, error: TaskError | None = None) -> None:
         task.end(reason, decode_ms=decode_ms, error=error)
         self._tasks.note_end(task)
         self._open -= 1
@@ -269,7 +330,7 @@ class Service:
     def health(self) -> Health:
         """A snapshot, made without asking any worker."""
         pools = tuple(pool.health() for pool in self.pools.values())
-        if any(pool.loading for pool in self.pools.values()):
+        if any(pool.loading or pool.away for pool in self.pools.values()):
             status: Literal["ok", "loading", "degraded"] = "loading"
         elif all(pool.ready and all(replica.alive for replica in pool.replicas) for pool in pools):
             status = "ok"

@@ -1,4 +1,4 @@
-"""The thread that owns a device: takes tasks, steps its models in turn, tells what happened once per round.
+"""The thread that owns a device: takes tasks, steps its models in turn, tells what happened once per step.
 
 Guarantees:
 - every task it took gets exactly one `Ended`, whatever a model does: a step that raises ends the tasks it was stepping;
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from engines.api import FinishReason, LoadedModel, StepEvent
-from engines.errors import EngineError
+from engines.errors import EngineDead, EngineError
 from orchd.errors import Internal, TaskError, WorkerReset
 from orchd.scheduler import Scheduler, Seat
 from orchd.tasks import Task
@@ -105,6 +105,10 @@ class HostClosed:
 Report = Begun | Progress | Ended | ReplicaDown | HostClosed
 
 
+def _lost() -> TaskError:
+    return WorkerReset("the worker that ran the task was reset; send it again")
+
+
 class Worker:
     """See the module.
 
@@ -139,7 +143,8 @@ class Worker:
 
     def join(self, timeout_s: float) -> bool:
         """Wait for the thread to end; False if it has not."""
-        self._thread.join(timeout_s)
+        if self._thread.ident is not None:  # it was started
+            self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     def wake(self) -> None:
@@ -155,6 +160,14 @@ class Worker:
         """End a task it is running; nothing happens if it has ended meanwhile."""
         self.do(lambda: self._cancel(task))
 
+    def adopt(self, replica: Replica, host: Host) -> None:
+        """Own a model from now on: step it, and close it once it is not the replica's current one."""
+        self.do(lambda: self._adopt(replica, host))
+
+    def end_tasks(self, replica: Replica, error: TaskError) -> None:
+        """End whatever a replica still runs, with an error."""
+        self.do(lambda: self._end_tasks(replica, error))
+
     def stalled_s(self) -> float:
         """Seconds since it began the round it is in; 0 if it is idle."""
         began = self._round_began
@@ -168,40 +181,49 @@ class Worker:
             if not self.round():
                 self._round_began = None
                 self._wake.wait()
+        self._obey()
         for replica in self.replicas:
             for host in replica.hosts:
                 self._end_all(replica, host, FinishReason.CANCELLED, None)
-                host.model.close()
+                self._close(host)
             replica.hosts.clear()
         self._flush()
 
     def round(self) -> bool:
-        """Obey commands, fill free slots, step every model once, report. Returns whether there was anything to step."""
+        """Obey commands, fill free slots, step every model once. Returns whether there was anything to step."""
         self._round_began = self._clock()
-        while self._commands:
-            self._commands.popleft()()
+        self._obey()
         stepped = False
         for replica in self.replicas:
             self._fill(replica)
             for host in list(replica.hosts):
                 if host.tasks:
                     stepped = True
+                    self._flush()  # what is known need not wait for a step that may be long
                     self._step(replica, host)
                 self._retire(replica, host)
         self._flush()
         return stepped
 
+    def _obey(self) -> None:
+        while self._commands:
+            try:
+                self._commands.popleft()()
+            except Exception:
+                _log.exception("a command failed on %s", self.device)
+
     def _fill(self, replica: Replica) -> None:
         while (found := replica.scheduler.next_for(replica.seat)) is not None:
             task, host = found
+            self._adopt(replica, host)
             self._reports.append(Begun(task))
             try:
                 host.model.admit(task.sequence())
             except Exception as error:
                 _log.exception("task %s could not be admitted", task.id)
-                self._finish(
-                    replica, task, FinishReason.ERROR, Internal(f"the task could not be started: {error}")
-                )
+                self._finish(replica, task, FinishReason.ERROR, Internal(f"the task could not be started: {error}"))
+                if isinstance(error, EngineDead):  # it would refuse every other task as well
+                    self._abandon(replica, host, error)
                 continue
             host.tasks[task.id] = task
             replica.tokens_in += len(task.tokens)
@@ -214,10 +236,11 @@ class Worker:
             return
         host.failures = 0
         for event in events:
-            self._note(replica, host, event)
+            task = host.tasks.get(event.key)
+            if task is not None:  # a model that repeats itself harms nobody
+                self._note(replica, host, task, event)
 
-    def _note(self, replica: Replica, host: Host, event: StepEvent) -> None:
-        task = host.tasks[event.key]
+    def _note(self, replica: Replica, host: Host, task: Task, event: StepEvent) -> None:
         replica.tokens_out += event.tokens_out - task.tokens_out
         task.tokens_out = event.tokens_out
         if task.first_token_at is None:
@@ -244,7 +267,8 @@ class Worker:
 
     def _recover(self, replica: Replica, host: Host, error: Exception) -> None:
         """A step failed: its tasks are lost, the model starts over, or is given up after the third time in a row."""
-        _log.error("a step on %s failed: %s", self.device, error, exc_info=not isinstance(error, EngineError))
+        unexpected = error if not isinstance(error, EngineError) else None
+        _log.error("a step on %s failed: %s", self.device, error, exc_info=unexpected)
         self._end_all(
             replica,
             host,
@@ -258,33 +282,61 @@ class Worker:
                 return
             except Exception as again:
                 error = again
-        self.give_up(replica, str(error))
+        self._abandon(replica, host, error)
+
+    def _abandon(self, replica: Replica, host: Host, error: Exception) -> None:
+        """A model is beyond repair: with it goes its replica, unless a reload has replaced it already."""
+        if host is replica.seat.host:
+            self.give_up(replica, str(error))
+        else:
+            self._end_all(replica, host, FinishReason.ERROR, _lost())  # and then it is retired
 
     def give_up(self, replica: Replica, why: str) -> None:
         """Close everything a replica has; whoever listens to `ReplicaDown` brings it back."""
         replica.scheduler.set_ready(replica.seat, ready=False)
         replica.setbacks += 1
-        lost = WorkerReset("the worker that ran the task was reset; send it again")
         for host in replica.hosts:
-            self._end_all(replica, host, FinishReason.ERROR, lost)
-            host.model.close()
+            self._end_all(replica, host, FinishReason.ERROR, _lost())
+            self._close(host)
         replica.hosts.clear()
         self._reports.append(ReplicaDown(replica, why))
+
+    def _adopt(self, replica: Replica, host: Host) -> None:
+        if host not in replica.hosts:
+            replica.hosts.append(host)
+
+    def _end_tasks(self, replica: Replica, error: TaskError) -> None:
+        for host in replica.hosts:
+            for task_id in host.tasks:
+                self._free(host, task_id)
+            self._end_all(replica, host, FinishReason.ERROR, error)
 
     def _cancel(self, task: Task) -> None:
         for replica in self.replicas:
             for host in replica.hosts:
                 if host.tasks.get(task.id) is task:
-                    host.model.cancel(task.id)
+                    self._free(host, task.id)
                     del host.tasks[task.id]
                     self._finish(replica, task, FinishReason.CANCELLED, None)
 
     def _retire(self, replica: Replica, host: Host) -> None:
         """Close a model that was replaced and has nothing left to do."""
         if host is not replica.seat.host and not host.tasks and host in replica.hosts:
-            host.model.close()
+            self._close(host)
             replica.hosts.remove(host)
             self._reports.append(HostClosed(replica, host))
+
+    def _free(self, host: Host, task_id: str) -> None:
+        try:
+            host.model.cancel(task_id)
+        except Exception:
+            _log.exception("task %s could not be cancelled; its slot is lost until the next reset", task_id)
+
+    def _close(self, host: Host) -> None:
+        try:
+            host.model.close()
+        except Exception:
+            _log.exception("a model on %s could not be closed; its memory may be lost", self.device)
 
     def _flush(self) -> None:
         if self._reports:

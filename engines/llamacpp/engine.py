@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engines.api import DeviceSpec, ModelSpec, ProgressCallback
+from engines.api import DeviceSpec, Footprint, ModelSpec, ProgressCallback
 from engines.llamacpp import native
 from engines.llamacpp.model import LlamaModel
+from engines.llamacpp.vet import vet
 from engines.llamacpp.vocab import LlamaVocab
 
 
@@ -15,6 +16,10 @@ class LlamaCppEngine:
 
     name = "llamacpp"
     version = native.version
+
+    def vet(self, spec: ModelSpec) -> Footprint:
+        """See `engines.api.Engine`."""
+        return vet(spec)
 
     def load_vocab(self, path: Path) -> LlamaVocab:
         """See `engines.api.Engine`."""

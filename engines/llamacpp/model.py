@@ -48,18 +48,9 @@ class LlamaModel:
         try:
             if not self._native.generates:
                 raise LoadFailed(f"{spec.path.name} does not generate text (an embedding or encoder model)")
-            self._context = NativeContext(
-                self._native,
-                slots=spec.slots,
-                ctx=spec.ctx,
-                batch=spec.batch,
-                threads=device.threads,
-                flash_attn=spec.flash_attn,
-                cache_type_k=spec.cache_type_k,
-                cache_type_v=spec.cache_type_v,
-            )
+            self._context = NativeContext(self._native, spec, threads=device.threads)
             try:
-                self._warm_up()
+                self._context.try_token(max(self._native.bos, 0))
             except EngineError as error:
                 self._context.close()
                 raise LoadFailed(f"{spec.path.name} loads, but its first step fails: {error}") from None
@@ -84,7 +75,7 @@ class LlamaModel:
     @property
     def device_bytes(self) -> int:
         """See `engines.api.LoadedModel`; 0 on a CPU."""
-        return self._native.device_bytes + self._context.device_bytes
+        return self._native.buffers.on_device + self._context.buffers.on_device
 
     def admit(self, sequence: Sequence) -> None:
         """See `engines.api.LoadedModel`."""
@@ -227,22 +218,6 @@ class LlamaModel:
         if slot.run is not None and slot.run.sampler is not None:
             slot.run.sampler.close()
         slot.run = None
-
-    def _warm_up(self) -> None:
-        """One decoded token: pages in the weights and shows that a step works at all."""
-        context = self._context
-        context.token[0], context.pos[0], context.seq[0], context.output[0] = (
-            max(self._native.bos, 0),
-            0,
-            0,
-            1,
-        )
-        context.decode(1)
-        if not np.isfinite(context.logits(1)).all():
-            raise DecodeFailed(
-                "the model computes NaN or infinity instead of logits; its file may be damaged"
-            )
-        context.clear()
 
 
 def _demand(slot: Slot, run: Run) -> Demand:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import os
 import re
 import threading
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
+from engines.api import ModelSpec
 from engines.errors import DecodeFailed, EngineDead, LoadFailed, OutOfDeviceMemory
 
 _log = logging.getLogger("engines.llamacpp")
@@ -30,7 +32,7 @@ FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
 REPEAT_WINDOW = 64
 """Tokens that a repeat penalty looks back over (llama.cpp's own default)."""
 
-_BUFFER_LINE = re.compile(r"(\S+)\s+(?:model|KV|RS|compute|output) buffer size\s*=\s*([\d.]+) MiB")
+_BUFFER_LINE = re.compile(r"(\S+)\s+(model|KV|RS|compute|output) buffer size\s*=\s*([\d.]+) MiB")
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|failed to allocate|unable to allocate|cudaMalloc failed", re.IGNORECASE
 )
@@ -76,11 +78,21 @@ def _load_error(what: str, lines: list[str]) -> LoadFailed:
     return LoadFailed(f"{what} could not be loaded: {reason}")
 
 
-def _device_bytes(lines: list[str]) -> int:
-    """Bytes in buffers outside host memory, as llama.cpp reports them while it allocates."""
-    found = (_BUFFER_LINE.search(line) for line in lines)
-    mebibytes = sum(float(m[2]) for m in found if m and not m[1].startswith(("CPU", "CUDA_Host")))
-    return int(mebibytes * 2**20)
+class Buffers:
+    """Bytes that llama.cpp reports to have allocated, by where they are and what for (``KV``, ``compute``, ...)."""
+
+    def __init__(self, lines: list[str]) -> None:
+        found = (_BUFFER_LINE.search(line) for line in lines)
+        self._all = [(m[1], m[2], int(float(m[3]) * 2**20)) for m in found if m]
+
+    @property
+    def on_device(self) -> int:
+        """All that is not in host memory."""
+        return sum(size for place, _, size in self._all if not place.startswith(("CPU", "CUDA_Host")))
+
+    def of(self, *kinds: str) -> int:
+        """All of these kinds, wherever."""
+        return sum(size for _, kind, size in self._all if kind in kinds)
 
 
 class NativeModel:
@@ -90,8 +102,10 @@ class NativeModel:
         path: The GGUF file, or the first part of a split one.
         gpu: Ordinal of the GPU that holds every layer; None keeps all of it on the CPU.
         mmap: Map the file instead of reading it.
+        repack: Copy weights into layouts that are faster on this CPU.
         vocab_only: Load no weights.
-        on_progress: Called with 0.0 to 1.0 on this thread.
+        no_alloc: Load no weights, and let contexts only add up what they would allocate.
+        on_progress: Called with 0.0 to 1.0 on this thread. What it raises ends the loading and is raised from here.
 
     Raises:
         LoadFailed: The file is not a model that llama.cpp can load.
@@ -104,32 +118,46 @@ class NativeModel:
         *,
         gpu: int | None = None,
         mmap: bool = True,
+        repack: bool = True,
         vocab_only: bool = False,
+        no_alloc: bool = False,
         on_progress: Any = None,
     ) -> None:
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 0 if gpu is None else -1
         params.split_mode = llama_cpp.LLAMA_SPLIT_MODE_NONE
         params.main_gpu = -1 if gpu is None else gpu
-        params.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if mmap else llama_cpp.LLAMA_LOAD_MODE_NONE
+        mapped = mmap and not no_alloc  # llama.cpp aborts if asked for both
+        params.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if mapped else llama_cpp.LLAMA_LOAD_MODE_NONE
+        params.use_extra_bufts = repack
+        params.no_alloc = no_alloc
         params.vocab_only = vocab_only
 
+        raised: list[BaseException] = []  # an exception cannot pass through llama.cpp
+
         def progress(share: float, _user_data: object) -> bool:
-            if on_progress is not None:
-                on_progress(share)
-            return True
+            try:
+                if on_progress is not None:
+                    on_progress(share)
+            except BaseException as error:
+                raised.append(error)
+            return not raised
 
         callback = params.progress_callback = llama_cpp.llama_progress_callback(progress)
         with _captured() as lines:
-            handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+            handle = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
         del callback  # it had to stay referenced until here
+        if raised:
+            if handle:
+                llama_cpp.llama_model_free(handle)
+            raise raised[0]
         if not handle:
             raise _load_error(path.name, lines)
         self._handle: Any = handle
         self.name = path.name
-        self.device_bytes = _device_bytes(lines)
-        self.vocab: Any = llama_cpp.llama_model_get_vocab(handle)
-        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self.vocab)
+        self.buffers = Buffers(lines)
+        self._vocab: Any = llama_cpp.llama_model_get_vocab(handle)
+        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self.n_swa: int = 0 if vocab_only else llama_cpp.llama_model_n_swa(handle)
         self.is_recurrent: bool = not vocab_only and (
             llama_cpp.llama_model_is_recurrent(handle) or llama_cpp.llama_model_is_hybrid(handle)
@@ -141,6 +169,11 @@ class NativeModel:
         if self._handle is None:
             raise EngineDead(f"{self.name} is closed")
         return self._handle
+
+    @property
+    def vocab(self) -> Any:
+        """The pointer to the vocabulary, which is a part of the model. Raises `EngineDead` once closed."""
+        return self.handle and self._vocab
 
     @property
     def generates(self) -> bool:
@@ -210,42 +243,31 @@ class NativeContext:
         OutOfDeviceMemory: KV cache or compute buffers do not fit.
     """
 
-    def __init__(
-        self,
-        model: NativeModel,
-        *,
-        slots: int,
-        ctx: int,
-        batch: int,
-        threads: int,
-        flash_attn: str,
-        cache_type_k: str,
-        cache_type_v: str,
-    ) -> None:
+    def __init__(self, model: NativeModel, spec: ModelSpec, *, threads: int) -> None:
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = slots * ctx
-        params.n_batch = max(batch, slots)
-        params.n_ubatch = max(batch, slots)
-        params.n_seq_max = slots
-        params.n_outputs_max = slots
+        params.n_ctx = spec.slots * spec.ctx
+        params.n_batch = max(spec.batch, spec.slots)
+        params.n_ubatch = max(spec.batch, spec.slots)
+        params.n_seq_max = spec.slots
+        params.n_outputs_max = spec.slots
         params.n_threads = params.n_threads_batch = threads
-        params.flash_attn_type = FLASH_ATTN[flash_attn]
-        params.type_k = CACHE_TYPES[cache_type_k]
-        params.type_v = CACHE_TYPES[cache_type_v]
+        params.flash_attn_type = FLASH_ATTN[spec.flash_attn]
+        params.type_k = CACHE_TYPES[spec.cache_type_k]
+        params.type_v = CACHE_TYPES[spec.cache_type_v]
         params.kv_unified = False  # no slot can use up another's cells
         params.no_perf = True
         with _captured() as lines:
             handle = llama_cpp.llama_init_from_model(model.handle, params)
         if not handle:
-            raise _load_error(f"a context of {slots} slots x {ctx} tokens for {model.name}", lines)
-        self._handle: Any = handle
-        self._memory: Any = llama_cpp.llama_get_memory(handle)
-        if not self._memory:  # an encoder: nothing to continue from
+            raise _load_error(f"a context of {spec.slots} slots x {spec.ctx} tokens for {model.name}", lines)
+        if not llama_cpp.llama_get_memory(handle):  # an encoder: nothing to continue from
             llama_cpp.llama_free(handle)
             raise LoadFailed(f"{model.name} does not generate text (an embedding or encoder model)")
+        self._handle: Any = handle
+        self._name = model.name
         self._n_vocab = model.n_vocab
-        self.device_bytes = _device_bytes(lines)
-        self.n_rows = int(params.n_batch)
+        self.buffers = Buffers(lines)
+        self.n_rows = int(llama_cpp.llama_n_batch(handle))
         self._batch = llama_cpp.llama_batch_init(self.n_rows, 0, 1)
         self.token = _view(self._batch.token, self.n_rows, np.int32)
         self.pos = _view(self._batch.pos, self.n_rows, np.int32)
@@ -265,12 +287,22 @@ class NativeContext:
             slots[row] = self.seq.ctypes.data + row * self.seq.itemsize
         return own
 
-    def decode(self, n_rows: int) -> None:
-        """Run the first rows of `token`, `pos`, `seq`, `output` through the model. Raises `DecodeFailed`, `EngineDead`."""
+    @property
+    def handle(self) -> Any:
+        """The pointer. Raises `EngineDead` once closed."""
         if self._handle is None:
-            raise EngineDead("the context is closed")
+            raise EngineDead(f"the context of {self._name} is closed")
+        return self._handle
+
+    @property
+    def _memory(self) -> Any:
+        return llama_cpp.llama_get_memory(self.handle)
+
+    def decode(self, n_rows: int) -> None:
+        """Run the first rows of `token`, `pos`, `seq`, `output` through the model. Raises `DecodeFailed`."""
         self._batch.n_tokens = n_rows
-        code = llama_cpp.llama_decode(self._handle, self._batch)
+        code = llama_cpp.llama_decode(self.handle, self._batch)
+        llama_cpp.llama_synchronize(self.handle)  # a GPU may still be at work, and a step's time is measured
         if code == 0:
             return
         reason = {1: "no room in the KV cache", 2: "it was aborted", -1: "the batch was refused"}.get(
@@ -280,7 +312,7 @@ class NativeContext:
 
     def logits(self, n_outputs: int) -> npt.NDArray[np.float32]:
         """Logits of the last decode's output rows in batch order, shape (n_outputs, n_vocab); valid until the next."""
-        pointer = llama_cpp.llama_get_logits(self._handle)
+        pointer = llama_cpp.llama_get_logits(self.handle)
         return _view(pointer, n_outputs * self._n_vocab, np.float32).reshape(n_outputs, self._n_vocab)
 
     def keep(self, slot: int, n_tokens: int) -> bool:
@@ -300,13 +332,21 @@ class NativeContext:
         """The lowest position that a slot's cache still holds in every layer, -1 if there is none."""
         return int(llama_cpp.llama_memory_seq_pos_min(self._memory, slot))
 
+    def try_token(self, token: int) -> None:
+        """Decode one token and forget it: pages in the weights and shows that a step works. Raises `DecodeFailed`."""
+        self.token[0], self.pos[0], self.seq[0], self.output[0] = token, 0, 0, 1
+        self.decode(1)
+        if not np.isfinite(self.logits(1)).all():
+            raise DecodeFailed("the model computes NaN or infinity instead of logits; its file may be damaged")
+        self.clear()
+
     def clear(self) -> None:
         """Empty every slot."""
         llama_cpp.llama_memory_clear(self._memory, True)
 
     def sample(self, sampler: NativeSampler, row: int) -> int:
         """The next token after a row of the last batch; the sampler takes note of it."""
-        return int(llama_cpp.llama_sampler_sample(sampler.handle, self._handle, row))
+        return int(llama_cpp.llama_sampler_sample(sampler.handle, self.handle, row))
 
     def close(self) -> None:
         """Free context and batch. Calling it again does nothing."""
@@ -357,7 +397,7 @@ class NativeSampler:
         self._add(llama_cpp.llama_sampler_init_top_p(top_p, 1))
         self._add(llama_cpp.llama_sampler_init_min_p(min_p, 1))
         self._add(llama_cpp.llama_sampler_init_temp(temperature))
-        self._add(llama_cpp.llama_sampler_init_dist(seed))
+        self._add(llama_cpp.llama_sampler_init_dist(seed % llama_cpp.LLAMA_DEFAULT_SEED))  # which means: draw a seed
 
     def close(self) -> None:
         """Free the chain. Calling it again does nothing."""

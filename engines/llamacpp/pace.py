@@ -7,6 +7,7 @@ MIN_CHUNK = 16
 
 _FIRST_CHUNK = 32
 _WEIGHT = 0.2  # of the newest measurement in the moving averages
+_CLOCK_TICK_S = 1e-6  # no step takes less
 
 
 class Pace:
@@ -30,14 +31,14 @@ class Pace:
         if self._token_s is None:
             return min(_FIRST_CHUNK, self._max_rows)
         left_s = self._target_s - self._decode_time(decode_rows)
-        return max(MIN_CHUNK, min(int(left_s / self._token_s), self._max_rows))
+        return min(max(MIN_CHUNK, int(left_s / self._token_s)), self._max_rows)
 
     def observe(self, *, decode_rows: int, prefill_tokens: int, seconds: float) -> None:
         """Learn from a step that was just made."""
         if prefill_tokens == 0:
             self._decode_s[decode_rows] = _average(self._decode_s.get(decode_rows), seconds)
             return
-        rest_s = max(seconds - self._decode_time(decode_rows), seconds / 10)
+        rest_s = max(seconds - self._decode_time(decode_rows), seconds / 10, _CLOCK_TICK_S)
         self._token_s = _average(self._token_s, rest_s / prefill_tokens)
 
     def _decode_time(self, rows: int) -> float:

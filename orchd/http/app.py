@@ -57,19 +57,13 @@ def _gatekeeper(gate: Gate) -> Middleware:
         if origin is not None and not gate.knows_origin(origin):
             message = "pages of this origin are not served; list it in server.allowed_origins"
             return errors.envelope(Code.FORBIDDEN, message)
-        if (
-            origin is not None
-            and request.method == "OPTIONS"
-            and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers
-        ):
+        if origin is not None and request.method == "OPTIONS" and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
             return web.Response(status=204, headers=_PREFLIGHT)
         resource = request.match_info.route.resource
         streams = resource is not None and resource.canonical == routes.STREAM_PATH
         if not gate.knows_token(request, query_too=streams):
             message = "send the token as Authorization: Bearer TOKEN"
-            return errors.envelope(
-                Code.UNAUTHORIZED, message, {hdrs.WWW_AUTHENTICATE: 'Bearer realm="orchd"'}
-            )
+            return errors.envelope(Code.UNAUTHORIZED, message, {hdrs.WWW_AUTHENTICATE: 'Bearer realm="orchd"'})
         return await handler(request)
 
     return check
@@ -86,7 +80,10 @@ async def _enveloper(request: web.Request, handler: Handler) -> web.StreamRespon
     except ConnectionError:
         raise  # the client is gone: nobody to answer
     except Exception as error:
-        return errors.internal(error, request)
+        answer = errors.internal(error, request)
+        if request.writer.output_size > 0:
+            raise ConnectionError("a stream failed after it had begun; closing it is all that is left") from error
+        return answer
 
 
 def _allow_origin(gate: Gate) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:

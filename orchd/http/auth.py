@@ -12,6 +12,7 @@ from aiohttp import hdrs, web
 
 def is_loopback(host: str) -> bool:
     """Whether a host name or address, without port, stands for this machine."""
+    host = host.lower()
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:

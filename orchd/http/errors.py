@@ -13,6 +13,8 @@ from orchd.schemas import ErrorBody
 
 _log = logging.getLogger(__name__)
 
+MAX_MESSAGE_CHARS = 500
+
 STATUS: dict[Code, int] = {
     Code.INVALID_PARAMS: 400,
     Code.UNAUTHORIZED: 401,
@@ -31,7 +33,9 @@ STATUS: dict[Code, int] = {
 
 
 def envelope(code: Code, message: str, headers: dict[str, str] | None = None) -> web.Response:
-    """The error body that every route uses, exactly ``{code, message, engine}``."""
+    """The error body that every route uses, exactly ``{code, message, engine}``. A message may not quote at length."""
+    if len(message) > MAX_MESSAGE_CHARS:
+        message = f"{message[: MAX_MESSAGE_CHARS - 3]}..."
     return web.Response(
         status=STATUS[code],
         body=msgspec.json.encode(ErrorBody(code=code, message=message)),
@@ -50,7 +54,7 @@ def from_task_error(error: TaskError) -> web.Response:
     return envelope(error.code, str(error), headers)
 
 
-def from_http_error(error: web.HTTPException, request: web.Request) -> web.Response:
+def from_http_error(error: web.HTTPException, request: web.BaseRequest) -> web.Response:
     """What aiohttp itself refuses, in our words."""
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
@@ -58,16 +62,12 @@ def from_http_error(error: web.HTTPException, request: web.Request) -> web.Respo
         return envelope(Code.METHOD_NOT_ALLOWED, message, {hdrs.ALLOW: allowed})
     if isinstance(error, web.HTTPNotFound):
         return envelope(Code.NOT_FOUND, f"there is nothing at {request.path}")
-    if isinstance(error, web.HTTPRequestEntityTooLarge):
-        return envelope(
-            Code.INVALID_PARAMS, "the body is larger than server.max_body_bytes; send a shorter prompt"
-        )
     if 400 <= error.status < 500:
         return envelope(Code.INVALID_PARAMS, f"the request is malformed ({error.reason})")
     return internal(error, request)
 
 
-def internal(error: BaseException, request: web.Request) -> web.Response:
+def internal(error: BaseException | None, request: web.BaseRequest) -> web.Response:
     """A defect: the log has the details, the client gets a sentence."""
     _log.error("%s %s failed", request.method, request.path, exc_info=error)
     return envelope(Code.INTERNAL, "orchd failed on this request; its log says why")

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import uuid
+from collections.abc import Iterator
+from typing import TypeVar
 
 import msgspec
 from aiohttp import hdrs, web
 
-from orchd.errors import InvalidParams, TaskError
+from orchd.errors import Internal, InvalidParams, TaskError
 from orchd.http import sse
+from orchd.http.explain import explain
 from orchd.metrics import CONTENT_TYPE, Metrics
-from orchd.schemas import ReloadRequest, TaskRequest
+from orchd.schemas import ReloadRequest, StrictWire, TaskRequest
 from orchd.service import Service
 
 SERVICE = web.AppKey("service", Service)
 METRICS = web.AppKey("metrics", Metrics)
 
-_decode_task = msgspec.json.Decoder(TaskRequest).decode
-_decode_reload = msgspec.json.Decoder(ReloadRequest).decode
+_WireT = TypeVar("_WireT", bound=StrictWire)
+
+_decode_task = msgspec.json.Decoder(TaskRequest)
+_decode_reload = msgspec.json.Decoder(ReloadRequest)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -25,42 +32,60 @@ def _json(body: object, status: int = 200) -> web.Response:
     return web.Response(body=_encode(body), status=status, content_type="application/json")
 
 
-def explain(error: Exception) -> InvalidParams:
-    """A sentence from what msgspec says of a body."""
-    if isinstance(error, msgspec.ValidationError):
-        message, _, path = str(error).partition(" - at ")
-        field = path.strip("`").removeprefix("$").lstrip(".")
-        message = message[0].lower() + message[1:]
-        return InvalidParams(f"{field}: {message}" if field else message)
-    if isinstance(error, UnicodeDecodeError):
-        return InvalidParams("the body is not UTF-8")
-    return InvalidParams(f"the body is not JSON: {error}")
+async def _body(request: web.Request) -> bytes:
+    try:
+        return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        limit = request.client_max_size
+        raise InvalidParams(f"the body is larger than {limit} bytes (server.max_body_bytes); send less") from None
+    except web.RequestPayloadError:
+        raise InvalidParams("the body is not encoded as its headers say; send it as plain JSON") from None
+
+
+def _decode(body: bytes, decoder: msgspec.json.Decoder[_WireT]) -> _WireT:
+    try:
+        return decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise explain(error, decoder.type) from None
+
+
+@contextlib.contextmanager
+def _counting_rejections(service: Service) -> Iterator[None]:
+    try:
+        yield
+    except TaskError as error:
+        service.count_rejection(error)
+        raise
+    except ConnectionError:
+        raise  # the client is gone: it was not refused
+    except Exception:
+        service.count_rejection(Internal("a defect"))
+        raise
 
 
 async def submit(request: web.Request) -> web.Response:
     """``POST /v1/tasks``."""
     service = request.app[SERVICE]
-    try:
+    with _counting_rejections(service):
         service.check_room()
-        body = await request.read()
-        try:
-            wanted = _decode_task(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise explain(error) from None
+        wanted = _decode(await _body(request), _decode_task)
         return _json(await service.submit(wanted), 202)
-    except TaskError as error:
-        service.count_rejection(error)
-        raise
-    except web.HTTPRequestEntityTooLarge:
-        service.count_rejection(InvalidParams("too large"))
-        raise
+
+
+def _task_id(request: web.Request) -> str:
+    """The task's id as the 202 spelled it, however the client spells its UUID."""
+    asked = request.match_info["id"]
+    try:
+        return str(uuid.UUID(asked))
+    except ValueError:
+        return asked
 
 
 async def stream(request: web.Request) -> web.StreamResponse:
     """``GET /v1/tasks/{id}/stream``."""
     last = request.headers.get("Last-Event-ID", request.query.get("last_event_id"))
     start = sse.resume_from(last)
-    with request.app[SERVICE].follow(request.match_info["id"]) as task:
+    with request.app[SERVICE].follow(_task_id(request)) as task:
         if task.log.ended and start >= len(task.log.frames):
             return web.Response(status=204)  # tells EventSource not to come back
         response = web.StreamResponse(headers=sse.HEADERS)
@@ -71,11 +96,8 @@ async def stream(request: web.Request) -> web.StreamResponse:
 
 async def reload(request: web.Request) -> web.Response:
     """``POST /v1/pools/{id}/reload``."""
-    body = await request.read()
-    try:
-        wanted = _decode_reload(body) if body.strip() else ReloadRequest()
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise explain(error) from None
+    body = await _body(request)
+    wanted = _decode(body, _decode_reload) if body.strip() else ReloadRequest()
     work = request.app[SERVICE].reload(request.match_info["id"], wanted.new_model_ref)
     return _json(await asyncio.shield(work))  # goes on if the client hangs up
 

@@ -18,18 +18,12 @@ HEADERS = {
 
 def resume_from(last_event_id: str | None) -> int:
     """Index of the first event to send; anything that is not one of our ids means from the start."""
-    if (
-        last_event_id is None
-        or not (last_event_id.isascii() and last_event_id.isdigit())
-        or len(last_event_id) > 12
-    ):
+    if last_event_id is None or not (last_event_id.isascii() and last_event_id.isdigit()) or len(last_event_id) > 12:
         return 0
     return int(last_event_id) + 1
 
 
-async def send(
-    response: web.StreamResponse, log: EventLog, start: int, *, keep_alive_s: float = KEEP_ALIVE_S
-) -> None:
+async def send(response: web.StreamResponse, log: EventLog, start: int, *, keep_alive_s: float = KEEP_ALIVE_S) -> None:
     """Send events from ``start`` on until the task has ended. A slow reader holds up nobody but itself."""
     sent = min(start, len(log.frames))  # an id from the future is one we never gave
     while True:

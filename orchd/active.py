@@ -1,0 +1,57 @@
+"""The model that a pool serves now, as far as requests are concerned: its name and its tokenizer."""
+
+from __future__ import annotations
+
+import array
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.api import Vocab
+from engines.errors import InvalidPrompt
+from orchd import models
+from orchd.errors import InvalidParams, PoolUnavailable
+from orchd.schemas import TaskRequest
+
+
+@dataclass(frozen=True, eq=False)
+class ActiveModel:
+    """What a pool serves.
+
+    Attributes:
+        id: In health, metrics and ``model_ref``.
+        path: Its file.
+        vocab: Its tokenizer, shared by every replica.
+    """
+
+    id: str
+    path: Path
+    vocab: Vocab
+
+    def is_named(self, model_ref: str) -> bool:
+        """Whether a reference (a name, a file name or a path) means this model."""
+        return models.model_id(Path(model_ref)) == self.id
+
+    def check_ref(self, request: TaskRequest) -> None:
+        """Raise `PoolUnavailable` if the request pins another model."""
+        if request.model_ref is not None and not self.is_named(request.model_ref):
+            raise PoolUnavailable(f"the task asked for {request.model_ref!r} and its pool now serves {self.id!r}")
+
+    def tokenize(self, request: TaskRequest, *, ctx: int) -> array.array[int]:
+        """The request's prompt in this model's tokens.
+
+        Raises:
+            InvalidParams: The model refuses it, or it does not fit into a slot together with its output.
+        """
+        try:
+            if request.messages is not None:
+                tokens = self.vocab.tokenize_chat([{"role": m.role, "content": m.content} for m in request.messages])
+            else:
+                tokens = self.vocab.tokenize(request.prompt or "")
+        except InvalidPrompt as error:
+            raise InvalidParams(str(error)) from None
+        if len(tokens) + request.max_tokens > ctx:
+            raise InvalidParams(
+                f"the prompt's {len(tokens)} tokens and max_tokens {request.max_tokens} do not fit into "
+                f"a slot's context of {ctx}; shorten the prompt or lower max_tokens"
+            )
+        return array.array("i", tokens)

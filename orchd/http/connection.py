@@ -1,0 +1,72 @@
+"""Connections on which every answer is ours, also to what no route and no middleware gets to see."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+from aiohttp.http import HttpProcessingError
+
+from orchd.errors import Code
+from orchd.http import errors
+
+_log = logging.getLogger(__name__)
+
+BACKLOG = 1024
+SHUTDOWN_S = 2.0
+
+
+@contextlib.asynccontextmanager
+async def serving(app: web.Application, listening: socket.socket) -> AsyncIterator[None]:
+    """Serve an application on a bound socket for the duration of the context. There is no access log."""
+    loop = asyncio.get_running_loop()
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S)
+    await runner.setup()
+    manager = runner.server
+    assert manager is not None  # `setup` made it
+    server = await loop.create_server(lambda: Connection(manager, loop=loop), sock=listening, backlog=BACKLOG)
+    try:
+        yield
+    finally:
+        server.close()
+        await runner.cleanup()
+
+
+class Connection(web.RequestHandler):
+    """One client's connection.
+
+    aiohttp answers bytes that are not HTTP, and an ``Expect`` it does not know, by itself: in plain text, and with a
+    log line that quotes the request, token and all.
+    """
+
+    def __init__(self, manager: web.Server, *, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(manager, loop=loop, access_log=None)  # type: ignore[arg-type]  # None is how to have none
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun already; all that is left is to close the connection")
+        if isinstance(exc, HttpProcessingError):
+            _log.debug("a request was refused: %s", type(exc).__name__)
+            sentence = f"the request is not HTTP/1.1, or a line of its head exceeds {self.max_line_size} bytes; mend it"
+            response = errors.envelope(Code.INVALID_PARAMS, sentence)
+        else:
+            response = errors.internal(exc, request)
+        response.force_close()
+        return response
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        if isinstance(resp, web.HTTPException):
+            resp = errors.from_http_error(resp, request)
+        return await super().finish_response(request, resp, start_time)

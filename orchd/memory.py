@@ -1,0 +1,61 @@
+"""Whether a model fits beside what is there already: plain arithmetic over bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from engines.api import Footprint
+from engines.errors import OutOfDeviceMemory
+from orchd.devices import Device, free_gpu_bytes
+
+HOST = "cpu"
+MARGIN_SHARE = 0.05
+MARGIN_BYTES = 256 * 2**20
+"""Kept free besides `MARGIN_SHARE` of the need: CUDA's own context, fragmentation, and everything else on the machine."""
+
+
+def need(footprint: Footprint, replicas: int) -> int:
+    """Bytes that so many replicas of a model should find free on their common device."""
+    total = footprint.total * replicas
+    return total + int(total * MARGIN_SHARE) + MARGIN_BYTES
+
+
+def check_fit(name: str, needs: Mapping[str, int], free: Mapping[str, int | None]) -> None:
+    """Raise `OutOfDeviceMemory`, with the numbers, unless every device has what it needs.
+
+    Args:
+        name: The model.
+        needs: Bytes by device.
+        free: Bytes by device; None where nobody can tell, and then it is tried.
+    """
+    for device, wanted in needs.items():
+        there = free[device]
+        if there is not None and wanted > there:
+            raise OutOfDeviceMemory(
+                f"{name} needs {_gib(wanted)} on {device} and {_gib(there)} are free; "
+                "use fewer slots, a smaller ctx or a smaller model"
+            )
+
+
+def place_of(device: Device) -> str:
+    """Whose memory a device uses: a GPU its own, every CPU worker the machine's."""
+    return device.name if device.spec.kind == "gpu" else HOST
+
+
+def free_bytes(place: str) -> int | None:
+    """Free memory there now; None if nobody can tell."""
+    return _free_host_bytes() if place == HOST else free_gpu_bytes(int(place.removeprefix("gpu:")))
+
+
+def _free_host_bytes() -> int | None:
+    """Memory that the machine can give out without swapping; None if it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
