@@ -76,7 +76,7 @@ class Seat:
         return max(0, self.slots - self.busy) if self.ready and not self.stalled else 0
 
 
-@dataclass(order=True)
+@dataclass(order=True, slots=True)
 class _Entry:
     rank: int
     number: int
@@ -120,6 +120,12 @@ class Scheduler:
             self._refuse_if_full()
             self._promises.redeem(self._clock())
             self._reserved += 1
+
+    @property
+    def full(self) -> bool:
+        """Whether `check_room` would raise. Promises nothing."""
+        with self._lock:
+            return not self._has_room()
 
     def check_room(self) -> None:
         """Raise `AdmissionReject` as `reserve` would, but take no place."""
@@ -312,16 +318,22 @@ class Scheduler:
         started += [now] * sum(seat.claims for seat in ready)
         return self._drain.schedule(now, started, sum(seat.free for seat in ready))
 
-    def _refuse_if_full(self) -> None:
+    def _free_places(self) -> int:
         free_slots = sum(seat.free for seat in self.seats)
-        queued = len(self._waiting) - self._claims()
-        free_places = self.capacity + free_slots - queued - self._reserved
-        if free_places > 0 and (free_slots > self._reserved or queued == 0):
-            return  # a slot is idle or about to be: nobody is made to wait for a promise
-        schedule = self._schedule()
-        if free_places > 0 and self._promises.admits(schedule, free_places):
+        return self.capacity + free_slots - (len(self._waiting) - self._claims()) - self._reserved
+
+    def _has_room(self) -> bool:
+        free_places = self._free_places()
+        if free_places <= 0:
+            return False
+        if sum(seat.free for seat in self.seats) > self._reserved or len(self._waiting) <= self._claims():
+            return True  # a slot is idle or about to be: nobody is made to wait for a promise
+        return self._promises.admits(self._schedule(), free_places)
+
+    def _refuse_if_full(self) -> None:
+        if self._has_room():
             return
-        pause_s = self._promises.make(schedule, free_places)
+        pause_s = self._promises.make(self._schedule(), self._free_places())
         raise AdmissionReject(
             f"the queue is full ({self.capacity} tasks waiting); try again after the pause in X-Backoff-Ms",
             retry_after_s=pause_s,

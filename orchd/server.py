@@ -60,13 +60,19 @@ def serve(config: Config, credentials: Credentials, *, observer: Observer) -> in
         LlamaCppEngine,  # loads llama.cpp, which looks for GPUs now and never again
     )
 
-    listening = _listen(config.server.host, config.server.port)
+    listening = listen(config.server.host, config.server.port)
+    server = Server(config, credentials, LlamaCppEngine(), placed, observer)
+
+    async def run() -> int:
+        stop = asyncio.Event()
+        stop_on_signals(stop)
+        return await server.run(owned, listening, stop=stop)
+
     with contextlib.closing(listening):
-        server = Server(config, credentials, LlamaCppEngine(), placed, observer)
-        return asyncio.run(server.run(owned, listening))
+        return asyncio.run(run())
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """A bound, listening socket, so that a port in use is known before a model is loaded."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -111,9 +117,13 @@ class Server:
         self._observer = observer
         self._workers: dict[str, Worker] = {}
 
-    async def run(self, owned: list[Path], listening: socket.socket) -> int:
-        """Serve on a socket until a signal. Raises `ConfigError`."""
-        stop = _stop_on_signals()
+    async def run(self, owned: list[Path], listening: socket.socket, *, stop: asyncio.Event | None = None) -> int:
+        """Serve on a socket, each pool with its model, until ``stop`` is set; returns the exit code.
+
+        Raises:
+            ConfigError: A model cannot be used.
+        """
+        stop = stop or asyncio.Event()
         loader = Loader(self._engine, self._observer)
         try:
             service = self._service(loader, owned)
@@ -218,9 +228,8 @@ class Server:
         )
 
 
-def _stop_on_signals() -> asyncio.Event:
-    """Set by the first SIGINT or SIGTERM; the second ends the process on the spot."""
-    stop = asyncio.Event()
+def stop_on_signals(stop: asyncio.Event) -> None:
+    """The first SIGINT or SIGTERM sets the event; the second ends the process on the spot."""
     loop = asyncio.get_running_loop()
 
     def on_signal(number: int) -> None:
@@ -230,7 +239,6 @@ def _stop_on_signals() -> asyncio.Event:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, on_signal, number)
-    return stop
 
 
 @contextlib.asynccontextmanager

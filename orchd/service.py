@@ -5,23 +5,19 @@ Event loop thread only, but for `post`, which workers call.
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
 import logging
-import uuid
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from engines.api import FinishReason
-from engines.errors import EngineDead
-from orchd import models
-from orchd.active import ActiveModel
+from orchd import admission, models
+from orchd.admission import UNREADY_RETRY_S
 from orchd.config import TasksConfig
 from orchd.errors import (
-    AdmissionReject,
     InvalidParams,
     NotFound,
     PoolUnavailable,
@@ -32,18 +28,13 @@ from orchd.errors import (
 )
 from orchd.pools import Pool
 from orchd.reload import Reload
-from orchd.scheduler import Place, Scheduler
+from orchd.scheduler import Place
 from orchd.schemas import Accepted, Health, Reloaded, TaskRequest
 from orchd.tasks import Task, TaskState, TaskStore
 from orchd.worker import Begun, Ended, HostClosed, Progress, ReplicaDown, Report
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-
-INLINE_CHARS = 2000
-"""Prompts up to this length are tokenised on the event loop; longer ones on a thread, so that nobody's stream waits."""
-
-UNREADY_RETRY_S = 2.0
 
 
 class Service:
@@ -91,23 +82,16 @@ class Service:
         """Raise what `submit` would raise for any request at all, before its body is even read.
 
         Raises:
-            PoolUnready: Shutting down, or every pool is loading.
+            PoolUnready: Shutting down.
             AdmissionReject: Every pool's queue is full.
         """
+        self._check_closing()
+        admission.check_room(self.pools)
+
+    def _check_closing(self) -> None:
+        """Raise `PoolUnready` once the server shuts down."""
         if self.closing:
-            raise PoolUnready(
-                "the server is shutting down; send it again once it is back", retry_after_s=UNREADY_RETRY_S
-            )
-        refusal: AdmissionReject | None = None
-        for pool in self.pools.values():
-            try:
-                pool.scheduler.check_room()
-            except AdmissionReject as error:
-                refusal = error
-            else:
-                return
-        if refusal is not None:
-            raise refusal
+            raise PoolUnready("the server is shutting down; try again later", retry_after_s=UNREADY_RETRY_S)
 
     async def submit(self, request: TaskRequest) -> Accepted:
         """Accept a task. The same ``task_id`` with the same request again gets the first answer again.
@@ -118,83 +102,36 @@ class Service:
             PoolUnready: The pool is loading, or the server is shutting down.
             PoolUnavailable: No replica is alive, or no pool serves ``model_ref``.
         """
-        known = None if request.task_id is None else self._tasks.get(str(request.task_id))
-        if known is not None:
+        if request.task_id is not None and (known := self._tasks.get(str(request.task_id))) is not None:
             return self._answer_again(known, request)
         if (request.prompt is None) == (request.messages is None):
-            raise InvalidParams("give exactly one of prompt and messages")
-        pool = self._choose_pool(request)
-        with self._place_in(pool) as scheduler:
-            task = await self._prepare(pool, request)
-            self._tasks.add(task)
-            answer, seat = scheduler.submit(task)
+            raise InvalidParams("prompt, messages: give exactly one of the two")
+        pool = admission.choose_pool(self.pools, request)
+        pool.scheduler.reserve()
+        try:
+            task = await admission.prepare(pool, request)
+            self._check_closing()
+            admission.check_open(pool)
+            if (known := self._tasks.get(task.id)) is not None:  # sent twice at the same time
+                answer = self._answer_again(known, request)
+                pool.scheduler.release_place()
+                return answer
+        except BaseException:
+            pool.scheduler.release_place()
+            raise
+        self._tasks.add(task)
+        answer, seat = pool.scheduler.submit(task)
         self._open += 1
         self._idle.clear()
         if seat is not None:
             pool.workers[seat].wake()
         return answer
 
-    @contextlib.contextmanager
-    def _place_in(self, pool: Pool) -> Iterator[Scheduler]:
-        """A place in the pool's queue, given back if the task is refused after all."""
-        pool.scheduler.reserve()
-        try:
-            yield pool.scheduler
-        except BaseException:
-            pool.scheduler.release_place()
-            raise
-
-    async def _prepare(self, pool: Pool, request: TaskRequest) -> Task:
-        task_id = str(request.task_id or uuid.uuid4())
-        while True:
-            model = pool.model
-            assert model is not None  # `_choose_pool` saw to it
-            try:
-                tokens = await self._tokenize(model, request, pool.config.ctx)
-            except EngineDead:
-                continue  # a reload closed it meanwhile
-            if self._tasks.get(task_id) is not None:
-                raise InvalidParams(f"task_id {task_id} was sent twice at the same time; send it once")
-            if pool.model is model:  # else a reload changed the vocabulary meanwhile
-                return Task(task_id, request, pool.id, tokens)
-
-    async def _tokenize(self, model: ActiveModel, request: TaskRequest, ctx: int) -> array.array[int]:
-        size = len(request.prompt or "") + sum(len(m.content) for m in request.messages or ())
-        if size <= INLINE_CHARS:
-            return model.tokenize(request, ctx=ctx)
-        return await self._loop.run_in_executor(None, lambda: model.tokenize(request, ctx=ctx))
-
     def _answer_again(self, task: Task, request: TaskRequest) -> Accepted:
         if task.request != request:
-            raise InvalidParams(f"task_id {task.id} was used for another request; use a new one, or leave it out")
-        assert task.accepted is not None
+            raise InvalidParams(f"task_id: {task.id} was used for another request; use a new one, or leave it out")
+        assert task.accepted is not None  # set when it was submitted
         return task.accepted
-
-    def _choose_pool(self, request: TaskRequest) -> Pool:
-        pools = list(self.pools.values())
-        if request.pool_id is not None:
-            if request.pool_id not in self.pools:
-                raise InvalidParams(f"there is no pool {request.pool_id!r}; there are: {', '.join(self.pools)}")
-            pools = [self.pools[request.pool_id]]
-        elif request.model_ref is None and len(pools) > 1:
-            raise InvalidParams(f"say which pool_id: {', '.join(self.pools)}")
-        if request.model_ref is not None:
-            pools = [pool for pool in pools if pool.model is not None and pool.model.is_named(request.model_ref)]
-            if not pools:
-                raise PoolUnavailable(
-                    f"no pool serves {request.model_ref!r} now; /health tells which models are served",
-                    retry_after_s=UNREADY_RETRY_S,
-                )
-        pool = min(pools, key=lambda pool: (not pool.ready, sum(pool.scheduler.depth().values())))
-        if self.closing or pool.loading:
-            why = "shutting down" if self.closing else "still loading its model"
-            raise PoolUnready(f"pool {pool.id} is {why}; try again", retry_after_s=UNREADY_RETRY_S)
-        if not pool.scheduler.any_ready and not pool.away:
-            raise PoolUnavailable(
-                f"no replica of pool {pool.id} is alive; it is being brought back",
-                retry_after_s=UNREADY_RETRY_S,
-            )
-        return pool
 
     def count_rejection(self, error: TaskError) -> None:
         """Note a refused submit."""
@@ -284,17 +221,23 @@ class Service:
 
     def _apply(self, reports: list[Report]) -> None:
         for report in reports:
-            if isinstance(report, Progress):
-                report.task.token(report.text, report.index)
-            elif isinstance(report, Begun):
-                report.task.start()
-            elif isinstance(report, Ended):
-                self._end(report.task, report.reason, decode_ms=report.decode_ms, error=report.error)
-            elif isinstance(report, ReplicaDown):
-                self._replica_down(report)
-            elif isinstance(report, HostClosed):
-                for pool in self.pools.values():
-                    pool.note_closed()
+            try:
+                self._apply_one(report)
+            except Exception:
+                _log.exception("a worker's report could not be applied; the others are")
+
+    def _apply_one(self, report: Report) -> None:
+        if isinstance(report, Progress):
+            report.task.token(report.text, report.index)
+        elif isinstance(report, Begun):
+            report.task.start()
+        elif isinstance(report, Ended):
+            self._end(report.task, report.reason, decode_ms=report.decode_ms, error=report.error)
+        elif isinstance(report, ReplicaDown):
+            self._replica_down(report)
+        elif isinstance(report, HostClosed):
+            for pool in self.pools.values():
+                pool.note_closed()
 
     def _replica_down(self, report: ReplicaDown) -> None:
         pool = next(pool for pool in self.pools.values() if report.replica in pool.replicas)

@@ -1,0 +1,101 @@
+"""Which pool a request goes to, and what becomes of it before it may wait: everything that can refuse it."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import uuid
+from collections.abc import Mapping
+
+from engines.errors import EngineDead
+from orchd.active import ActiveModel
+from orchd.errors import InvalidParams, PoolUnavailable, PoolUnready
+from orchd.pools import Pool
+from orchd.schemas import TaskRequest
+from orchd.tasks import Task
+
+INLINE_CHARS = 2000
+"""Prompts up to this length are tokenised on the event loop; longer ones on a thread, so that nobody's stream waits."""
+
+UNREADY_RETRY_S = 2.0
+"""Pause to suggest where no queue's speed says how long it will take."""
+
+
+def check_room(pools: Mapping[str, Pool]) -> None:
+    """Refuse a submit before its body is read, where no pool could take it whatever it says.
+
+    Raises:
+        AdmissionReject: Every pool's queue is full.
+    """
+    if all(pool.scheduler.full for pool in pools.values()):
+        for pool in pools.values():
+            pool.scheduler.check_room()
+
+
+def choose_pool(pools: Mapping[str, Pool], request: TaskRequest) -> Pool:
+    """The pool that a request names, by ``pool_id``, by ``model_ref`` or because there is only one.
+
+    Raises:
+        InvalidParams: It names a pool that is not there, or none where there are several.
+        PoolUnavailable: No pool serves ``model_ref``.
+        PoolUnready: The pool is loading its first model.
+    """
+    chosen = list(pools.values())
+    if request.pool_id is not None:
+        if request.pool_id not in pools:
+            raise InvalidParams(f"pool_id: there is no pool {request.pool_id!r}; there are: {', '.join(pools)}")
+        chosen = [pools[request.pool_id]]
+    elif request.model_ref is None and len(chosen) > 1:
+        raise InvalidParams(f"pool_id: there are several pools; say which: {', '.join(pools)}")
+    if request.model_ref is not None and not any(pool.loading for pool in chosen):
+        chosen = [pool for pool in chosen if pool.model is not None and pool.model.is_named(request.model_ref)]
+        if not chosen:
+            raise PoolUnavailable(
+                f"no pool serves {request.model_ref!r} now; /health tells which models are served",
+                retry_after_s=UNREADY_RETRY_S,
+            )
+    pool = min(chosen, key=lambda pool: (not pool.ready, sum(pool.scheduler.depth().values())))
+    check_open(pool)
+    return pool
+
+
+def check_open(pool: Pool) -> None:
+    """Refuse what a pool cannot take now.
+
+    Raises:
+        PoolUnready: It is loading its first model.
+        PoolUnavailable: None of its replicas is alive.
+    """
+    if pool.loading:
+        raise PoolUnready(f"pool {pool.id} is still loading its model; try again", retry_after_s=UNREADY_RETRY_S)
+    if not pool.scheduler.any_ready and not pool.away:
+        raise PoolUnavailable(
+            f"no replica of pool {pool.id} is alive; it is being brought back", retry_after_s=UNREADY_RETRY_S
+        )
+
+
+async def prepare(pool: Pool, request: TaskRequest) -> Task:
+    """A task with its prompt in the tokens of the model that the pool serves when this returns.
+
+    Raises:
+        InvalidParams: The model refuses the prompt, or it does not fit.
+        PoolUnavailable: A reload meanwhile took away the model it asked for.
+    """
+    task_id = str(request.task_id or uuid.uuid4())
+    while True:
+        model = pool.model
+        assert model is not None  # `check_open` saw to it
+        model.check_ref(request)
+        try:
+            tokens = await _tokenize(model, request, pool.config.ctx)
+        except EngineDead:
+            continue  # a reload closed the vocabulary meanwhile
+        if pool.model is model:
+            return Task(task_id, request, pool.id, tokens)
+
+
+async def _tokenize(model: ActiveModel, request: TaskRequest, ctx: int) -> array.array[int]:
+    size = len(request.prompt or "") + sum(len(m.content) for m in request.messages or ())
+    if size <= INLINE_CHARS:
+        return model.tokenize(request, ctx=ctx)
+    return await asyncio.get_running_loop().run_in_executor(None, lambda: model.tokenize(request, ctx=ctx))
