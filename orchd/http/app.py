@@ -24,18 +24,22 @@ _PREFLIGHT = {
 _EXPOSED = "Retry-After, X-Backoff-Ms"
 
 
-def create_app(service: Service, config: ServerConfig, *, token: str, metrics: Metrics) -> web.Application:
+def create_app(
+    service: Service, config: ServerConfig, *, token: str, metrics: Metrics, address: str | None = None
+) -> web.Application:
     """The five routes over a service.
 
     Args:
         service: Does the work.
-        config: Limits, allowed hosts and origins; ``host`` tells whether a foreign Host header is an attack.
+        config: Limits, allowed hosts and origins.
         token: What every request must carry.
         metrics: Renders ``/metrics``.
+        address: What the socket is bound to, which tells whether a foreign Host header is an attack; ``config.host``
+            is only what the owner calls it.
     """
     gate = Gate(
         token,
-        bound_to_loopback=is_loopback(config.host),
+        bound_to_loopback=is_loopback(address or config.host),
         allowed_hosts=config.allowed_hosts,
         allowed_origins=config.allowed_origins,
     )

@@ -24,7 +24,8 @@ def is_loopback(host: str) -> bool:
 def _host_name(netloc: str) -> str:
     """The host of ``host:port``, lower case, no port; empty if it cannot be one."""
     try:
-        return urlsplit(f"//{netloc}").hostname or ""
+        parts = urlsplit(f"//{netloc}")
+        return (parts.hostname or "") if parts.port is None or parts.port >= 0 else ""
     except ValueError:
         return ""
 
