@@ -53,6 +53,7 @@ class ModelSpec:
         flash_attn: Flash attention; ``auto`` leaves it to llama.cpp.
         cache_type_k: Data type of the K cache (llama.cpp's names: ``f16``, ``q8_0``, ...).
         cache_type_v: Data type of the V cache.
+        swa_full: Keep all of a sliding-window layer's cache, so that any prefix can be used again; off saves memory.
         mmap: Map the file instead of reading it into memory.
         step_target_s: How long a step should take, at most, while a sequence is streaming.
     """
@@ -64,6 +65,7 @@ class ModelSpec:
     flash_attn: Literal["auto", "on", "off"] = "auto"
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
+    swa_full: bool = True
     mmap: bool = True
     step_target_s: float = 0.1
 
@@ -210,7 +212,5 @@ class Engine(Protocol):
     def load_vocab(self, path: Path) -> Vocab:
         """Open only the tokenizer of a model file. Raises `LoadFailed`."""
 
-    def load(
-        self, spec: ModelSpec, device: DeviceSpec, *, on_progress: ProgressCallback | None = None
-    ) -> LoadedModel:
+    def load(self, spec: ModelSpec, device: DeviceSpec, *, on_progress: ProgressCallback | None = None) -> LoadedModel:
         """Load a model on one device, entirely. Raises `LoadFailed`, `OutOfDeviceMemory`."""

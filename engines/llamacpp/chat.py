@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NoReturn
+import time
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 import jinja2
+import jinja2.nodes
+import jinja2.runtime
 import jinja2.sandbox
 
 from engines.errors import InvalidPrompt
 
 MAX_CHARS = 16 * 2**20
 """Longest prompt a template may write, in characters."""
+
+TIME_LIMIT_S = 2.0
+"""Processor time that a template may take; looked at in every turn of a loop and in every call."""
 
 SEAM = "\ue0fe"
 """Private-use character: the text must be tokenised separately on its two sides."""
@@ -28,32 +36,48 @@ class ControlTexts:
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._texts = sorted({text for text in texts if len(text) > 1}, key=len, reverse=True)
+        self._texts = frozenset(text for text in texts if len(text) > 1)
+        self._lengths = sorted({len(text) for text in self._texts})
         openings = "|".join(sorted({re.escape(text[:2]) for text in self._texts})) or r"(?!)"
         self._opening = re.compile(f"(?={openings})")
         self._heads = frozenset(text[:n] for text in self._texts for n in range(1, len(text)))
         self._tails = frozenset(text[n:] for text in self._texts for n in range(1, len(text)))
-        self._longest = max((len(text) for text in self._texts), default=0)
 
     def defuse(self, content: str) -> str:
-        """The content with a seam in every place that needs one. Seams that were there before are dropped."""
+        """The content with a seam in every place that may need one. Seams that were there before are dropped."""
         content = content.replace(SEAM, "")
-        cuts = {
-            m.start() + 1 for m in self._opening.finditer(content) if self._spelled_at(content, m.start())
-        }
+        cuts = {start + 1 for start, _ in self._spelled_in(content)}
         core = content.strip()  # templates like to trim
         left = content.find(core)
         right = left + len(core)
-        sizes = range(1, min(self._longest, len(core) + 1))
+        sizes = range(1, min(max(self._lengths, default=0), len(core) + 1))
         if any(core[:n] in self._tails for n in sizes):
             cuts.add(left)
         if any(core[-n:] in self._heads for n in sizes):
             cuts.add(right)
         edges = [0, *sorted(cuts), len(content)]
-        return SEAM.join(content[a:b] for a, b in zip(edges, edges[1:], strict=False))
+        return SEAM.join(content[a:b] for a, b in itertools.pairwise(edges))
 
-    def _spelled_at(self, content: str, start: int) -> bool:
-        return any(content.startswith(text, start) for text in self._texts)
+    def split(self, rendered: str) -> list[str]:
+        """The parts between seams, of those that do keep a control text apart.
+
+        The others are closed, because a word's tokens can depend on what stands beside it.
+        """
+        pieces = rendered.split(SEAM)
+        text = "".join(pieces)
+        seams = list(itertools.accumulate(len(piece) for piece in pieces[:-1]))
+        needed: set[int] = set()
+        for start, end in self._spelled_in(text) if seams else ():
+            needed.update(seams[bisect_right(seams, start) : bisect_left(seams, end)])
+        return [text[a:b] for a, b in itertools.pairwise([0, *sorted(needed), len(text)])]
+
+    def _spelled_in(self, text: str) -> Iterator[tuple[int, int]]:
+        """Start and end of every control text, overlapping ones too."""
+        for opening in self._opening.finditer(text):
+            start = opening.start()
+            for length in self._lengths:
+                if text[start : start + length] in self._texts:
+                    yield start, start + length
 
 
 class ChatTemplate:
@@ -70,9 +94,8 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, *, bos: str, eos: str, controls: Iterable[str]) -> None:
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
+        environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+        environment.filters[_TIMED] = _timed
         environment.globals.update(
             raise_exception=_raise_exception,
             strftime_now=lambda form: datetime.datetime.now().strftime(form),  # the template wants local time
@@ -81,11 +104,13 @@ class ChatTemplate:
         )
         self._controls = ControlTexts(controls)
         try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise InvalidPrompt(
-                f"the model's chat template cannot be used ({error}); send prompt instead"
-            ) from None
+            tree = environment.parse(source)
+            for loop in list(tree.find_all(jinja2.nodes.For)):
+                loop.iter = jinja2.nodes.Filter(loop.iter, _TIMED, [], [], None, None, lineno=loop.lineno)
+            tree.set_environment(environment)
+            self._template = environment.from_string(tree)
+        except Exception as error:  # of Jinja, or of Python's compiler that it hands the template to
+            raise InvalidPrompt(f"the model's chat template cannot be used ({error}); send prompt instead") from None
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> list[str]:
         """The prompt, ready for the assistant's reply, in parts that are to be tokenised one by one.
@@ -96,8 +121,9 @@ class ChatTemplate:
         safe = [{"role": m["role"], "content": self._controls.defuse(m["content"])} for m in messages]
         parts: list[str] = []
         size = 0
+        variables = {"messages": safe, "add_generation_prompt": True, _DEADLINE: time.thread_time() + TIME_LIMIT_S}
         try:
-            for text in self._template.generate(messages=safe, add_generation_prompt=True):
+            for text in self._template.generate(variables):
                 parts.append(text)
                 size += len(text)
                 if size > MAX_CHARS:
@@ -106,7 +132,28 @@ class ChatTemplate:
             raise
         except Exception as error:  # the template is a stranger's program: whatever it raises is its refusal
             raise InvalidPrompt(f"the model's chat template refuses these messages: {error}") from None
-        return "".join(parts).split(SEAM)
+        return self._controls.split("".join(parts))
+
+
+_DEADLINE, _TIMED = " deadline", " timed"  # with a space, so that no template can name them
+
+
+class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
+    def call(__self, __context: jinja2.runtime.Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        _check_time(__context)
+        return super().call(__context, __obj, *args, **kwargs)
+
+
+@jinja2.pass_context
+def _timed(context: jinja2.runtime.Context, items: Iterable[object]) -> Iterator[object]:
+    for item in items:
+        _check_time(context)
+        yield item
+
+
+def _check_time(context: jinja2.runtime.Context) -> None:
+    if time.thread_time() > context[_DEADLINE]:
+        raise InvalidPrompt(f"the model's chat template took longer than {TIME_LIMIT_S:g} s; send prompt instead")
 
 
 def _raise_exception(message: object) -> NoReturn:

@@ -25,8 +25,6 @@ class LlamaCppEngine:
         """See `engines.api.Engine`."""
         return LlamaVocab(path)
 
-    def load(
-        self, spec: ModelSpec, device: DeviceSpec, *, on_progress: ProgressCallback | None = None
-    ) -> LlamaModel:
+    def load(self, spec: ModelSpec, device: DeviceSpec, *, on_progress: ProgressCallback | None = None) -> LlamaModel:
         """See `engines.api.Engine`."""
         return LlamaModel(spec, device, on_progress=on_progress)

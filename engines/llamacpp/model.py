@@ -1,18 +1,17 @@
 """One model and one context on one device: slots, and the step that moves all of them forward.
 
-Guarantees: a sequence that was admitted gets events until one has ``finish`` set, unless it is cancelled or the model is
-reset; no sequence waits for a slower one; text does not depend on which slot or neighbours a sequence has, up to the
-rounding of llama.cpp's kernels.
+Guarantees: a sequence that was admitted gets events until one has ``finish`` set, unless it is cancelled or the model
+is reset; no sequence waits for a slower one; text does not depend on which slot or neighbours a sequence has, up to
+the rounding of llama.cpp's kernels.
 Assumes: one thread at a time calls it.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections.abc import Callable
-
-import numpy as np
-import numpy.typing as npt
 
 from engines.api import DeviceSpec, FinishReason, ModelSpec, ProgressCallback, Sequence, StepEvent
 from engines.errors import DecodeFailed, EngineError, LoadFailed
@@ -51,8 +50,10 @@ class LlamaModel:
             self._context = NativeContext(self._native, spec, threads=device.threads)
             try:
                 self._context.try_token(max(self._native.bos, 0))
-            except EngineError as error:
+            except BaseException as error:
                 self._context.close()
+                if not isinstance(error, EngineError):
+                    raise
                 raise LoadFailed(f"{spec.path.name} loads, but its first step fails: {error}") from None
         except BaseException:
             self._native.close()
@@ -97,8 +98,8 @@ class LlamaModel:
     def _kept(self, slot: int, keep: int) -> int:
         """Cut a slot's cache to ``keep`` tokens, or to none where the memory cannot go back that far.
 
-        llama.cpp cuts a sliding-window cache and answers True even if part of the window before ``keep`` is gone by then
-        (`first_pos` is -1 after a cut that left nothing), so its first position is asked for beforehand.
+        llama.cpp cuts a sliding-window cache and answers True even if part of the window before ``keep`` is gone by
+        then (`first_pos` is -1 after a cut that left nothing), so its first position is asked for beforehand.
         """
         context, window = self._context, self._native.n_swa
         whole = not window or 0 <= context.first_pos(slot) <= max(0, keep - window)
@@ -121,52 +122,43 @@ class LlamaModel:
         rows = self._fill(chunks)
         started = self._clock()
         self._context.decode(rows)
-        logits = (
-            self._context.logits(sum(chunk.output for chunk in chunks))
-            if any(c.output for c in chunks)
-            else None
-        )
         seconds = self._clock() - started
         self._pace.observe(decode_rows=decode_rows, prefill_tokens=rows - decode_rows, seconds=seconds)
-        return [] if logits is None else self._sample(chunks, logits)
+        return self._sample(chunks)
 
     def _fill(self, chunks: list[Chunk]) -> int:
         """Write the chunks into the batch and note them as cached; returns the number of rows."""
-        context = self._context
-        row = 0
+        token: list[int] = []  # numpy takes one long list far faster than many short ones
+        pos: list[int] = []
+        seq: list[int] = []
+        output: list[bool] = []
         for chunk in chunks:
             slot = self._slots[chunk.slot]
             run = slot.run
             assert run is not None  # the plan is made of running slots
-            start, end = len(slot.cached), row + chunk.count
-            if run.next_token is None:
-                tokens = list(run.sequence.tokens[start : start + chunk.count])
-            else:
-                tokens = [run.next_token]
-            context.token[row:end] = tokens
-            context.pos[row:end] = range(start, start + chunk.count)
-            context.seq[row:end] = slot.index
-            context.output[row:end] = 0
-            context.output[end - 1] = chunk.output
+            start, end = len(slot.cached), len(slot.cached) + chunk.count
+            tokens = run.sequence.tokens[start:end] if run.next_token is None else (run.next_token,)
             slot.cached += tokens
-            row = end
-        return row
+            token += tokens
+            pos += range(start, end)
+            seq += [slot.index] * chunk.count
+            output += [False] * (chunk.count - 1)
+            output.append(chunk.output)
+        context, rows = self._context, len(token)
+        context.token[:rows], context.pos[:rows], context.seq[:rows], context.output[:rows] = token, pos, seq, output
+        return rows
 
-    def _sample(self, chunks: list[Chunk], logits: npt.NDArray[np.float32]) -> list[StepEvent]:
-        best = logits.argmax(axis=1)  # the first NaN, if there is one
+    def _sample(self, chunks: list[Chunk]) -> list[StepEvent]:
+        ends = itertools.accumulate(chunk.count for chunk in chunks)
+        sampled = [(self._slots[chunk.slot], end - 1) for chunk, end in zip(chunks, ends, strict=True) if chunk.output]
+        if not sampled:
+            return []
+        logits = self._context.logits(len(sampled))
+        best = logits.argmax(axis=1).tolist()  # the first NaN, if there is one
+        if not all(math.isfinite(logits[output, token]) for output, token in enumerate(best)):
+            raise DecodeFailed("the model computed NaN or infinity instead of logits; its file may be damaged")
         events = []
-        row = output = -1
-        for chunk in chunks:
-            row += chunk.count
-            if not chunk.output:
-                continue
-            output += 1
-            token = int(best[output])
-            if not np.isfinite(logits[output, token]):
-                raise DecodeFailed(
-                    "the model computed NaN or infinity instead of logits; its file may be damaged"
-                )
-            slot = self._slots[chunk.slot]
+        for (slot, row), token in zip(sampled, best, strict=True):
             run = slot.run
             assert run is not None
             if run.sampler is not None:
@@ -190,7 +182,7 @@ class LlamaModel:
                 text, finish = text + run.text.flush(), FinishReason.LENGTH
         if finish is not None:
             self._free(slot)
-        return StepEvent(run.sequence.key, text, run.tokens_out - 1, run.tokens_out, finish)
+        return StepEvent(run.sequence.key, text, run.text.index, run.tokens_out, finish)
 
     def cancel(self, key: str) -> bool:
         """See `engines.api.LoadedModel`."""

@@ -33,9 +33,7 @@ REPEAT_WINDOW = 64
 """Tokens that a repeat penalty looks back over (llama.cpp's own default)."""
 
 _BUFFER_LINE = re.compile(r"(\S+)\s+(model|KV|RS|compute|output) buffer size\s*=\s*([\d.]+) MiB")
-_OUT_OF_MEMORY = re.compile(
-    r"out of memory|failed to allocate|unable to allocate|cudaMalloc failed", re.IGNORECASE
-)
+_OUT_OF_MEMORY = re.compile(r"out of memory|failed to allocate|unable to allocate|cudaMalloc failed", re.IGNORECASE)
 _PREFIX = re.compile(r"^\s*(?:\w+: )*(?:error loading model: )?(?:error loading model \w+: )?")
 
 
@@ -70,9 +68,7 @@ def _load_error(what: str, lines: list[str]) -> LoadFailed:
     """The most telling line of a failed load, as the error it stands for."""
     for line in reversed(lines):
         if _OUT_OF_MEMORY.search(line):
-            return OutOfDeviceMemory(
-                f"{what} does not fit in device memory; try fewer slots or a smaller ctx"
-            )
+            return OutOfDeviceMemory(f"{what} does not fit in device memory; try fewer slots or a smaller ctx")
     telling = [line for line in lines if "error" in line.lower() or "fail" in line.lower()]
     reason = _PREFIX.sub("", telling[0]) if telling else "llama.cpp gave no reason"
     return LoadFailed(f"{what} could not be loaded: {reason}")
@@ -178,9 +174,7 @@ class NativeModel:
     @property
     def generates(self) -> bool:
         """Whether the model continues text, and needs no encoder for it."""
-        decodes = llama_cpp.llama_model_has_decoder(self.handle) and not llama_cpp.llama_model_has_encoder(
-            self.handle
-        )
+        decodes = llama_cpp.llama_model_has_decoder(self.handle) and not llama_cpp.llama_model_has_encoder(self.handle)
         return bool(decodes) and not llama_cpp.llama_model_is_diffusion(self.handle)
 
     @property
@@ -254,6 +248,7 @@ class NativeContext:
         params.flash_attn_type = FLASH_ATTN[spec.flash_attn]
         params.type_k = CACHE_TYPES[spec.cache_type_k]
         params.type_v = CACHE_TYPES[spec.cache_type_v]
+        params.swa_full = spec.swa_full
         params.kv_unified = False  # no slot can use up another's cells
         params.no_perf = True
         with _captured() as lines:
@@ -268,13 +263,18 @@ class NativeContext:
         self._n_vocab = model.n_vocab
         self.buffers = Buffers(lines)
         self.n_rows = int(llama_cpp.llama_n_batch(handle))
+        try:
+            self._make_batch()
+        except BaseException:
+            llama_cpp.llama_free(handle)
+            raise
+
+    def _make_batch(self) -> None:
         self._batch = llama_cpp.llama_batch_init(self.n_rows, 0, 1)
         self.token = _view(self._batch.token, self.n_rows, np.int32)
         self.pos = _view(self._batch.pos, self.n_rows, np.int32)
         self.output = _view(self._batch.logits, self.n_rows, np.int8)
-        self.seq = np.zeros(
-            self.n_rows, np.int32
-        )  # row r's slot; the batch's pointers lead here, once and for all
+        self.seq = np.zeros(self.n_rows, np.int32)  # row r's slot; the batch's pointers lead here, once and for all
         for row in range(self.n_rows):
             self._batch.n_seq_id[row] = 1
         self._own_seq_ids = self._swap_seq_ids()

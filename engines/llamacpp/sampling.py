@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from engines.api import SamplingParams
 from engines.llamacpp.native import NativeSampler
 
+COLDEST = 1e-6
+"""Temperatures below are greedy: a logit divided by one may overflow a float, and then any token is chosen."""
+
 
 def is_argmax(params: SamplingParams) -> bool:
     """Whether the next token is simply the one with the highest logit: no chain is needed for that."""
-    return params.temperature == 0 and params.repeat_penalty == 1 and not params.ignore_eos
+    return params.temperature < COLDEST and params.repeat_penalty == 1 and not params.ignore_eos
 
 
-def build(
-    params: SamplingParams, *, n_vocab: int, prompt: Sequence[int], ends: Sequence[int]
-) -> NativeSampler:
+def build(params: SamplingParams, *, n_vocab: int, prompt: Sequence[int], ends: Sequence[int]) -> NativeSampler:
     """The chain for one sequence; the caller closes it.
 
     Args:
@@ -29,7 +30,7 @@ def build(
         chain.forbid(ends)
     if params.repeat_penalty != 1:
         chain.penalize_repeats(params.repeat_penalty, prompt)
-    if params.temperature == 0:
+    if params.temperature < COLDEST:
         chain.greedy()
     else:
         chain.random(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections import deque
 
 
 class StopString:
@@ -41,19 +42,42 @@ class OutputText:
     def __init__(self, stop: tuple[str, ...] = ()) -> None:
         self.stopped = False
         """Whether a stop string was found; nothing may be pushed after that."""
+        self.index = -1
+        """Index of the last token that any of the text returned so far is of."""
+        self._chars_in = self._chars_out = 0
+        self._ends: deque[int] = deque()  # `_chars_in` after each token from `_first` on
+        self._first = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stops = [StopString(text) for text in stop]
         self._held = ""  # may yet become a stop string
 
     def push(self, piece: bytes) -> str:
         """Add a token's bytes; returns what may be shown now."""
-        return self._release(self._decoder.decode(piece))
+        new = self._decoder.decode(piece)
+        self._chars_in += len(new)
+        self._ends.append(self._chars_in)
+        return self._show(self._release(new))
 
     def flush(self) -> str:
-        """End of the output: returns all that was held back, half a character as U+FFFD."""
-        text = self._release(self._decoder.decode(b"", True))
+        """End of the output: all that was held back, half a character as U+FFFD; nothing once it has stopped."""
+        if self.stopped:
+            return ""
+        new = self._decoder.decode(b"", True)
+        if new:
+            self._chars_in += len(new)
+            self._ends[-1] = self._chars_in
+        text = self._release(new)
         if not self.stopped:
             text, self._held = text + self._held, ""
+        return self._show(text)
+
+    def _show(self, text: str) -> str:
+        if text:
+            self._chars_out += len(text)
+            while self._ends[0] < self._chars_out:
+                self._ends.popleft()
+                self._first += 1
+            self.index = self._first
         return text
 
     def _release(self, new: str) -> str:
@@ -61,9 +85,7 @@ class OutputText:
             return new
         text = self._held + new
         for end, char in enumerate(new, start=len(self._held) + 1):
-            complete = [
-                stop for stop in self._stops if stop.read(char)
-            ]  # every one must read every character
+            complete = [stop for stop in self._stops if stop.read(char)]  # every one must read every character
             if complete:
                 self.stopped, self._held = True, ""
                 return text[: end - max(len(stop.text) for stop in complete)]

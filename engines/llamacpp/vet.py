@@ -8,17 +8,26 @@ process. `vet` runs it and turns whatever comes of it into a `Footprint` or a `L
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import logging
 import os
+import re
 import resource
 import signal
+import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engines.api import Footprint, ModelSpec
 from engines.errors import EngineError, LoadFailed
+
+if TYPE_CHECKING:
+    from engines.llamacpp.native import NativeModel
 
 TIME_LIMIT_S = 60.0
 """For a file of no size; `SLOWEST_READ` is added for what has to be read."""
@@ -29,32 +38,45 @@ SLOWEST_READ = 100e6
 DECODE_UP_TO = 4 * 2**30
 """Weights up to so many bytes are read and used for one token; of larger ones only the structure is looked at."""
 
+GIVE_WAY = 10
+"""Nice value of the process: where cores are few, running sequences come first. It sets it itself, because whoever starts
+it waits until it runs, and holds Python's lock meanwhile."""
+
 _PROBE_CELLS = 256  # llama.cpp rounds a context up to this
 _PROBE_BATCH = 32
+_SHAPE = ("slots", "ctx", "batch", "flash_attn", "cache_type_k", "cache_type_v", "swa_full")
+_CACHE_LINE = re.compile(r"llama_kv_cache\S*: size =\s*([\d.]+) MiB")
 
 
 def vet(spec: ModelSpec, *, time_limit_s: float | None = None) -> Footprint:
     """What a model file needs in memory, after a throwaway process has opened it and decoded a token.
 
     Raises:
-        LoadFailed: The file is not one that can be served; the message is one sentence without paths.
+        LoadFailed: The file is not one that can be served; the message is one sentence without folders.
     """
     size = file_bytes(spec.path)
     limit_s = TIME_LIMIT_S + size / SLOWEST_READ if time_limit_s is None else time_limit_s
-    command = [sys.executable, "-m", "engines.llamacpp.vet", str(spec.path)]
-    for field in ("slots", "ctx", "batch", "flash_attn", "cache_type_k", "cache_type_v"):
+    command = [sys.executable, "-m", "engines.llamacpp.vet", os.path.abspath(spec.path)]
+    for field in _SHAPE:
         command += [f"--{field.replace('_', '-')}", str(getattr(spec, field))]
     name = spec.path.name
     try:
         done = subprocess.run(
-            command, env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=limit_s, check=False
+            command,
+            cwd="/",  # where `-m` looks for modules first
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=limit_s,
+            check=False,
+            start_new_session=True,  # a Ctrl-C for the server says nothing about the file
         )
     except subprocess.TimeoutExpired:
         raise LoadFailed(f"{name} could not be opened within {limit_s:.0f} s") from None
     except OSError as error:
         raise LoadFailed(f"{name} could not be vetted: no process for it ({error.strerror})") from None
     if done.returncode < 0:
-        raise LoadFailed(f"{name} is damaged: opening it ends llama.cpp with {_signal_name(-done.returncode)}")
+        raise LoadFailed(f"{name} {_cause_of_death(-done.returncode)}")
     try:
         answer = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
@@ -62,25 +84,34 @@ def vet(spec: ModelSpec, *, time_limit_s: float | None = None) -> Footprint:
             f"{name} could not be vetted: the process left with {done.returncode}, saying nothing"
         ) from None
     if not answer["ok"]:
-        raise LoadFailed(answer["error"])
+        said = answer["error"].replace(f"{os.path.abspath(spec.path.parent)}/", "")
+        raise LoadFailed("".join(char if char.isprintable() else " " for char in said))
     return Footprint(weights=size, cache=answer["cache"], buffers=answer["buffers"])
 
 
 def file_bytes(path: Path) -> int:
-    """Size of a model file; of a split one, of all parts. Raises `LoadFailed` if it is not there."""
+    """Size of a model file; of a split one, of all parts. Raises `LoadFailed` if one is not there, or is no file."""
     stem, mark, count = path.stem.partition("-00001-of-")
     files = [path.with_name(f"{stem}-{i:05}-of-{count}.gguf") for i in range(1, int(count) + 1)] if mark else [path]
     try:
-        return sum(file.stat().st_size for file in files)
+        found = [file.stat() for file in files]
     except OSError as error:
         raise LoadFailed(f"{path.name} cannot be read ({error.strerror})") from None
+    if not all(stat.S_ISREG(one.st_mode) for one in found):
+        raise LoadFailed(f"{path.name} is not a regular file")
+    return sum(one.st_size for one in found)
 
 
-def _signal_name(number: int) -> str:
+def _cause_of_death(number: int) -> str:
+    if number == signal.SIGKILL:
+        return "could not be vetted: the process was killed, as Linux does where memory runs out"
+    if number == signal.SIGXCPU:
+        return "takes more time to open than any good file does"
     try:
-        return signal.Signals(number).name
+        name = signal.Signals(number).name
     except ValueError:
-        return f"signal {number}"
+        name = f"signal {number}"
+    return f"is damaged: opening it ends llama.cpp with {name}"
 
 
 def _environment() -> dict[str, str]:
@@ -88,7 +119,8 @@ def _environment() -> dict[str, str]:
     kept = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "LANG", "TMPDIR") if key in os.environ}
     return {
         **kept,
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "PYTHONPATH": os.pathsep.join(os.path.abspath(folder) for folder in sys.path),
+        "OPENBLAS_NUM_THREADS": "1",  # numpy's, which has nothing to do here
         "CUDA_VISIBLE_DEVICES": "",
         "GGML_NO_BACKTRACE": "1",
     }
@@ -98,17 +130,18 @@ def main() -> int:
     """The process: limits itself, opens the file, prints what it found."""
     parser = argparse.ArgumentParser(prog="python -m engines.llamacpp.vet", description=__doc__)
     parser.add_argument("file", type=Path)
-    parser.add_argument("--slots", type=int, default=1)
-    parser.add_argument("--ctx", type=int, default=_PROBE_CELLS)
-    parser.add_argument("--batch", type=int, default=512)
-    parser.add_argument("--flash-attn", default="auto")
-    parser.add_argument("--cache-type-k", default="f16")
-    parser.add_argument("--cache-type-v", default="f16")
+    defaults = ModelSpec(Path())
+    for field in _SHAPE:
+        default = getattr(defaults, field)
+        kind = {"True": True, "False": False}.__getitem__ if isinstance(default, bool) else type(default)
+        parser.add_argument(f"--{field.replace('_', '-')}", type=kind, default=default)
     options = vars(parser.parse_args())
     spec = ModelSpec(options.pop("file"), **options)
+    os.nice(GIVE_WAY)
     try:
-        _limit(file_bytes(spec.path))
-        answer: dict[str, object] = {"ok": True, **_examine(spec)}
+        size = file_bytes(spec.path)
+        _limit(size)
+        answer: dict[str, object] = {"ok": True, **_examine(spec, decode=size <= DECODE_UP_TO)}
     except (EngineError, MemoryError) as error:
         answer = {"ok": False, "error": str(error) or f"{spec.path.name} asks for more memory than vetting allows"}
     print(json.dumps(answer))
@@ -117,32 +150,64 @@ def main() -> int:
 
 def _limit(size: int) -> None:
     """No core file, and memory and CPU time in proportion to the file: absurd counts in it then fail early."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")  # rather this process than the one that serves
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (3 * size + 16 * 2**30,) * 2)
     cpu_s = int(2 * TIME_LIMIT_S + size / SLOWEST_READ)
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s))
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
 
 
-def _examine(spec: ModelSpec) -> dict[str, int]:
-    """Open the model with one small slot and decode a token; then add up what the whole shape would allocate."""
+def _examine(spec: ModelSpec, *, decode: bool) -> dict[str, int]:
+    """Add up what the whole shape would allocate, and use the model: with one small slot, or only its tokenizer."""
     from engines.llamacpp.native import NativeContext, NativeModel  # loads llama.cpp: only in this process
 
-    cells = min(spec.ctx, _PROBE_CELLS)
-    model = NativeModel(spec.path, repack=False)
+    model = NativeModel(spec.path, no_alloc=True)
     if not model.generates:
         raise LoadFailed(f"{spec.path.name} does not generate text (an embedding or encoder model)")
-    context = NativeContext(model, dataclasses.replace(spec, slots=1, ctx=cells, batch=_PROBE_BATCH), threads=1)
-    if file_bytes(spec.path) <= DECODE_UP_TO:
+    with _cache_lines() as lines:
+        context = NativeContext(model, spec, threads=1)
+    cache = sum(int(float(line[1]) * 2**20) for text in lines if (line := _CACHE_LINE.search(text)))
+    found = {"cache": cache + context.buffers.of("RS"), "buffers": context.buffers.of("compute", "output")}
+    context.close()
+    _try_tokenizer(model)
+    model.close()
+    if decode:
+        model = NativeModel(spec.path, repack=False)
+        cells = min(spec.ctx, _PROBE_CELLS)
+        context = NativeContext(model, dataclasses.replace(spec, slots=1, ctx=cells, batch=_PROBE_BATCH), threads=1)
         context.try_token(max(model.bos, 0))
-    of_slot = context.buffers.of("RS") + context.buffers.of("KV") * spec.ctx // cells
-    context.close()
-    model.close()
-    model = NativeModel(spec.path, no_alloc=True)
-    context = NativeContext(model, spec, threads=1)
-    buffers = context.buffers.of("compute", "output")
-    context.close()
-    model.close()
-    return {"cache": of_slot * spec.slots, "buffers": buffers}
+        context.close()
+        model.close()
+    return found
+
+
+@contextlib.contextmanager
+def _cache_lines() -> Iterator[list[str]]:
+    """What llama.cpp logs: without allocation it tells the size of a KV cache there alone."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("engines.llamacpp")
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+
+
+def _try_tokenizer(model: NativeModel) -> None:
+    """Tokenise text of every kind, and write every token: a flaw in the vocabulary must end this process, not a prompt.
+
+    Where a piece of text has no token of its own, some tokenizers look for one for each of its bytes, and llama.cpp
+    throws if that is not there. So every byte that UTF-8 has must come up in a character without a token.
+    """
+    rare = [*range(0x800, 0xD800, 61), *range(0xE000, 0x10000, 61), *range(0x10000, 0x110000, 4099)]
+    for code in [*range(0x800), *rare]:
+        model.tokenize(chr(code), add_special=False, parse_special=True)
+    for token in range(model.n_vocab):
+        model.piece(token, special=True)
 
 
 if __name__ == "__main__":

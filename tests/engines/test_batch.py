@@ -1,0 +1,89 @@
+"""The plan of one step."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engines.llamacpp.batch import Chunk, Demand, plan
+
+
+def decoding(slot: int) -> Demand:
+    return Demand(slot, 0, urgent=True, order=slot)
+
+
+def prompt(slot: int, tokens: int, *, urgent: bool = True, order: int | None = None) -> Demand:
+    return Demand(slot, tokens, urgent=urgent, order=slot if order is None else order)
+
+
+def test_a_decoding_slot_gets_its_row_before_prompts() -> None:
+    assert plan([prompt(0, 9), decoding(1)], prefill_budget=4, max_rows=8) == [Chunk(1, 1, True), Chunk(0, 4, False)]
+
+
+def test_decoding_rows_come_off_the_rows_and_not_off_the_budget() -> None:
+    assert plan([decoding(0), prompt(1, 9)], prefill_budget=4, max_rows=5)[1].count == 4
+    assert plan([decoding(0), prompt(1, 9)], prefill_budget=4, max_rows=3)[1].count == 2
+
+
+def test_one_prompt_is_finished_before_the_next_begins() -> None:
+    chunks = plan([prompt(0, 5), prompt(1, 5)], prefill_budget=8, max_rows=8)
+    assert chunks == [Chunk(0, 5, True), Chunk(1, 3, False)]
+
+
+def test_prompts_go_in_the_order_of_admission() -> None:
+    chunks = plan([prompt(0, 5, order=2), prompt(1, 5, order=1)], prefill_budget=5, max_rows=8)
+    assert chunks == [Chunk(1, 5, True)]
+
+
+def test_an_urgent_prompt_overtakes() -> None:
+    chunks = plan([prompt(0, 5, urgent=False), prompt(1, 5)], prefill_budget=5, max_rows=8)
+    assert chunks == [Chunk(1, 5, True)]
+
+
+def test_nothing_to_do_is_an_empty_plan() -> None:
+    assert plan([], prefill_budget=8, max_rows=8) == []
+
+
+@st.composite
+def situations(draw: st.DrawFn) -> tuple[list[Demand], int, int]:
+    wants = draw(st.lists(st.tuples(st.integers(0, 20), st.booleans()), max_size=8))
+    orders = draw(st.permutations(range(len(wants))))
+    demands = [Demand(i, tokens, urgent, orders[i]) for i, (tokens, urgent) in enumerate(wants)]
+    return demands, draw(st.integers(1, 40)), draw(st.integers(max(1, len(demands)), 40))
+
+
+@given(situations())
+def test_any_plan_keeps_to_its_rows_and_serves_every_stream(situation: tuple[list[Demand], int, int]) -> None:
+    demands, budget, max_rows = situation
+    chunks = plan(demands, prefill_budget=budget, max_rows=max_rows)
+    wanted = {d.slot: d.tokens for d in demands}
+    prefill = [c for c in chunks if wanted[c.slot]]
+    assert len({c.slot for c in chunks}) == len(chunks)
+    assert sum(c.count for c in chunks) <= max_rows
+    assert sum(c.count for c in prefill) <= budget
+    assert [c for c in chunks if not wanted[c.slot]] == [Chunk(d.slot, 1, True) for d in demands if not d.tokens]
+    for chunk in prefill:
+        assert 1 <= chunk.count <= wanted[chunk.slot]
+        assert chunk.output == (chunk.count == wanted[chunk.slot])
+
+
+@given(situations())
+def test_any_plan_makes_progress(situation: tuple[list[Demand], int, int]) -> None:
+    demands, budget, max_rows = situation
+    chunks = plan(demands, prefill_budget=budget, max_rows=max_rows)
+    assert bool(chunks) == bool(demands)
+    prompts = sum(d.tokens for d in demands)
+    rows = sum(c.count for c in chunks) - sum(not d.tokens for d in demands)
+    assert rows == min(prompts, budget, max_rows - sum(not d.tokens for d in demands))
+
+
+@given(situations())
+def test_any_prompt_left_out_comes_after_all_that_were_taken(situation: tuple[list[Demand], int, int]) -> None:
+    demands, budget, max_rows = situation
+    counts = {c.slot: c.count for c in plan(demands, prefill_budget=budget, max_rows=max_rows)}
+    turn = [d for d in sorted(demands, key=lambda d: (not d.urgent, d.order)) if d.tokens]
+    complete = [counts.get(d.slot) == d.tokens for d in turn]
+    assert complete == sorted(complete, reverse=True)  # the finished ones, then
+    assert sum(0 < counts.get(d.slot, 0) < d.tokens for d in turn) <= 1  # at most one begun, then those not begun
+    begun = [d.slot in counts for d in turn]
+    assert begun == sorted(begun, reverse=True)

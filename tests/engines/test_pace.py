@@ -1,0 +1,68 @@
+"""How many prompt tokens go into a step."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engines.llamacpp.pace import MIN_CHUNK, Pace
+
+
+def test_beside_no_stream_the_whole_batch_is_prefilled() -> None:
+    pace = Pace(0.1, 512)
+    pace.observe(decode_rows=0, prefill_tokens=512, seconds=9.0)
+    assert pace.prefill_budget(0) == 512
+
+
+def test_the_first_chunk_beside_streams_is_a_careful_one() -> None:
+    assert MIN_CHUNK <= Pace(0.1, 512).prefill_budget(1) <= 64
+
+
+def test_a_prompt_moves_on_even_where_streams_alone_take_too_long() -> None:
+    pace = Pace(0.1, 512)
+    pace.observe(decode_rows=4, prefill_tokens=0, seconds=0.5)
+    pace.observe(decode_rows=4, prefill_tokens=32, seconds=0.9)
+    assert pace.prefill_budget(4) == MIN_CHUNK
+
+
+def test_a_batch_smaller_than_the_least_chunk_is_the_limit() -> None:
+    pace = Pace(0.1, 4)
+    pace.observe(decode_rows=1, prefill_tokens=3, seconds=5.0)
+    assert pace.prefill_budget(1) == 4
+
+
+steps = st.tuples(st.integers(0, 16), st.integers(0, 512), st.floats(0, 100))
+
+
+@given(st.lists(steps), st.integers(0, 16), st.integers(1, 2048), st.floats(0.001, 10))
+def test_any_budget_is_within_its_bounds(
+    observed: list[tuple[int, int, float]], rows: int, max_rows: int, target_s: float
+) -> None:
+    pace = Pace(target_s, max_rows)
+    for decode_rows, prefill_tokens, seconds in observed:
+        pace.observe(decode_rows=decode_rows, prefill_tokens=prefill_tokens, seconds=seconds)
+    assert 1 <= pace.prefill_budget(rows) <= max_rows
+    assert pace.prefill_budget(rows) >= min(MIN_CHUNK, max_rows)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["streams ran before", "prompt comes first"])
+@pytest.mark.parametrize("row_ms", [0.5, 2.0])
+@pytest.mark.parametrize("token_ms", [0.1, 0.4, 2.0])
+def test_steps_of_a_machine_of_known_cost_come_close_to_the_target(token_ms: float, row_ms: float, known: bool) -> None:
+    """10 ms a step, so much a row, 5 % of noise; the prompt never ends."""
+    noise = random.Random(1)
+    pace, streams = Pace(0.1, 1024), 8
+
+    def step(decode_rows: int, prefill_tokens: int) -> float:
+        seconds = (10 + row_ms * decode_rows + token_ms * prefill_tokens) / 1e3 * noise.uniform(0.95, 1.05)
+        pace.observe(decode_rows=decode_rows, prefill_tokens=prefill_tokens, seconds=seconds)
+        return seconds
+
+    if known:
+        for _ in range(20):
+            step(streams, 0)
+    took = [step(streams, pace.prefill_budget(streams)) for _ in range(40)]
+    assert all(0.075 <= seconds <= 0.125 for seconds in took[20:])

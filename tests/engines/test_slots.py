@@ -1,0 +1,101 @@
+"""Which slot a prompt gets, and what it need not compute again."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engines.api import Sequence
+from engines.llamacpp.slots import MIN_COPY, Reuse, Run, Slot, common_prefix, find_reuse
+from engines.llamacpp.text import OutputText
+
+LONG = list(range(100, 100 + 3 * MIN_COPY))
+
+
+def slot(index: int, cached: list[int] | None = None, *, busy: bool = False, used: int = 0) -> Slot:
+    run = Run(Sequence("key", [1], 1), 1, OutputText(), None) if busy else None
+    return Slot(index, list(cached or ()), run, used)
+
+
+def reuse(prompt: list[int], *slots: Slot, may_copy: bool = True) -> Reuse:
+    return find_reuse(prompt, slots, may_copy=may_copy)
+
+
+def test_an_empty_slot_goes_before_one_whose_cache_would_be_lost() -> None:
+    assert reuse([1, 2], slot(0, [7, 8, 9], used=1), slot(1, used=2)) == Reuse(1, 0)
+
+
+def test_the_slot_used_longest_ago_goes_first() -> None:
+    assert reuse([1, 2], slot(0, [7], used=3), slot(1, [8], used=2), slot(2, [9], used=4)) == Reuse(1, 0)
+
+
+def test_a_conversation_returns_to_its_slot() -> None:
+    assert reuse([1, 2, 3, 4, 5], slot(0), slot(1, [1, 2, 3, 4])) == Reuse(1, 4)
+
+
+def test_the_last_prompt_token_is_always_computed() -> None:
+    assert reuse([1, 2, 3], slot(0, [1, 2, 3])) == Reuse(0, 2)
+    assert reuse([1], slot(0, [1])) == Reuse(0, 0)
+
+
+def test_a_long_prefix_in_a_busy_slot_is_copied() -> None:
+    assert reuse([*LONG, 1], slot(0), slot(1, [*LONG, 2], busy=True)) == Reuse(0, len(LONG), copy_from=1)
+
+
+def test_a_short_prefix_is_not_worth_a_copy() -> None:
+    assert reuse([*LONG[: MIN_COPY - 1], 1], slot(0), slot(1, LONG, busy=True)) == Reuse(0, 0)
+
+
+def test_a_copy_must_save_more_than_the_slot_has_itself() -> None:
+    own, other = slot(0, LONG[:MIN_COPY]), slot(1, LONG[: 2 * MIN_COPY - 1], busy=True)
+    assert reuse([*LONG, 1], own, other) == Reuse(0, MIN_COPY)
+
+
+def test_a_slot_that_would_lose_more_than_it_gives_is_copied_from() -> None:
+    much = [*LONG, *range(1000, 1200)]
+    assert reuse([*LONG, 1], slot(0), slot(1, much)) == Reuse(0, len(LONG), copy_from=1)
+
+
+def test_without_copies_the_longest_prefix_decides() -> None:
+    much = [*LONG, *range(1000, 1200)]
+    assert reuse([*LONG, 1], slot(0), slot(1, much), may_copy=False) == Reuse(1, len(LONG))
+    assert reuse([*LONG, 1], slot(0), slot(1, much, busy=True), may_copy=False) == Reuse(0, 0)
+
+
+tokens = st.lists(st.integers(0, 2), max_size=20)
+
+
+@given(tokens, tokens, tokens)
+def test_common_prefix_equals_comparing_one_by_one(shared: list[int], a: list[int], b: list[int]) -> None:
+    a, b = shared + a, shared + b
+    naive = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    assert common_prefix(a, b) == naive
+
+
+prompts = st.builds(lambda n, tail: LONG[:n] + tail, st.integers(0, len(LONG)), tokens)
+all_slots = st.lists(st.tuples(prompts, st.booleans()), min_size=1, max_size=6).flatmap(
+    lambda contents: st.permutations(range(len(contents))).map(
+        lambda ages: [
+            slot(i, cached, busy=busy, used=ages[i] + bool(cached)) for i, (cached, busy) in enumerate(contents)
+        ]
+    )
+)
+
+
+@given(prompts.filter(bool), all_slots.filter(lambda slots: any(s.run is None for s in slots)), st.booleans())
+def test_any_reuse_is_of_a_free_slot_and_of_what_is_cached(
+    prompt: list[int], slots: list[Slot], may_copy: bool
+) -> None:
+    found = find_reuse(prompt, slots, may_copy=may_copy)
+    source = slots[found.slot if found.copy_from is None else found.copy_from]
+    assert slots[found.slot].run is None
+    assert 0 <= found.keep < len(prompt)
+    assert source.cached[: found.keep] == prompt[: found.keep]
+    assert found.copy_from != found.slot
+    assert may_copy or found.copy_from is None
+
+
+@given(prompts.filter(bool), all_slots.filter(lambda slots: any(s.run is None for s in slots)))
+def test_no_prefix_is_left_that_a_copy_would_have_saved(prompt: list[int], slots: list[Slot]) -> None:
+    best = max(common_prefix(prompt[:-1], s.cached) for s in slots)
+    assert find_reuse(prompt, slots, may_copy=True).keep > best - MIN_COPY

@@ -1,0 +1,137 @@
+"""Text and conversations to tokens, by the tokenizers of real files."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engines.errors import EngineDead, InvalidPrompt
+from engines.llamacpp.chat import SEAM, ChatTemplate
+from engines.llamacpp.native import NativeModel
+from engines.llamacpp.vocab import LlamaVocab
+from tests.support.tiny_gguf import BOS, CHATML, IM_END, IM_START, write_tiny_llama
+
+TRIMMING = CHATML.replace("message['content']", "message['content'] | trim")
+BARE = "{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+def test_a_model_without_a_template_asks_for_a_prompt(tmp_path: Path) -> None:
+    vocab = LlamaVocab(write_tiny_llama(tmp_path / "bare.gguf", chat_template=None))
+    with pytest.raises(InvalidPrompt, match=r"bare\.gguf has no chat template; send prompt"):
+        vocab.tokenize_chat([{"role": "user", "content": "Hello"}])
+    vocab.close()
+
+
+def test_a_closed_vocabulary_says_so(tiny_model_path: Path) -> None:
+    vocab = LlamaVocab(tiny_model_path)
+    vocab.close()
+    vocab.close()
+    with pytest.raises(EngineDead):
+        vocab.tokenize("Hello")
+    with pytest.raises(EngineDead):
+        vocab.tokenize_chat([{"role": "user", "content": "Hello"}])
+
+
+def test_closing_waits_for_a_call_on_another_thread(tiny_model_path: Path) -> None:
+    vocab = LlamaVocab(tiny_model_path)
+    expected = vocab.tokenize(text := "The river and my house " * 200)
+    begun = threading.Barrier(5)
+
+    def tokenize() -> bool:
+        begun.wait()
+        try:
+            while True:
+                assert vocab.tokenize(text) == expected
+        except EngineDead:
+            return True
+
+    with ThreadPoolExecutor(4) as pool:
+        ended = [pool.submit(tokenize) for _ in range(4)]
+        begun.wait()
+        vocab.tokenize(text)
+        vocab.close()
+        assert all(future.result() for future in ended)
+
+
+def test_half_a_surrogate_pair_is_refused(tiny_model_path: Path) -> None:
+    vocab = LlamaVocab(tiny_model_path)
+    with pytest.raises(InvalidPrompt, match="surrogate"):
+        vocab.tokenize("a\ud800")
+    vocab.close()
+
+
+def test_the_beginning_of_sequence_is_not_doubled(tiny_model_path: Path, tmp_path: Path) -> None:
+    vocab = LlamaVocab(tiny_model_path)
+    assert vocab.tokenize("<s>Hello").count(BOS) == 1
+    assert vocab.tokenize("") == [BOS]
+    vocab.close()
+    with_bos = LlamaVocab(write_tiny_llama(tmp_path / "bos.gguf", chat_template="{{ bos_token }}" + CHATML))
+    assert with_bos.tokenize_chat([{"role": "user", "content": "Hello"}]).count(BOS) == 1
+    with_bos.close()
+
+
+class Opened:
+    """A vocabulary, and the same file's tokenizer without any care."""
+
+    def __init__(self, path: Path) -> None:
+        self.vocab, self.native = LlamaVocab(path), NativeModel(path, vocab_only=True)
+
+    @lru_cache  # noqa: B019
+    def is_control(self, token: int) -> bool:
+        return self.native.is_control(token)
+
+    def controls(self, *contents: str) -> list[int]:
+        """The control tokens of a conversation, in order."""
+        tokens = self.vocab.tokenize_chat([{"role": "user", "content": content} for content in contents])
+        return [token for token in tokens if self.is_control(token)]
+
+
+@pytest.fixture(scope="module", params=["tiny", "tiny, trimming", "tiny, bare", "smollm2"])
+def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
+    templates = {"tiny": CHATML, "tiny, trimming": TRIMMING, "tiny, bare": BARE}
+    if request.param == "smollm2":
+        path = request.getfixturevalue("smollm2_path")
+    else:
+        path = tmp_path_factory.mktemp("chat") / "tiny.gguf"
+        write_tiny_llama(path, chat_template=templates[request.param])
+    found = Opened(path)
+    yield found
+    found.vocab.close()
+    found.native.close()
+
+
+FRAGMENTS = """
+    <|im_start|> <|im_end|> <|im_ start|> end|> <| |> < > </s> <s> s> </ <unk> <|endoftext|> <|endof text|> user a é 🙂
+"""
+fragments = st.sampled_from([*FRAGMENTS.split(), "\n", " ", "\t", "\u2003", SEAM])
+contents = st.lists(fragments, max_size=12).map("".join)
+harmless = st.text(st.characters(codec="utf-8", exclude_characters=SEAM + "<"), max_size=20) | st.text("<>|/_ \n")
+
+
+@given(st.lists(contents, min_size=1, max_size=3))
+def test_no_message_makes_a_control_token(opened: Opened, contents: list[str]) -> None:
+    assert opened.controls(*contents) == opened.controls(*["Hello"] * len(contents))
+
+
+@given(st.lists(harmless, min_size=1, max_size=3))
+def test_text_without_control_texts_is_tokenised_in_one_piece(opened: Opened, contents: list[str]) -> None:
+    messages = [{"role": "user", "content": content} for content in contents]
+    source = opened.native.chat_template
+    assert source is not None
+    bos, eos = (opened.native.piece(token, special=True).decode() for token in (opened.native.bos, opened.native.eos))
+    (plain,) = ChatTemplate(source, bos=bos, eos=eos, controls=[]).render(messages)
+    assert opened.vocab.tokenize_chat(messages) == opened.native.tokenize(plain, add_special=True, parse_special=True)
+
+
+def test_the_template_still_makes_its_control_tokens(tiny_model_path: Path) -> None:
+    vocab = LlamaVocab(tiny_model_path)
+    tokens = vocab.tokenize_chat([{"role": "user", "content": "<|im_end|>"}])
+    assert (tokens.count(IM_START), tokens.count(IM_END)) == (2, 1)
+    vocab.close()
