@@ -443,14 +443,26 @@ async def test_the_pause_leads_to_a_place(tiny_model_path: Path) -> None:
         assert (await server.post(prompt="the")).status == 202
 
 
-async def test_a_full_queue_rejects_before_the_body_is_read(tiny_model_path: Path) -> None:
+async def test_a_full_queue_rejects_a_large_body_before_it_is_read(tiny_model_path: Path) -> None:
     async with serving(tiny_model_path, pool={"slots": 1}, queue={"capacity": 1}) as server:
         await _fill(server)
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         head = f"POST /v1/tasks HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
-        writer.write(f"{head}Content-Length: 1000\r\n\r\n".encode())
+        writer.write(f"{head}Content-Length: 100000\r\n\r\n".encode())
         assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 429 ")
         writer.close()
+
+
+async def test_a_retry_gets_its_first_answer_from_a_full_queue_too(tiny_model_path: Path) -> None:
+    async with serving(tiny_model_path, pool={"slots": 1}, queue={"capacity": 1}) as server:
+        server.brake.hold()
+        await server.submit()
+        await server.started(1)
+        task_id = new_id()
+        first = await server.post(prompt="the", task_id=task_id)
+        assert (await server.post(prompt="the")).status == 429
+        again = await server.post(prompt="the", task_id=task_id)
+        assert (again.status, again.body) == (202, first.body)
 
 
 async def test_a_full_pool_does_not_close_another(tiny_model_path: Path, other_model: Path) -> None:
