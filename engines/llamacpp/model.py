@@ -19,7 +19,7 @@ from engines.llamacpp import sampling
 from engines.llamacpp.batch import Chunk, Demand, plan
 from engines.llamacpp.native import NativeContext, NativeModel
 from engines.llamacpp.pace import Pace
-from engines.llamacpp.slots import Run, Slot, find_reuse
+from engines.llamacpp.slots import Reuse, Run, Slot, find_donor, find_leader, find_reuse
 from engines.llamacpp.text import OutputText
 from engines.llamacpp.vocab import Pieces
 
@@ -81,11 +81,11 @@ class LlamaModel:
     def admit(self, sequence: Sequence) -> None:
         """See `engines.api.LoadedModel`."""
         prompt = list(sequence.tokens)
-        reuse = find_reuse(prompt, self._slots, may_copy=not self._native.is_recurrent)
+        may_copy = not self._native.is_recurrent
+        reuse = find_reuse(prompt, self._slots, may_copy=may_copy)
         slot = self._slots[reuse.slot]
-        if reuse.copy_from is not None:
-            self._context.copy_slot(reuse.copy_from, slot.index)
-        slot.cached = prompt[: self._kept(slot.index, reuse.keep)]
+        self._take_prefix(prompt, reuse)
+        leader = find_leader(prompt, len(slot.cached), self._slots, urgent=sequence.urgent) if may_copy else None
         sampler = None
         if not sampling.is_argmax(sequence.sampling):
             sampler = sampling.build(
@@ -94,6 +94,27 @@ class LlamaModel:
         self._admissions += 1
         slot.used = self._admissions
         slot.run = Run(sequence, self._admissions, OutputText(sequence.stop), sampler)
+        if leader is not None:
+            slot.run.leader, slot.run.shared = leader
+
+    def _take_prefix(self, prompt: list[int], reuse: Reuse) -> None:
+        """Make a slot hold the first tokens of a prompt, from its own cache or another's."""
+        if reuse.copy_from is not None:
+            self._context.copy_slot(reuse.copy_from, reuse.slot)
+        self._slots[reuse.slot].cached = prompt[: self._kept(reuse.slot, reuse.keep)]
+
+    def _release_followers(self) -> None:
+        """Let runs go on whose leader has prefilled what they share, or will not any more."""
+        leading = {id(slot.run): len(slot.cached) for slot in self._slots if slot.run is not None}
+        for slot in self._slots:
+            run = slot.run
+            if run is None or run.leader is None or leading.get(id(run.leader), run.shared) < run.shared:
+                continue
+            run.leader = None
+            prompt = list(run.sequence.tokens)
+            reuse = find_donor(prompt, slot, self._slots)
+            if reuse is not None:
+                self._take_prefix(prompt, reuse)
 
     def _kept(self, slot: int, keep: int) -> int:
         """Cut a slot's cache to ``keep`` tokens, or to none where the memory cannot go back that far.
@@ -113,9 +134,9 @@ class LlamaModel:
         running = [(slot, slot.run) for slot in self._slots if slot.run is not None]
         if not running:
             return []
-        decode_rows = sum(run.next_token is not None for _, run in running)
+        decode_rows = sum(run.decoding for _, run in running)
         chunks = plan(
-            [_demand(slot, run) for slot, run in running],
+            [_demand(slot, run) for slot, run in running if run.leader is None],
             prefill_budget=self._pace.prefill_budget(decode_rows),
             max_rows=self._context.n_rows,
         )
@@ -124,6 +145,7 @@ class LlamaModel:
         self._context.decode(rows)
         seconds = self._clock() - started
         self._pace.observe(decode_rows=decode_rows, prefill_tokens=rows - decode_rows, seconds=seconds)
+        self._release_followers()  # before a leader that ends leaves its slot to somebody else
         return self._sample(chunks)
 
     def _fill(self, chunks: list[Chunk]) -> int:
@@ -154,6 +176,9 @@ class LlamaModel:
         if not sampled:
             return []
         logits = self._context.logits(len(sampled))
+        for output, (slot, _) in enumerate(sampled):
+            if slot.run is not None and slot.run.sampler is None and slot.run.sequence.sampling.ignore_eos:
+                logits[output, self._pieces.ends] = -math.inf
         best = logits.argmax(axis=1).tolist()  # the first NaN, if there is one
         if not all(math.isfinite(logits[output, token]) for output, token in enumerate(best)):
             raise DecodeFailed("the model computed NaN or infinity instead of logits; its file may be damaged")
@@ -189,6 +214,7 @@ class LlamaModel:
         for slot in self._slots:
             if slot.run is not None and slot.run.sequence.key == key:
                 self._free(slot)
+                self._release_followers()
                 return True
         return False
 
@@ -213,5 +239,5 @@ class LlamaModel:
 
 
 def _demand(slot: Slot, run: Run) -> Demand:
-    tokens = len(run.sequence.tokens) - len(slot.cached) if run.next_token is None else 0
+    tokens = len(run.sequence.tokens) - len(slot.cached) if not run.decoding else 0
     return Demand(slot.index, tokens, urgent=run.sequence.urgent, order=run.order)

@@ -12,8 +12,8 @@ COLDEST = 1e-6
 
 
 def is_argmax(params: SamplingParams) -> bool:
-    """Whether the next token is simply the one with the highest logit: no chain is needed for that."""
-    return params.temperature < COLDEST and params.repeat_penalty == 1 and not params.ignore_eos
+    """Whether the next token is the one with the highest logit among the allowed: no chain is needed for that."""
+    return params.temperature < COLDEST and params.repeat_penalty == 1
 
 
 def build(params: SamplingParams, *, n_vocab: int, prompt: Sequence[int], ends: Sequence[int]) -> NativeSampler:

@@ -24,6 +24,8 @@ class Run:
         sampler: None where the highest logit decides.
         next_token: Sampled but not yet fed to the model; None while the prompt is being prefilled.
         tokens_out: Output tokens so far.
+        leader: A run that is prefilling a prefix of this prompt; until it has, this one waits instead of doing it too.
+        shared: Length of that prefix.
     """
 
     sequence: Sequence
@@ -32,6 +34,13 @@ class Run:
     sampler: NativeSampler | None
     next_token: int | None = None
     tokens_out: int = 0
+    leader: Run | None = None
+    shared: int = 0
+
+    @property
+    def decoding(self) -> bool:
+        """Whether its prompt is done."""
+        return self.next_token is not None
 
 
 @dataclass
@@ -101,3 +110,31 @@ def find_reuse(prompt: list[int], slots: Seq[Slot], *, may_copy: bool) -> Reuse:
     elif keep > in_place.keep:
         return Reuse(own.index, keep)
     return in_place
+
+
+def find_donor(prompt: list[int], own: Slot, slots: Seq[Slot]) -> Reuse | None:
+    """What a copy from another slot would save a slot that works on this prompt; None if that is not worth it."""
+    limit = len(prompt) - 1
+    shared = {slot.index: min(common_prefix(prompt, slot.cached), limit) for slot in slots if slot is not own}
+    donor = max(shared, key=shared.__getitem__, default=None)
+    if donor is None or shared[donor] < len(own.cached) + MIN_COPY:
+        return None
+    return Reuse(own.index, shared[donor], copy_from=donor)
+
+
+def find_leader(prompt: list[int], keep: int, slots: Seq[Slot], *, urgent: bool) -> tuple[Run, int] | None:
+    """A run that will prefill more of this prompt than ``keep`` tokens before this one's turn comes.
+
+    Returns:
+        The run and the length of the common prefix; None if waiting for it would not pay.
+    """
+    limit = len(prompt) - 1
+    best: tuple[Run, int] | None = None
+    for slot in slots:
+        run = slot.run
+        if run is None or run.decoding or run.leader is not None or run.sequence.urgent < urgent:
+            continue
+        shared = min(common_prefix(prompt, list(run.sequence.tokens)), limit)
+        if shared >= max(keep + MIN_COPY, len(slot.cached) + 1, best[1] + 1 if best else 0):
+            best = run, shared
+    return best

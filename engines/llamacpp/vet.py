@@ -38,9 +38,9 @@ SLOWEST_READ = 100e6
 DECODE_UP_TO = 4 * 2**30
 """Weights up to so many bytes are read and used for one token; of larger ones only the structure is looked at."""
 
-GIVE_WAY = 10
-"""Nice value of the process: where cores are few, running sequences come first. It sets it itself, because whoever starts
-it waits until it runs, and holds Python's lock meanwhile."""
+GIVE_WAY = 5
+"""Nice value of the process: where cores are few, running sequences come first. It takes it by itself, because whoever
+starts it holds Python's lock until it runs."""
 
 _PROBE_CELLS = 256  # llama.cpp rounds a context up to this
 _PROBE_BATCH = 32

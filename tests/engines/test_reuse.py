@@ -109,3 +109,54 @@ def test_a_window_that_is_gone_is_computed_again(tiny_swa_path: Path, monkeypatc
             rows = count_rows(model, monkeypatch)
             text_of(model, prompt[:101])
             assert rows[:1] == first_rows
+
+
+def test_prompts_that_come_together_share_the_prefill_of_their_prefix(
+    tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = tokens_of(tiny_model_path, " ".join(PROMPTS[:8]))
+    tails = [tokens_of(tiny_model_path, text)[1:] for text in PROMPTS[8:12]]
+    with loaded(exact(tiny_model_path, slots=4, batch=32)) as model:
+        alone = [cold(model, shared + tail, 12) for tail in tails]
+        model.reset()
+        rows = count_rows(model, monkeypatch)
+        for key, tail in enumerate(tails):
+            model.admit(sequence(shared + tail, 12, key=str(key)))
+        texts = texts_of(model)
+        assert [texts[str(key)] for key in range(4)] == alone
+    assert sum(rows) == len(shared) + sum(map(len, tails)) + 4 * 11, "the shared prefix is computed once"
+
+
+def test_followers_go_on_when_their_leader_is_cancelled(tiny_model_path: Path) -> None:
+    shared = tokens_of(tiny_model_path, " ".join(PROMPTS[:8]))
+    tails = [tokens_of(tiny_model_path, text)[1:] for text in PROMPTS[8:11]]
+    with loaded(exact(tiny_model_path, slots=3, batch=16)) as model:
+        alone = [cold(model, shared + tail, 12) for tail in tails]
+        model.reset()
+        for key, tail in enumerate(tails):
+            model.admit(sequence(shared + tail, 12, key=str(key)))
+        for _ in range(3):
+            model.step()
+        assert model.cancel("0")
+        texts = texts_of(model)
+    assert [texts["1"], texts["2"]] == alone[1:]
+
+
+def test_a_person_does_not_wait_for_the_prefix_of_a_nightly_job(
+    tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = tokens_of(tiny_model_path, " ".join(PROMPTS[:8]))
+    with loaded(exact(tiny_model_path, slots=2, batch=32)) as model:
+        model.admit(sequence((*prompt, 300), 4, key="job", urgent=False))
+        model.admit(sequence((*prompt, 301), 4, key="person"))
+        ended = [event.key for _ in range(200) for event in model.step() if event.finish]
+    assert ended == ["person", "job"]
+
+
+def texts_of(model: LlamaModel) -> dict[str, str]:
+    """Step until everything has ended; the texts by key."""
+    texts: dict[str, str] = {}
+    while model.busy:
+        for event in model.step():
+            texts[event.key] = texts.get(event.key, "") + event.text
+    return texts
