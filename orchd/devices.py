@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import pynvml
@@ -11,6 +13,8 @@ import pynvml
 from engines.api import DeviceSpec
 from orchd.config import PoolConfig
 from orchd.errors import ConfigError
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,51 +47,101 @@ class Device:
     spec: DeviceSpec
 
 
+@dataclass(frozen=True)
+class Driver:
+    """The NVIDIA driver.
+
+    Attributes:
+        version: Its own, such as ``580.65.06``.
+        cuda_version: The newest CUDA that it runs, such as ``13.0``; empty if it does not say.
+    """
+
+    version: str
+    cuda_version: str
+
+
 def find_gpus() -> list[Gpu]:
-    """Every GPU the NVIDIA driver shows, in nvidia-smi's order; none without a driver."""
+    """Every GPU that the NVIDIA driver shows and that answers, in nvidia-smi's order; none without a driver."""
+    with _nvml() as there:
+        return [gpu for index in range(pynvml.nvmlDeviceGetCount()) if (gpu := _gpu(index))] if there else []
+
+
+def _gpu(index: int) -> Gpu | None:
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return [
-            Gpu(
-                index,
-                pynvml.nvmlDeviceGetUUID(handle),
-                pynvml.nvmlDeviceGetName(handle),
-                int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-            )
-            for index, handle in enumerate(handles)
-        ]
-    finally:
-        pynvml.nvmlShutdown()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        total = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
+        return Gpu(index, pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle), total)
+    except pynvml.NVMLError as error:
+        _log.warning("gpu:%d is left out: NVML says %s", index, error)
+        return None
+
+
+def find_driver() -> Driver | None:
+    """The driver; None where there is none."""
+    with _nvml() as there:
+        if not there:
+            return None
+        version = pynvml.nvmlSystemGetDriverVersion()
+        try:
+            number = int(pynvml.nvmlSystemGetCudaDriverVersion_v2())
+        except pynvml.NVMLError:
+            return Driver(version, "")
+        return Driver(version, f"{number // 1000}.{number % 1000 // 10}")
 
 
 def free_gpu_bytes(index: int) -> int | None:
     """Free memory of a GPU by nvidia-smi's index; None if the driver does not say."""
     try:
-        pynvml.nvmlInit()
-        try:
-            return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index)).free)
-        finally:
-            pynvml.nvmlShutdown()
+        with _nvml() as there:
+            return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index)).free) if there else None
     except pynvml.NVMLError:
         return None
 
 
+@contextlib.contextmanager
+def _nvml() -> Iterator[bool]:
+    """NVML, for as long as it is needed; False if there is none to be had."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+
+
+def gpu_index(name: str) -> int | None:
+    """nvidia-smi's index of a device by its name; None for a CPU."""
+    return int(name.removeprefix("gpu:")) if name.startswith("gpu:") else None
+
+
 def visible(gpus: Sequence[Gpu], environ: Mapping[str, str]) -> list[Gpu]:
-    """The GPUs that an already set ``CUDA_VISIBLE_DEVICES`` leaves, in its order; all if it is not set."""
+    """The GPUs that an already set ``CUDA_VISIBLE_DEVICES`` leaves, in its order; all if it is not set.
+
+    Numbers are nvidia-smi's, as with ``CUDA_DEVICE_ORDER=PCI_BUS_ID``, whatever that variable says.
+    """
     listed = environ.get("CUDA_VISIBLE_DEVICES")
     if listed is None:
         return list(gpus)
-    chosen = []
-    for entry in filter(None, (part.strip() for part in listed.split(","))):
-        match = [gpu for gpu in gpus if entry == str(gpu.index) or gpu.uuid.startswith(entry)]
-        if not match:
+    chosen: list[Gpu] = []
+    for entry in (part.strip() for part in listed.split(",")):
+        match = _named(entry, gpus)
+        if len(match) != 1:
             break  # CUDA too stops at the first entry it does not know
-        chosen.append(match[0])
+        if match[0] not in chosen:
+            chosen.append(match[0])
     return chosen
+
+
+def _named(key: str, gpus: Sequence[Gpu]) -> list[Gpu]:
+    """The GPUs that a number, a UUID or the beginning of one (at least 4 digits of it) can mean."""
+    if key.isdecimal() and len(key) < 4:
+        return [gpu for gpu in gpus if key == str(gpu.index)]
+    digits = key.upper().removeprefix("GPU-")
+    return [gpu for gpu in gpus if len(digits) >= 4 and gpu.uuid.upper().removeprefix("GPU-").startswith(digits)]
 
 
 def assign(
@@ -95,8 +149,8 @@ def assign(
 ) -> tuple[list[list[Device]], list[Gpu]]:
     """Devices for each pool, and the GPUs in the order of their CUDA ordinals.
 
-    A name stands for the same device in every pool; the n-th ``cpu`` of one pool and the n-th of another share a worker.
-    The machine's cores are divided among the CPU workers.
+    A name stands for the same device in every pool; the n-th ``cpu`` of one pool and the n-th of another share a
+    worker. The machine's cores are divided among the CPU workers.
 
     Args:
         pools: With their ``devices``.
@@ -117,12 +171,10 @@ def assign(
         mine = []
         for gpu in entry:
             if gpu is not None:
-                mine.append(
-                    Device(f"gpu:{gpu.index}", DeviceSpec("gpu", used.index(gpu), pool.threads or share))
-                )
+                mine.append(Device(f"gpu:{gpu.index}", DeviceSpec("gpu", used.index(gpu), pool.threads or share)))
             else:
                 name = "cpu" if cpus == 1 else f"cpu#{seen_cpus}"
-                mine.append(Device(name, DeviceSpec("cpu", seen_cpus, pool.threads or share)))
+                mine.append(Device(name, DeviceSpec("cpu", threads=pool.threads or share)))
                 seen_cpus += 1
         devices.append(mine)
     return devices, used
@@ -137,25 +189,20 @@ def _wanted(pool: PoolConfig, gpus: Sequence[Gpu], *, gpu_build: bool) -> list[G
         if name == "cpu":
             wanted.append(None)
             continue
-        key = name.removeprefix("gpu:")
-        match = [
-            gpu for gpu in gpus if key == str(gpu.index) or gpu.uuid.removeprefix("GPU-").startswith(key)
-        ]
-        match = match or [gpu for gpu in gpus if gpu.uuid.startswith(key)]
+        match = _named(name.removeprefix("gpu:"), gpus)
         there = ", ".join(f"gpu:{gpu.index}" for gpu in gpus) or "none"
         if not match:
-            raise ConfigError(
-                f'pool "{pool.id}": there is no {name} (GPUs here: {there}); use one of them or "cpu"'
-            )
+            raise ConfigError(f'pool "{pool.id}": there is no {name} (GPUs here: {there}); use one of them or "cpu"')
+        if len(match) > 1:
+            several = " and ".join(f"gpu:{gpu.index}" for gpu in match)
+            raise ConfigError(f'pool "{pool.id}": {name} can mean {several}; write more of the UUID')
         if not gpu_build:
             raise ConfigError(
                 f'pool "{pool.id}": llama.cpp was built for the CPU only, so {name} cannot be used; '
                 "build it with -DORCHD_BACKEND=cuda"
             )
         if match[0] in wanted:
-            raise ConfigError(
-                f'pool "{pool.id}": {name} stands twice; one replica fills a GPU, give it more slots'
-            )
+            raise ConfigError(f'pool "{pool.id}": {name} stands twice; one replica fills a GPU, give it more slots')
         wanted.append(match[0])
     return wanted
 

@@ -1,8 +1,8 @@
 """How fast a pool works its queue off, and what that means for those who wait or are sent away.
 
 The model: tasks take `DrainRate.service_s` each, a moving average of those that ended; a slot that ends one takes the
-next. With the N running tasks' expected ends sorted, e(0) <= ... <= e(N-1), the k-th slot to come free (k from 0) does so
-at e(k mod N) + (k div N) * service_s.
+next. With the N running tasks' expected ends sorted, e(0) <= ... <= e(N-1), the k-th slot to come free (k from 0) does
+so at e(k mod N) + (k div N) * service_s.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ MAX_PROMISES = 4096
 
 _WEIGHT = 0.1  # of the newest task in the moving averages
 _SHARE = 0.05  # a promise is later than the estimate by this much of the pause, for the error of the average,
-_SPREAD = 2.0  # and by so many mean deviations of one task: too late costs little, too early costs a round trip
+_SPREAD = 3.0  # and by so many mean deviations of one task: too late costs little, too early costs a round trip
+_LEAST_S = 0.005
 _GRACE_S = 0.5  # how late the one who was promised a place may come
 _EARLY_S = 0.002  # and how early
 
@@ -42,8 +43,10 @@ class DrainRate:
 
     def schedule(self, now: float, started: Iterable[float], free_slots: int) -> Schedule:
         """Expected ends for tasks that started at these times, beside so many free slots."""
-        ends = [max(start + self.service_s, now) for start in started]
-        return Schedule(now, sorted([now] * free_slots + ends), self.service_s, self._spread_s)
+        service_s = self.service_s
+        ends = [now] * free_slots + [max(start + service_s, now) for start in started]
+        ends.sort()
+        return Schedule(now, ends, service_s, self._spread_s)
 
 
 class Schedule:
@@ -51,15 +54,25 @@ class Schedule:
 
     def __init__(self, now: float, ends: list[float], service_s: float, spread_s: float = 0.0) -> None:
         self.now = now
-        self.spread_s = spread_s
+        self._spread_s = spread_s
         self._ends = ends
         self._service_s = service_s
+
+    @property
+    def interval_s(self) -> float:
+        """Time from one slot that comes free to the next, in the long run."""
+        return self._service_s / max(1, len(self._ends))
 
     def free_at(self, k: int) -> float:
         """When the k-th slot, from 0, comes free; a service time from now for a pool without slots."""
         if not self._ends:
             return self.now + self._service_s * (k + 1)
         return self._ends[k % len(self._ends)] + (k // len(self._ends)) * self._service_s
+
+    def safe_at(self, k: int) -> float:
+        """When the k-th slot, from 0, has come free with some certainty."""
+        wait_s = self.free_at(k) - self.now
+        return self.now + wait_s * (1 + _SHARE) + self._spread_s * _SPREAD + _LEAST_S
 
 
 class Promises:
@@ -84,10 +97,9 @@ class Promises:
         now = schedule.now
         self._expire(now)
         self._pop_due(now)
-        wait_s = schedule.free_at(max(0, len(self._due) - free_places)) - now
-        due = now + wait_s * (1 + _SHARE) + schedule.spread_s * _SPREAD + 0.005
-        if self._due:
-            due = max(due, self._due[-1])
+        due = schedule.safe_at(max(0, len(self._due) - free_places))
+        if self._due:  # where the estimate has become shorter, promises must not fall together
+            due = max(due, self._due[-1] + schedule.interval_s)
         if len(self._due) < MAX_PROMISES:
             self._due.append(due)
         return due - now
@@ -98,7 +110,7 @@ class Promises:
         if not self._due or self._is_due(schedule.now):
             return True
         beyond = islice(self._due, free_places - 1, None)  # those that need more than the places that would be left
-        return all(schedule.free_at(k) <= due for k, due in enumerate(beyond))
+        return all(schedule.safe_at(k) <= due for k, due in enumerate(beyond))
 
     def redeem(self, now: float) -> None:
         """Someone was admitted: if a promise was due, it is kept."""

@@ -125,7 +125,7 @@ class Scheduler:
     def full(self) -> bool:
         """Whether `check_room` would raise. Promises nothing."""
         with self._lock:
-            return not self._has_room()
+            return not self._has_room(self._free_places())
 
     def check_room(self) -> None:
         """Raise `AdmissionReject` as `reserve` would, but take no place."""
@@ -169,8 +169,8 @@ class Scheduler:
     def next_for(self, seat: Seat) -> tuple[Task, Any] | None:
         """The task a replica's worker should start now, and the host to start it on.
 
-        It is the first of all that wait, whoever it was placed for. None if the replica has no slot to fill, or all that
-        wait have one elsewhere.
+        It is the first of all that wait, whoever it was placed for. None if the replica has no slot to fill, or all
+        that wait have one elsewhere.
         """
         with self._lock:
             seat.stalled = False
@@ -313,17 +313,20 @@ class Scheduler:
 
     def _schedule(self) -> Schedule:
         now = self._clock()
-        ready = [seat for seat in self.seats if seat.ready and not seat.stalled]
-        started = [start for seat in ready for start in seat.running.values()]
-        started += [now] * sum(seat.claims for seat in ready)
-        return self._drain.schedule(now, started, sum(seat.free for seat in ready))
+        started: list[float] = []
+        free_slots = 0
+        for seat in self.seats:
+            if seat.ready and not seat.stalled:
+                started += seat.running.values()
+                started += [now] * seat.claims
+                free_slots += seat.free
+        return self._drain.schedule(now, started, free_slots)
 
     def _free_places(self) -> int:
         free_slots = sum(seat.free for seat in self.seats)
         return self.capacity + free_slots - (len(self._waiting) - self._claims()) - self._reserved
 
-    def _has_room(self) -> bool:
-        free_places = self._free_places()
+    def _has_room(self, free_places: int) -> bool:
         if free_places <= 0:
             return False
         if sum(seat.free for seat in self.seats) > self._reserved or len(self._waiting) <= self._claims():
@@ -331,9 +334,10 @@ class Scheduler:
         return self._promises.admits(self._schedule(), free_places)
 
     def _refuse_if_full(self) -> None:
-        if self._has_room():
+        free_places = self._free_places()
+        if self._has_room(free_places):
             return
-        pause_s = self._promises.make(self._schedule(), self._free_places())
+        pause_s = self._promises.make(self._schedule(), free_places)
         raise AdmissionReject(
             f"the queue is full ({self.capacity} tasks waiting); try again after the pause in X-Backoff-Ms",
             retry_after_s=pause_s,

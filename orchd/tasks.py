@@ -30,7 +30,7 @@ TRANSITIONS: dict[TaskState, frozenset[TaskState]] = {
 }
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Task:
     """One request and what became of it.
 
@@ -86,9 +86,7 @@ class Task:
         self._move(TaskState.RUNNING)
         answer = self.accepted
         assert answer is not None  # set before the scheduler sees the task
-        self.log.append(
-            Started(queue_position=answer.queue_position, predicted_start_ms=answer.predicted_start_ms)
-        )
+        self.log.append(Started(queue_position=answer.queue_position, predicted_start_ms=answer.predicted_start_ms))
 
     def token(self, text: str, index: int) -> None:
         """Text is ready."""
@@ -98,9 +96,7 @@ class Task:
         """Its one end."""
         self._move(TaskState.ENDED)
         body = None if error is None else ErrorBody(code=error.code, message=str(error))
-        self.log.append(
-            End(tokens_out=self.tokens_out, decode_ms=decode_ms, finish_reason=reason, error=body)
-        )
+        self.log.append(End(tokens_out=self.tokens_out, decode_ms=decode_ms, finish_reason=reason, error=body))
 
     def _move(self, to: TaskState) -> None:
         if to not in TRANSITIONS[self.state]:

@@ -59,6 +59,12 @@ class Replica:
     tokens_out: int = 0
     setbacks: int = 0
 
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of device memory that its models hold, as their engine counts them; any thread."""
+        hosts = {*self.hosts, self.seat.host} - {None}  # a new one may not have been adopted yet
+        return sum(host.model.device_bytes for host in hosts)
+
 
 @dataclass(frozen=True)
 class Begun:
@@ -88,7 +94,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class ReplicaDown:
-    """A replica was given up: its models are closed and its seat is not ready."""
+    """A replica was given up and its seat is not ready. Its models are closed, unless its device is lost."""
 
     replica: Replica
     why: str
@@ -253,9 +259,7 @@ class Worker:
             self._finish(replica, task, event.finish, None)
 
     def _finish(self, replica: Replica, task: Task, reason: FinishReason, error: TaskError | None) -> None:
-        replica.scheduler.release(
-            replica.seat, task, completed=reason in (FinishReason.STOP, FinishReason.LENGTH)
-        )
+        replica.scheduler.release(replica.seat, task, completed=reason in (FinishReason.STOP, FinishReason.LENGTH))
         first = task.first_token_at
         decode_ms = 0 if first is None else round((self._clock() - first) * 1000)
         self._reports.append(Ended(task, reason, decode_ms, error))

@@ -1,0 +1,431 @@
+"""Admission under pressure: what a submit costs while thousands wait, whether back-offs are true, what a refusal costs.
+
+    python -m benchmarks.admission [--quick] [--repeat 3] [--json FILE]
+
+Everything goes over real HTTP to a server in a process of its own, with tiny models that are made on the spot. A figure
+is the median over the repeats; what takes turns does so within one repeat, so that a noisy machine is noisy for all.
+
+- waiting: submit latency and memory with so many tasks waiting, while 8 tasks stream;
+- path: tasks per second from submit to end, 16 tokens each, 64 clients at a time;
+- honesty: clients in a closed loop, half as many again as there are places, tasks of similar length. How many of those
+  sent away are admitted on their first retry after exactly X-Backoff-Ms, and how far predicted_start_ms is off;
+- refusal: CPU time of the whole process for a 429, in turn with /health and with the same body sent to a path that is
+  not there, whose bytes the server must take from the socket all the same. Its model stands still, so that all CPU
+  time is that of requests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import math
+import multiprocessing
+import os
+import random
+import socket
+import statistics
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from engines.api import DeviceSpec, Engine
+from orchd.config import Config, PoolConfig, QueueConfig, ServerConfig, TasksConfig
+from orchd.credentials import Credentials
+from orchd.devices import Device, usable_cores
+from orchd.observer import Summary
+from orchd.server import Server
+from tests.support.fake_engine import FakeEngine
+from tests.support.tiny_gguf import PIECES, write_tiny_llama
+
+TOKEN = "a-token-for-the-benchmark"
+HEADERS = {"Authorization": f"Bearer {TOKEN}"}
+STREAMS = 8
+Row = dict[str, Any]
+
+
+# --- the server, in a process of its own -----------------------------------------------------------------------------
+
+
+class _Observer:
+    """Tells the parent where the server listens."""
+
+    def __init__(self, parent: Connection) -> None:
+        self._parent = parent
+
+    def ready(self, summary: Summary) -> None:
+        self._parent.send(summary.url)
+
+    def loading(self, label: str, share: float) -> None: ...
+    def loaded(self, label: str, seconds: float) -> None: ...
+    def stopping(self, running: int) -> None: ...
+    def stopped(self) -> None: ...
+
+
+def _serve(parent: Connection, model: Path, config: Config, *, still: bool) -> None:
+    """Run a server until the process is terminated. A ``still`` one has a model that never makes a step."""
+    engine: Engine
+    if still:
+        engine = FakeEngine(gated=True, patience_s=3600)
+    else:
+        from engines.llamacpp.engine import LlamaCppEngine
+
+        engine = LlamaCppEngine()
+    threads = max(1, usable_cores() // 2)  # the other half for the event loop and the clients
+    devices = [Device("cpu", DeviceSpec("cpu", threads=threads))]
+    server = Server(config, Credentials(TOKEN, "the benchmark"), engine, [devices], _Observer(parent))
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listening:
+        asyncio.run(server.run([model], listening))
+
+
+@contextmanager
+def serving(
+    model: Path, *, slots: int, ctx: int, capacity: int, cancel_grace_s: float = 60, still: bool = False
+) -> Iterator[tuple[str, int]]:
+    """A server's URL and process id."""
+    config = Config(
+        server=ServerConfig(max_body_bytes=1 << 20),
+        queue=QueueConfig(capacity=capacity),
+        tasks=TasksConfig(cancel_grace_s=cancel_grace_s, retention_s=30),
+        pools=(PoolConfig(slots=slots, ctx=ctx, batch=512),),
+    )
+    spawn = multiprocessing.get_context("spawn")
+    parent, child = spawn.Pipe()
+    process = spawn.Process(target=_serve, args=(child, model, config), kwargs={"still": still}, daemon=True)
+    process.start()
+    child.close()  # so that its death shows here
+    try:
+        assert process.pid is not None
+        assert parent.poll(60), "the server does not come up"
+        yield parent.recv(), process.pid
+    finally:
+        process.kill()
+        process.join()
+
+
+def cpu_s(pid: int) -> float:
+    """CPU time of every living thread of a process, to the nanosecond."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+
+
+def resident_bytes(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS:"))
+
+
+# --- clients ---------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def client(url: str) -> AsyncIterator[aiohttp.ClientSession]:
+    connector = aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(total=None)
+    async with aiohttp.ClientSession(url, connector=connector, headers=HEADERS, timeout=timeout) as session:
+        yield session
+
+
+def body(*, max_tokens: int, priority: str = "interactive", prompt: str = "hello world") -> Row:
+    return {"prompt": prompt, "max_tokens": max_tokens, "priority": priority, "ignore_eos": True}
+
+
+async def submit(session: aiohttp.ClientSession, wanted: Row) -> str:
+    async with session.post("/v1/tasks", json=wanted) as response:
+        assert response.status == 202, await response.text()
+        return str((await response.json())["task_id"])
+
+
+async def read(session: aiohttp.ClientSession, task_id: str) -> AsyncIterator[str]:
+    """Names of a task's events, as they come."""
+    async with session.get(f"/v1/tasks/{task_id}/stream") as response:
+        assert response.status == 200, await response.text()
+        async for line in response.content:
+            if line.startswith(b"event: "):
+                yield line[7:].strip().decode()
+
+
+async def follow(session: aiohttp.ClientSession, task_id: str) -> None:
+    async for _ in read(session, task_id):
+        pass
+
+
+async def leave(session: aiohttp.ClientSession, task_id: str) -> None:
+    """Listen and go away, which cancels the task."""
+    response = await session.get(f"/v1/tasks/{task_id}/stream")
+    response.close()
+
+
+async def together(jobs: Sequence[Callable[[], Awaitable[Any]]], at_a_time: int) -> list[Any]:
+    """Results of all jobs, so many at a time."""
+    results: list[Any] = [None] * len(jobs)
+    left = iter(range(len(jobs)))
+
+    async def work() -> None:
+        for number in left:
+            results[number] = await jobs[number]()
+
+    await asyncio.gather(*(work() for _ in range(at_a_time)))
+    return results
+
+
+async def pool_health(session: aiohttp.ClientSession) -> Row:
+    async with session.get("/health") as response:
+        pool: Row = (await response.json())["pools"][0]
+        return pool
+
+
+async def depth(session: aiohttp.ClientSession) -> int:
+    async with session.get("/metrics") as response:
+        lines = (await response.text()).splitlines()
+    return sum(int(float(line.rsplit(" ", 1)[1])) for line in lines if line.startswith("queue_depth{"))
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, math.ceil(share * len(values)) - 1)]
+
+
+# --- waiting ---------------------------------------------------------------------------------------------------------
+
+
+async def measure_waiting(model: Path, *, levels: Sequence[int], samples: int) -> Row:
+    """Submit latency at each number of waiting tasks, in bursts of 50 that are cancelled again."""
+    result: Row = {}
+    burst = 50
+    with serving(model, slots=STREAMS, ctx=65536, capacity=max(levels) + 2 * burst, cancel_grace_s=0) as (url, pid):
+        async with client(url) as session, client(url) as streaming:
+            running = [await submit(session, body(max_tokens=60_000)) for _ in range(STREAMS)]
+            streams = [asyncio.create_task(follow(streaming, task_id)) for task_id in running]
+            await asyncio.sleep(1)
+            before, waiting = resident_bytes(pid), 0
+            small = body(max_tokens=16, priority="batch")
+            for level in levels:
+                jobs = [lambda: submit(session, small)] * (level - waiting)
+                await together(jobs, 16)
+                waiting = level
+                latencies: list[float] = []
+                while len(latencies) < samples:
+                    ids = []
+                    for _ in range(burst):
+                        began = time.perf_counter()
+                        ids.append(await submit(session, small))
+                        latencies.append(1000 * (time.perf_counter() - began))
+                    await together([lambda task_id=task_id: leave(session, task_id) for task_id in ids], 8)  # type: ignore[misc]
+                    while await depth(session) > level:  # noqa: ASYNC110  # another process's event
+                        await asyncio.sleep(0.05)
+                health = await pool_health(session)
+                assert health["replicas"][0]["busy"] == STREAMS, "the streams ended before the measurement did"
+                result[f"p50_ms_at_{level}"] = statistics.median(latencies)
+                result[f"p99_ms_at_{level}"] = percentile(latencies, 0.99)
+                if level == max(levels):
+                    result["bytes_per_waiting_task"] = (resident_bytes(pid) - before) / level
+            for stream in streams:
+                stream.cancel()
+    low, high = (100, max(levels)) if 100 in levels else (min(levels), max(levels))
+    result["p99_ratio"] = result[f"p99_ms_at_{high}"] / result[f"p99_ms_at_{low}"]
+    return result
+
+
+# --- path ------------------------------------------------------------------------------------------------------------
+
+
+async def measure_path(model: Path, *, seconds: float) -> Row:
+    with serving(model, slots=STREAMS, ctx=128, capacity=128) as (url, _):
+        async with client(url) as session:
+            ended = 0
+            until = time.perf_counter() + seconds
+
+            async def loop() -> None:
+                nonlocal ended
+                while time.perf_counter() < until:
+                    await follow(session, await submit(session, body(max_tokens=16)))
+                    ended += 1
+
+            await asyncio.gather(*(loop() for _ in range(64)))
+            return {"tasks_per_s": ended / seconds}
+
+
+# --- honesty ---------------------------------------------------------------------------------------------------------
+
+
+async def measure_honesty(model: Path, *, slots: int, capacity: int, seconds: float, warm_s: float) -> Row:
+    kept: list[bool] = []
+    errors: list[float] = []
+    choose = random.Random(0)
+    with serving(model, slots=slots, ctx=512, capacity=capacity) as (url, _):
+        async with client(url) as session:
+            began = time.perf_counter()
+
+            async def send(wanted: Row) -> None:
+                attempt = 0
+                while True:
+                    async with session.post("/v1/tasks", json=wanted) as response:
+                        answer = await response.json()
+                    measured = time.perf_counter() - began > warm_s
+                    if attempt == 1 and measured:
+                        kept.append(response.status == 202)
+                    if response.status == 202:
+                        break
+                    assert response.status == 429, answer
+                    attempt += 1
+                    await asyncio.sleep(int(response.headers["X-Backoff-Ms"]) / 1000)
+                accepted = time.perf_counter()
+                async for event in read(session, answer["task_id"]):
+                    if event == "started" and measured:
+                        waited_ms = 1000 * (time.perf_counter() - accepted)
+                        errors.append(abs(answer["predicted_start_ms"] - waited_ms) / max(1.0, waited_ms))
+
+            async def loop() -> None:
+                await asyncio.sleep(choose.random())
+                while time.perf_counter() - began < warm_s + seconds:
+                    await send(body(max_tokens=choose.randint(135, 165)))
+
+            clients = [asyncio.create_task(loop()) for _ in range((slots + capacity) * 3 // 2)]
+            await asyncio.sleep(warm_s + seconds)
+            for each in clients:
+                each.cancel()
+            await asyncio.gather(*clients, return_exceptions=True)
+    return {
+        "first_retries": len(kept),
+        "admitted_on_first_retry": statistics.mean(kept) if kept else math.nan,
+        "predictions": len(errors),
+        "median_prediction_error": statistics.median(errors) if errors else math.nan,
+    }
+
+
+# --- refusal ---------------------------------------------------------------------------------------------------------
+
+
+class _Caller:
+    """Sends a request in one piece, then reads the answer, over one connection."""
+
+    def __init__(self, url: str) -> None:
+        self._host = url.removeprefix("http://")
+        name, _, port = self._host.rpartition(":")
+        self._socket = socket.create_connection((name, int(port)))
+
+    def request(self, method: str, path: str, data: bytes | None) -> bytes:
+        headers = {"Host": self._host} | HEADERS
+        if data is not None:
+            headers |= {"Content-Type": "application/json", "Content-Length": str(len(data))}
+        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+        return "\r\n".join(lines).encode() + (data or b"")
+
+    def __call__(self, request: bytes, status: int) -> None:
+        self._socket.sendall(request)
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            answer += self._receive()
+        head, _, rest = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 %d " % status), head
+        (length,) = (int(line[16:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length: "))
+        while len(rest) < length:
+            rest += self._receive()
+
+    def _receive(self) -> bytes:
+        data = self._socket.recv(65536)
+        assert data, "the server closed the connection"
+        return data
+
+
+def measure_refusal(model: Path, *, turns: int, each: int = 25) -> Row:
+    small = json.dumps(body(max_tokens=16)).encode()
+    large = json.dumps(body(max_tokens=16, prompt="word " * 100_000)).encode()
+    kinds: dict[str, tuple[str, str, bytes | None, int]] = {
+        "health": ("GET", "/health", None, 200),
+        "small": ("POST", "/v1/tasks", small, 429),
+        "large": ("POST", "/v1/tasks", large, 429),
+        "small_nowhere": ("POST", "/v1/nowhere", small, 404),
+        "large_nowhere": ("POST", "/v1/nowhere", large, 404),
+    }
+    used: dict[str, list[float]] = {kind: [] for kind in kinds}
+    with serving(model, slots=1, ctx=64, capacity=1, still=True) as (url, pid):
+        call = _Caller(url)
+        for _ in range(2):  # one on the slot, one in the queue
+            call(call.request("POST", "/v1/tasks", small), 202)
+        for turn in range(turns + 1):
+            for kind, (method, path, data, status) in kinds.items():
+                request = call.request(method, path, data)
+                before = cpu_s(pid)
+                for _ in range(each):
+                    call(request, status)
+                if turn:  # the first one warms up
+                    used[kind].append((cpu_s(pid) - before) / each)
+    medians = {kind: statistics.median(values) for kind, values in used.items()}
+    figures = {f"{kind}_cpu_us": 1e6 * value for kind, value in medians.items()}
+    for kind in ("small", "large"):
+        figures[f"{kind}_to_health"] = medians[kind] / medians["health"]
+        figures[f"{kind}_to_nowhere"] = medians[kind] / medians[f"{kind}_nowhere"]
+    return figures
+
+
+# --- all of it -------------------------------------------------------------------------------------------------------
+
+
+TARGETS: dict[str, tuple[str, float]] = {
+    "waiting.p99_ratio": ("<=", 1.5),
+    "honesty.admitted_on_first_retry": (">=", 0.8),
+    "honesty.median_prediction_error": ("<=", 0.3),
+    "refusal.small_to_health": ("<=", 1.3),
+    "refusal.large_to_health": ("<=", 1.3),
+    "refusal.large_to_nowhere": ("<=", 1.3),
+}
+
+
+def show(figures: Row, repeats: list[Row]) -> None:
+    print(f"\n{'figure':44} {'median':>12} {'lowest':>12} {'highest':>12}  wanted")
+    for name, value in figures.items():
+        values = [row[name] for row in repeats]
+        wanted = "{} {}".format(*TARGETS[name]) if name in TARGETS else ""
+        print(f"{name:44} {value:12.3f} {min(values):12.3f} {max(values):12.3f}  {wanted}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one short repeat, to see that it works")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--only", choices=["waiting", "path", "honesty", "refusal"], action="append")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    quick: bool = options.quick
+    parts = options.only or ["waiting", "path", "honesty", "refusal"]
+    repeats: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = write_tiny_llama(Path(folder) / "tiny.gguf")
+        # A large vocabulary slows a step to what a small real model takes, so that streams leave a core to the server.
+        words = (*PIECES, *(f"▁word{number}" for number in range(32_000)))
+        slow = write_tiny_llama(Path(folder) / "slow.gguf", pieces=words, n_ctx_train=65536)
+        for number in range(1 if quick else options.repeat):
+            print(f"repeat {number + 1}", flush=True)
+            row: Row = {}
+            if "waiting" in parts:
+                levels = (0, 100, 1000) if quick else (0, 100, 1000, 10_000)
+                found = asyncio.run(measure_waiting(slow, levels=levels, samples=200 if quick else 1000))
+                row |= {f"waiting.{name}": value for name, value in found.items()}
+            if "path" in parts:
+                found = asyncio.run(measure_path(tiny, seconds=3 if quick else 10))
+                row |= {f"path.{name}": value for name, value in found.items()}
+            if "honesty" in parts:
+                seconds, warm_s = (8, 4) if quick else (40, 8)
+                found = asyncio.run(measure_honesty(slow, slots=4, capacity=16, seconds=seconds, warm_s=warm_s))
+                row |= {f"honesty.{name}": value for name, value in found.items()}
+            if "refusal" in parts:
+                found = measure_refusal(tiny, turns=4 if quick else 20)
+                row |= {f"refusal.{name}": value for name, value in found.items()}
+            repeats.append(row)
+    figures = {name: statistics.median(row[name] for row in repeats) for name in repeats[0]}
+    show(figures, repeats)
+    if options.json:
+        machine = {"cores": usable_cores(), "load": os.getloadavg()}
+        options.json.write_text(
+            json.dumps({"machine": machine, "median": figures, "repeats": repeats}, indent=2) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
