@@ -27,9 +27,9 @@ def check_room(pools: Mapping[str, Pool]) -> None:
     Raises:
         AdmissionReject: Every pool's queue is full.
     """
-    if all(pool.scheduler.full for pool in pools.values()):
-        for pool in pools.values():
-            pool.scheduler.check_room()
+    first, *others = pools.values()
+    if all(pool.scheduler.full for pool in others):
+        first.scheduler.check_room()
 
 
 def choose_pool(pools: Mapping[str, Pool], request: TaskRequest) -> Pool:

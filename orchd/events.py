@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -23,7 +24,13 @@ def frame(event_id: int, event: Event) -> bytes:
 class EventLog:
     """Everything that happened to a task, from event 0 on; listeners read it at their own pace, late or again.
 
-    Event loop thread only. A listener is anything that counts itself in with `join` and out with `leave`.
+    Event loop thread only.
+
+    Attributes:
+        frames: One for each event, ready to be sent.
+        size_bytes: Of all of them.
+        ended: Whether the last one is the task's end.
+        listeners: How many follow the task; kept by `orchd.tasks.TaskStore`.
     """
 
     def __init__(self) -> None:
@@ -31,36 +38,31 @@ class EventLog:
         self.size_bytes = 0
         self.ended = False
         self.listeners = 0
-        self._wake: list[Callable[[], None]] = []
+        self._subscribers: list[Callable[[], None]] = []
+        self._will_tell = False
 
     def append(self, event: Event) -> None:
-        """Add an event and wake whoever waits. Nothing may follow an `End`."""
+        """Add an event; nothing may follow an `End`. Subscribers are told once for all that one callback adds."""
         if self.ended:
             raise RuntimeError("an event after the end of its task")
         data = frame(len(self.frames), event)
         self.frames.append(data)
         self.size_bytes += len(data)
         self.ended = isinstance(event, End)
-        wake, self._wake = self._wake, []
-        for call in wake:
-            call()
+        if self._subscribers and not self._will_tell:
+            self._will_tell = True
+            asyncio.get_running_loop().call_soon(self._tell)
 
-    async def wait(self, seen: int, *, timeout_s: float) -> None:
-        """Return when there are more than ``seen`` events, or after the time."""
-        if len(self.frames) > seen:
-            return
-        loop = asyncio.get_running_loop()
-        changed = loop.create_future()
-
-        def wake() -> None:
-            if not changed.done():
-                changed.set_result(None)
-
-        self._wake.append(wake)
-        timer = loop.call_later(timeout_s, wake)
+    @contextlib.contextmanager
+    def subscribed(self, tell: Callable[[], None]) -> Iterator[None]:
+        """Have ``tell`` called after new events, for the duration of the context."""
+        self._subscribers.append(tell)
         try:
-            await changed
+            yield
         finally:
-            timer.cancel()
-            if wake in self._wake:
-                self._wake.remove(wake)
+            self._subscribers.remove(tell)
+
+    def _tell(self) -> None:
+        self._will_tell = False
+        for tell in tuple(self._subscribers):
+            tell()

@@ -229,15 +229,19 @@ class Scheduler:
             seat.claims = 0
             self._place_all()
 
-    def note_stall(self, seat: Seat) -> None:
+    def note_stall(self, seat: Seat) -> list[str]:
         """A replica's worker hangs: tasks placed there are placed elsewhere, until it moves again.
 
         Its caller wakes the workers of the other replicas.
+
+        Returns:
+            The ids of the tasks that hang with it.
         """
         with self._lock:
             seat.stalled = True
             seat.claims = 0
             self._place_all()
+            return list(seat.running)
 
     def switch(self, hosts: Sequence[Any], tokens: Mapping[str, array.array[int]]) -> None:
         """Give every replica another host at once, None for none, and waiting tasks the prompts that go with it."""
@@ -266,11 +270,6 @@ class Scheduler:
         """Waiting tasks by priority."""
         with self._lock:
             return dict(self._depth)
-
-    def retry_after_s(self) -> float:
-        """The pause to suggest to someone who cannot be served for a reason other than a full queue."""
-        with self._lock:
-            return max(1.0, self._drain.service_s)
 
     def check_integrity(self) -> None:
         """Assert what the module promises; for tests."""

@@ -18,6 +18,7 @@ from orchd import admission, models
 from orchd.admission import UNREADY_RETRY_S
 from orchd.config import TasksConfig
 from orchd.errors import (
+    DecodeTimeout,
     InvalidParams,
     NotFound,
     PoolUnavailable,
@@ -152,9 +153,12 @@ class Service:
             self._tasks.leave(task)
 
     def sweep(self) -> None:
-        """Forget old tasks, cancel abandoned ones; to be called a few times a second."""
+        """Forget old tasks, cancel abandoned ones, notice hanging workers; to be called a few times a second."""
         for task in self._tasks.sweep():
             self.cancel(task)
+        for pool in self.pools.values():
+            for index in pool.stalled():
+                self._replica_hangs(pool, index)
 
     def cancel(self, task: Task) -> None:
         """End a task as cancelled, wherever it is. Nothing happens if it has ended."""
@@ -174,27 +178,39 @@ class Service:
         Raises:
             NotFound: There is no such pool.
             InvalidParams: ``model_ref`` names no readable file inside the roots.
-            PoolUnready: The pool has no model yet, or the server is shutting down.
+            PoolUnready: The pool has no model yet, or the server is shutting down, or did so before it was done.
             ReloadInProgress: The pool is being reloaded.
             ReloadFailed: The old model serves as before.
         """
         pool = self.pools.get(pool_id)
         if pool is None:
             raise NotFound(f"there is no pool {pool_id!r}; there are: {', '.join(self.pools)}")
-        if self.closing or pool.model is None:
+        if self.closing or pool.loading:
             why = "shutting down" if self.closing else "still loading its first model"
             raise PoolUnready(f"pool {pool.id} is {why}; try again", retry_after_s=UNREADY_RETRY_S)
+        assert pool.model is not None  # it is loaded
         if pool.reloading:
             raise ReloadInProgress(f"pool {pool.id} is being reloaded; try again when that is done")
         path = pool.model.path if model_ref is None else models.resolve(model_ref, self._roots)
         pool.reloading = True
-        return await asyncio.shield(self._keep(self._reload(pool, path)))
+        work = self._keep(self._reload(pool, path))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            if not work.cancelled():
+                work.add_done_callback(_note_unheard)
+                raise
+            raise PoolUnready(
+                f"the server is shutting down and has given up the reload of pool {pool.id}",
+                retry_after_s=UNREADY_RETRY_S,
+            ) from None
 
     async def _reload(self, pool: Pool, path: Path) -> Reloaded:
-        def lost() -> None:
-            self._end_waiting(pool)
-            for replica in pool.replicas:
-                self._keep(pool.recover(replica.seat.index))
+        def lost(replicas: Sequence[int]) -> None:
+            if not pool.scheduler.any_ready:
+                self._end_waiting(pool)
+            for index in replicas:
+                self._keep(pool.recover(index))
 
         def refuse(task: Task, error: TaskError) -> None:
             self._end(task, FinishReason.ERROR, error=error)
@@ -227,6 +243,8 @@ class Service:
                 _log.exception("a worker's report could not be applied; the others are")
 
     def _apply_one(self, report: Report) -> None:
+        if isinstance(report, Begun | Progress | Ended) and report.task.state is TaskState.ENDED:
+            return  # it was ended when its worker hung
         if isinstance(report, Progress):
             report.task.token(report.text, report.index)
         elif isinstance(report, Begun):
@@ -248,6 +266,20 @@ class Service:
         if not pool.scheduler.any_ready and not pool.away:
             self._end_waiting(pool)
         self._keep(pool.recover(index))
+
+    def _replica_hangs(self, pool: Pool, index: int) -> None:
+        """End the tasks of a replica whose step does not end; it may have others once it moves again."""
+        replica = pool.replicas[index]
+        _log.error("pool %s, replica %d on %s hangs in a step", pool.id, index, replica.device)
+        hanging = pool.scheduler.note_stall(replica.seat)
+        pool.wake()
+        error = DecodeTimeout("the device that ran the task hangs; send it again")
+        for task in filter(None, map(self._tasks.get, hanging)):
+            pool.workers[index].cancel(task)
+            if task.state is not TaskState.ENDED:
+                self._end(task, FinishReason.ERROR, error=error)
+        if not pool.scheduler.any_ready and not pool.away:
+            self._end_waiting(pool)
 
     def _end_waiting(self, pool: Pool) -> None:
         error = PoolUnavailable(f"no replica of pool {pool.id} is alive; send the task again later")
@@ -295,9 +327,17 @@ class Service:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._idle.wait(), grace_s)
         for task in list(self._tasks):
-            if task.state is TaskState.RUNNING:
+            if task.state is not TaskState.ENDED:
                 self.cancel(task)
-        for background in self._background:
-            background.cancel()
+        background = list(self._background)
+        for work in background:
+            work.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._idle.wait(), 5.0)  # a worker answers within a step, unless it hangs
+
+
+def _note_unheard(work: asyncio.Task[Any]) -> None:
+    """A reload whose caller has left is over. What it raises on purpose has been logged already."""
+    if not work.cancelled() and (error := work.exception()) is not None and not isinstance(error, TaskError):
+        _log.error("a reload that nobody waited for failed", exc_info=error)

@@ -17,6 +17,10 @@ from orchd.http import errors
 _log = logging.getLogger(__name__)
 
 BACKLOG = 1024
+IDLE_S = 75.0
+"""How long a connection may take to send the head of its next request, from when it was opened or last answered. Above
+the 60 s for which reverse proxies like to keep theirs."""
+
 SHUTDOWN_S = 2.0
 
 
@@ -44,7 +48,12 @@ class Connection(web.RequestHandler):
     """
 
     def __init__(self, manager: web.Server, *, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(manager, loop=loop, access_log=None)  # type: ignore[arg-type]  # None is how to have none
+        super().__init__(
+            manager,
+            loop=loop,
+            access_log=None,  # type: ignore[arg-type]  # None is how to have none
+            keepalive_timeout=IDLE_S,
+        )
 
     def handle_error(
         self,

@@ -30,6 +30,9 @@ _encode = msgspec.json.Encoder().encode
 SMALL_BODY_BYTES = 16 * 1024
 """Bodies up to this size are read even where every queue is full: a known ``task_id`` gets its first answer again."""
 
+BODY_S = 60.0
+"""How long a body may take to arrive, from its head on."""
+
 
 def _json(body: object, status: int = 200) -> web.Response:
     return web.Response(body=_encode(body), status=status, content_type="application/json")
@@ -37,7 +40,11 @@ def _json(body: object, status: int = 200) -> web.Response:
 
 async def _body(request: web.Request) -> bytes:
     try:
-        return await request.read()
+        if request.content.is_eof():  # all of it has arrived: no timer for the usual case
+            return await request.read()
+        return await asyncio.wait_for(request.read(), BODY_S)
+    except asyncio.TimeoutError:
+        raise InvalidParams(f"the body did not arrive within {BODY_S:g} s; send it at once") from None
     except web.HTTPRequestEntityTooLarge:
         limit = request.client_max_size
         raise InvalidParams(f"the body is larger than {limit} bytes (server.max_body_bytes); send less") from None
@@ -94,7 +101,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
             return web.Response(status=204)  # tells EventSource not to come back
         response = web.StreamResponse(headers=sse.HEADERS)
         await response.prepare(request)
-        await sse.send(response, task.log, start)
+        await sse.send(request, response, task.log, start)
         return response
 
 
@@ -102,8 +109,7 @@ async def reload(request: web.Request) -> web.Response:
     """``POST /v1/pools/{id}/reload``."""
     body = await _body(request)
     wanted = _decode(body, _decode_reload) if body.strip() else ReloadRequest()
-    work = request.app[SERVICE].reload(request.match_info["id"], wanted.new_model_ref)
-    return _json(await asyncio.shield(work))  # goes on if the client hangs up
+    return _json(await request.app[SERVICE].reload(request.match_info["id"], wanted.new_model_ref))
 
 
 async def health(request: web.Request) -> web.Response:

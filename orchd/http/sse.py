@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 from aiohttp import hdrs, web
+from aiohttp.http import HttpVersion11
 
 from orchd.events import EventLog
 
@@ -23,17 +27,71 @@ def resume_from(last_event_id: str | None) -> int:
     return int(last_event_id) + 1
 
 
-async def send(response: web.StreamResponse, log: EventLog, start: int, *, keep_alive_s: float = KEEP_ALIVE_S) -> None:
-    """Send events from ``start`` on until the task has ended. A slow reader holds up nobody but itself."""
-    sent = min(start, len(log.frames))  # an id from the future is one we never gave
-    while True:
-        if sent < len(log.frames):
-            frames = log.frames[sent:]
-            sent += len(frames)
-            await response.write(b"".join(frames))
-        elif log.ended:
-            return
-        else:
-            await log.wait(sent, timeout_s=keep_alive_s)
-            if sent == len(log.frames):
+async def send(
+    request: web.Request, response: web.StreamResponse, log: EventLog, start: int, *, keep_alive_s: float = KEEP_ALIVE_S
+) -> None:
+    """Send events from ``start`` on until the task has ended. A slow reader holds up nobody but itself.
+
+    Args:
+        request: Whose connection it is.
+        response: Prepared, with nothing written yet.
+        log: The task's events.
+        start: Index of the first event to send.
+        keep_alive_s: Longest silence on the connection.
+    """
+    feed = _Feed(request, log, start)
+    with log.subscribed(feed.tell):
+        while True:
+            feed.wake.clear()
+            data = feed.take()
+            if log.ended:
+                await response.write_eof(data)
+                return
+            if data:
+                await response.write(data)  # waits while the reader is behind
+            if not await feed.wait(keep_alive_s):
                 await response.write(_KEEP_ALIVE)
+
+
+class _Feed:
+    """What one listener has been sent, and the short way to it.
+
+    While its reader keeps up, new events are written the moment they come: waking the handler for each would cost
+    several times the write itself. As soon as anything is left unsent, the handler is woken instead, and waits for the
+    reader.
+    """
+
+    def __init__(self, request: web.Request, log: EventLog, start: int) -> None:
+        self.wake = asyncio.Event()
+        self._transport = request.transport
+        self._chunked = request.version >= HttpVersion11
+        self._log = log
+        self._sent = min(start, len(log.frames))  # an id from the future is one we never gave
+        self._last_write_s = 0.0
+        self._clock = asyncio.get_running_loop().time
+
+    def take(self) -> bytes:
+        """All that was not sent yet, which now counts as sent."""
+        frames = self._log.frames[self._sent :]
+        self._sent += len(frames)
+        self._last_write_s = self._clock()
+        return b"".join(frames)
+
+    def tell(self) -> None:
+        """There are new events."""
+        transport = self._transport
+        if transport is None or transport.is_closing() or self._log.ended or transport.get_write_buffer_size():
+            self.wake.set()
+            return
+        data = self.take()
+        if data:
+            transport.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    async def wait(self, keep_alive_s: float) -> bool:
+        """Wait until the handler is needed; False if nothing was sent for so long."""
+        while (left_s := self._last_write_s + keep_alive_s - self._clock()) > 0:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.wake.wait(), left_s)
+                return True
+        self._last_write_s = self._clock()
+        return False

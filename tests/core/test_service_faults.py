@@ -114,8 +114,7 @@ class Stage:
 
     async def end_of(self, task: Task) -> str:
         """Its finish reason, or the code of its error, when it has ended."""
-        while not task.log.ended:
-            await asyncio.wait_for(task.log.wait(len(task.log.frames), timeout_s=30), 20)
+        await self.until(lambda: task.log.ended)
         data: dict[str, Any] = json.loads(task.log.frames[-1].split(b"data: ")[1])
         return str(data["error"]["code"] if "error" in data else data["finish_reason"])
 
@@ -313,6 +312,44 @@ async def test_a_worker_that_hangs_shows_in_health_after_the_time_and_not_before
         hang.release.set()
         assert await stage.end_of(task) == "length"
         await stage.until(lambda: stage.service.health().status == "ok")
+        await stage.check()
+
+
+async def test_tasks_of_a_worker_that_hangs_end_and_what_was_placed_there_moves(tiny_model_path: Path) -> None:
+    async with make_stage(tiny_model_path, replicas=2, slots=2) as stage:
+        hang = Hang()
+        stage.model(0).step_faults.append(hang)
+        hanging = await stage.submit()
+        await stage.until(hang.began.is_set)
+        stage.clock.seconds = 30  # the other worker begins its step later
+        stage.model(1).gated = True
+        others = [await stage.submit() for _ in range(3)]  # one is placed beside the task that hangs
+        stage.clock.seconds = 61
+        stage.service.sweep()
+        assert await stage.end_of(hanging) == "DECODE_TIMEOUT"
+        stage.model(1).allow(100)
+        assert await stage.ends_of(others) == {"length": 3}
+        hang.release.set()
+        await stage.until(lambda: stage.service.health().status == "ok")
+        assert await stage.end_of(await stage.submit()) == "length"
+        await stage.check()
+
+
+async def test_with_only_a_hanging_replica_the_pool_is_unavailable(tiny_model_path: Path) -> None:
+    async with make_stage(tiny_model_path) as stage:
+        hang = Hang()
+        stage.model().step_faults.append(hang)
+        tasks = [await stage.submit()]
+        await stage.until(hang.began.is_set)
+        tasks.append(await stage.submit())
+        stage.clock.seconds = 61
+        stage.service.sweep()
+        assert await stage.ends_of(tasks) == {"DECODE_TIMEOUT": 1, "POOL_UNAVAILABLE": 1}
+        with pytest.raises(PoolUnavailable):
+            await stage.submit()
+        hang.release.set()
+        await stage.until(lambda: stage.pool.scheduler.any_ready)
+        assert await stage.end_of(await stage.submit()) == "length"
         await stage.check()
 
 

@@ -115,31 +115,27 @@ def test_nothing_follows_an_end(event: Started | Token | End) -> None:
     assert len(log.frames) == 1
 
 
-async def test_every_listener_is_woken_by_an_event_and_only_then() -> None:
+async def test_every_subscriber_is_told_once_of_all_that_came_together() -> None:
     log = EventLog()
-    listeners = [asyncio.create_task(log.wait(0, timeout_s=30)) for _ in range(3)]
+    told: list[int] = []
+    with log.subscribed(lambda: told.append(len(log.frames))), log.subscribed(lambda: told.append(-1)):
+        log.append(STARTED)
+        log.append(Token(t="x", i=0))
+        assert told == [], "events that one callback adds are told together, after it"
+        await asyncio.sleep(0)
+        assert told == [2, -1]
+        log.append(END)
+        await asyncio.sleep(0)
+        assert told == [2, -1, 3, -1]
+
+
+async def test_who_has_left_is_not_told() -> None:
+    log = EventLog()
+    told: list[int] = []
+    with log.subscribed(lambda: told.append(1)):
+        log.append(STARTED)
     await asyncio.sleep(0)
-    assert not any(listener.done() for listener in listeners)
-    log.append(STARTED)
-    await asyncio.wait_for(asyncio.gather(*listeners), 5)
-
-
-async def test_who_has_not_seen_everything_does_not_wait() -> None:
-    log = EventLog()
-    log.append(STARTED)
-    await asyncio.wait_for(log.wait(0, timeout_s=30), 1)
-
-
-async def test_waiting_ends_with_its_time_and_leaves_nothing_behind() -> None:
-    log = EventLog()
-    await asyncio.wait_for(log.wait(0, timeout_s=0), 5)
-    waiting = asyncio.create_task(log.wait(0, timeout_s=30))
-    await asyncio.sleep(0)
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
-    assert not log._wake
-    log.append(STARTED)
+    assert told == []
 
 
 # --- the store -------------------------------------------------------------------------------------------------------
