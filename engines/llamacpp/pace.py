@@ -25,12 +25,17 @@ class Pace:
         self._token_s: float | None = None  # seconds a prompt token adds
 
     def prefill_budget(self, decode_rows: int) -> int:
-        """Prompt tokens for a step beside so many running streams; no limit but the batch beside none."""
+        """Prompt tokens for a step beside so many running streams; no limit but the batch beside none.
+
+        Where the streams alone take more than half of the target, prefill gets as much time as they do: the pace of the
+        streams halves at worst, and a prompt does not starve on a slow machine.
+        """
         if decode_rows == 0:
             return self._max_rows
         if self._token_s is None:
             return min(_FIRST_CHUNK, self._max_rows)
-        left_s = self._target_s - self._decode_time(decode_rows)
+        decode_s = self._decode_time(decode_rows)
+        left_s = max(self._target_s - decode_s, decode_s)
         return min(max(MIN_CHUNK, int(left_s / self._token_s)), self._max_rows)
 
     def observe(self, *, decode_rows: int, prefill_tokens: int, seconds: float) -> None:

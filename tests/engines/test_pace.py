@@ -21,10 +21,17 @@ def test_the_first_chunk_beside_streams_is_a_careful_one() -> None:
     assert MIN_CHUNK <= Pace(0.1, 512).prefill_budget(1) <= 64
 
 
-def test_a_prompt_moves_on_even_where_streams_alone_take_too_long() -> None:
+def test_where_streams_alone_take_too_long_a_prompt_gets_as_much_time_as_they() -> None:
     pace = Pace(0.1, 512)
     pace.observe(decode_rows=4, prefill_tokens=0, seconds=0.5)
-    pace.observe(decode_rows=4, prefill_tokens=32, seconds=0.9)
+    pace.observe(decode_rows=4, prefill_tokens=32, seconds=0.9)  # 12.5 ms a token
+    assert pace.prefill_budget(4) == 40
+
+
+def test_a_prompt_moves_on_where_not_even_the_least_chunk_fits() -> None:
+    pace = Pace(0.1, 512)
+    pace.observe(decode_rows=4, prefill_tokens=0, seconds=0.01)
+    pace.observe(decode_rows=4, prefill_tokens=1, seconds=1.01)
     assert pace.prefill_budget(4) == MIN_CHUNK
 
 
