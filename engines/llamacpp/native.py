@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import logging
 import os
-import re
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.api import ModelSpec
-from engines.errors import DecodeFailed, EngineDead, LoadFailed, OutOfDeviceMemory
+from engines.errors import DecodeFailed, EngineDead, LoadFailed
+from engines.llamacpp.report import Buffers, load_error
 
 _log = logging.getLogger("engines.llamacpp")
 _LEVELS = {2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}  # llama.cpp's info is our debug
@@ -31,10 +31,6 @@ CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
 REPEAT_WINDOW = 64
 """Tokens that a repeat penalty looks back over (llama.cpp's own default)."""
-
-_BUFFER_LINE = re.compile(r"(\S+)\s+(model|KV|RS|compute|output) buffer size\s*=\s*([\d.]+) MiB")
-_OUT_OF_MEMORY = re.compile(r"out of memory|failed to allocate|unable to allocate|cudaMalloc failed", re.IGNORECASE)
-_PREFIX = re.compile(r"^\s*(?:\w+: )*(?:error loading model: )?(?:error loading model \w+: )?")
 
 
 def _on_log(level: int, text: bytes, _user_data: object) -> None:
@@ -62,33 +58,6 @@ def _captured() -> Iterator[list[str]]:
         yield lines
     finally:
         del _captures[thread]
-
-
-def _load_error(what: str, lines: list[str]) -> LoadFailed:
-    """The most telling line of a failed load, as the error it stands for."""
-    for line in reversed(lines):
-        if _OUT_OF_MEMORY.search(line):
-            return OutOfDeviceMemory(f"{what} does not fit in device memory; try fewer slots or a smaller ctx")
-    telling = [line for line in lines if "error" in line.lower() or "fail" in line.lower()]
-    reason = _PREFIX.sub("", telling[0]) if telling else "llama.cpp gave no reason"
-    return LoadFailed(f"{what} could not be loaded: {reason}")
-
-
-class Buffers:
-    """Bytes that llama.cpp reports to have allocated, by where they are and what for (``KV``, ``compute``, ...)."""
-
-    def __init__(self, lines: list[str]) -> None:
-        found = (_BUFFER_LINE.search(line) for line in lines)
-        self._all = [(m[1], m[2], int(float(m[3]) * 2**20)) for m in found if m]
-
-    @property
-    def on_device(self) -> int:
-        """All that is not in host memory."""
-        return sum(size for place, _, size in self._all if not place.startswith(("CPU", "CUDA_Host")))
-
-    def of(self, *kinds: str) -> int:
-        """All of these kinds, wherever."""
-        return sum(size for _, kind, size in self._all if kind in kinds)
 
 
 class NativeModel:
@@ -148,7 +117,7 @@ class NativeModel:
                 llama_cpp.llama_model_free(handle)
             raise raised[0]
         if not handle:
-            raise _load_error(path.name, lines)
+            raise load_error(path.name, lines)
         self._handle: Any = handle
         self.name = path.name
         self.buffers = Buffers(lines)
@@ -254,7 +223,7 @@ class NativeContext:
         with _captured() as lines:
             handle = llama_cpp.llama_init_from_model(model.handle, params)
         if not handle:
-            raise _load_error(f"a context of {spec.slots} slots x {spec.ctx} tokens for {model.name}", lines)
+            raise load_error(f"a context of {spec.slots} slots x {spec.ctx} tokens for {model.name}", lines)
         if not llama_cpp.llama_get_memory(handle):  # an encoder: nothing to continue from
             llama_cpp.llama_free(handle)
             raise LoadFailed(f"{model.name} does not generate text (an embedding or encoder model)")

@@ -198,7 +198,7 @@ def _cache_lines() -> Iterator[list[str]]:
 
 
 def _try_tokenizer(model: NativeModel) -> None:
-    """Tokenise text of every kind, and write every token: a flaw in the vocabulary must end this process, not a prompt.
+    """Tokenise text of every kind: a flaw in the vocabulary must end this process, not a prompt in the other.
 
     Where a piece of text has no token of its own, some tokenizers look for one for each of its bytes, and llama.cpp
     throws if that is not there. So every byte that UTF-8 has must come up in a character without a token.
@@ -206,8 +206,6 @@ def _try_tokenizer(model: NativeModel) -> None:
     rare = [*range(0x800, 0xD800, 61), *range(0xE000, 0x10000, 61), *range(0x10000, 0x110000, 4099)]
     for code in [*range(0x800), *rare]:
         model.tokenize(chr(code), add_special=False, parse_special=True)
-    for token in range(model.n_vocab):
-        model.piece(token, special=True)
 
 
 if __name__ == "__main__":
