@@ -6,11 +6,13 @@ import array
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.api import Vocab
-from engines.errors import InvalidPrompt
+from engines.api import Footprint, Vocab
+from engines.errors import InvalidPrompt, LoadFailed
 from orchd import models
 from orchd.errors import InvalidParams, PoolUnavailable
 from orchd.schemas import TaskRequest
+
+_RETRY_S = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,11 +23,20 @@ class ActiveModel:
         id: In health, metrics and ``model_ref``.
         path: Its file.
         vocab: Its tokenizer, shared by every replica.
+        footprint: What one replica of it needs.
+        fingerprint: Of its files as they were vetted.
     """
 
     id: str
     path: Path
     vocab: Vocab
+    footprint: Footprint
+    fingerprint: tuple[tuple[int, ...], ...]
+
+    def check_unchanged(self) -> None:
+        """Raise `LoadFailed` if its files are no longer those that were vetted: others could end the process."""
+        if models.fingerprint(self.path) != self.fingerprint:
+            raise LoadFailed(f"{self.path.name} was changed after it was vetted; reload it once it is complete")
 
     def is_named(self, model_ref: str) -> bool:
         """Whether a reference (a name, a file name or a path) means this model."""
@@ -34,7 +45,9 @@ class ActiveModel:
     def check_ref(self, request: TaskRequest) -> None:
         """Raise `PoolUnavailable` if the request pins another model."""
         if request.model_ref is not None and not self.is_named(request.model_ref):
-            raise PoolUnavailable(f"the task asked for {request.model_ref!r} and its pool now serves {self.id!r}")
+            raise PoolUnavailable(
+                f"the task asked for {request.model_ref!r} and its pool now serves {self.id!r}", retry_after_s=_RETRY_S
+            )
 
     def tokenize(self, request: TaskRequest, *, ctx: int) -> array.array[int]:
         """The request's prompt in this model's tokens.

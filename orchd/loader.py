@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import ctypes
 import time
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from engines.api import DeviceSpec, Engine, LoadedModel, ModelSpec, Vocab
+from engines.api import DeviceSpec, Engine, Footprint, LoadedModel, ModelSpec, Vocab
+from engines.errors import LoadFailed
 from orchd.observer import Observer
 
+
+class Closeable(Protocol):
+    """What can be loaded."""
+
+    def close(self) -> None: ...
+
+
 T = TypeVar("T")
+C = TypeVar("C", bound=Closeable)
 
 
 class Loader:
@@ -24,13 +35,20 @@ class Loader:
     """
 
     def __init__(self, engine: Engine, observer: Observer) -> None:
-        self.engine = engine
+        self.turn = asyncio.Lock()
+        """Held from the look at free memory until it is taken, so that no two pools count on the same."""
+        self._engine = engine
         self._observer = observer
+        self._closing = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
+
+    async def vet(self, spec: ModelSpec) -> Footprint:
+        """Open a model where it can do no harm. Raises `engines.errors.LoadFailed`."""
+        return await self.run(lambda: self._engine.vet(spec))
 
     async def vocab(self, path: Path) -> Vocab:
         """Open a model's tokenizer. Raises `engines.errors.LoadFailed`."""
-        return await self.run(lambda: self.engine.load_vocab(path))
+        return await self._load(lambda: self._engine.load_vocab(path))
 
     async def model(self, spec: ModelSpec, device: DeviceSpec, *, label: str) -> LoadedModel:
         """Load a model on a device. Raises `engines.errors.LoadFailed`."""
@@ -38,16 +56,58 @@ class Loader:
         began = time.monotonic()
 
         def progress(share: float) -> None:
+            self.check_open()
             loop.call_soon_threadsafe(self._observer.loading, label, share)
 
-        model = await self.run(lambda: self.engine.load(spec, device, on_progress=progress))
+        model = await self._load(lambda: self._engine.load(spec, device, on_progress=progress))
         self._observer.loaded(label, time.monotonic() - began)
         return model
 
-    def run(self, work: Callable[[], T]) -> Awaitable[T]:
+    async def run(self, work: Callable[[], T]) -> T:
         """Do something on the loading thread, after what it does now."""
-        return asyncio.get_running_loop().run_in_executor(self._thread, work)
+        return await asyncio.wrap_future(self._thread.submit(work))
+
+    async def _load(self, work: Callable[[], C]) -> C:
+        future = self._thread.submit(work)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(_close_result)  # nobody is left to take it
+            raise
+
+    def discard(self, *unused: Closeable) -> None:
+        """Close what nobody uses any more, on the loading thread: giving much memory back takes a while."""
+
+        def close() -> None:
+            for one in unused:
+                one.close()
+            _trim()
+
+        with contextlib.suppress(RuntimeError):  # the thread has ended: the process is about to, with all it holds
+            self._thread.submit(close)
+
+    def trim(self) -> None:
+        """Give the system back what was closed on other threads."""
+        with contextlib.suppress(RuntimeError):
+            self._thread.submit(_trim)
+
+    def check_open(self) -> None:
+        """Raise `LoadFailed` once `close` was called; for long work on the loading thread."""
+        if self._closing:
+            raise LoadFailed("the server is shutting down")
 
     def close(self) -> None:
-        """Wait for the load that is under way, then end the thread."""
+        """End the load that is under way, then the thread."""
+        self._closing = True
         self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+def _close_result(future: Future[C]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        future.result().close()
+
+
+def _trim() -> None:
+    """Make glibc return freed memory: what one vocabulary leaves in pieces, another rarely fits into."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library keeps house in another way
+        ctypes.CDLL(None).malloc_trim(0)

@@ -7,33 +7,41 @@ from pathlib import Path
 
 from engines.api import Footprint
 from engines.errors import OutOfDeviceMemory
-from orchd.devices import Device, free_gpu_bytes
+from orchd.devices import Device, free_gpu_bytes, gpu_index
 
 HOST = "cpu"
 MARGIN_SHARE = 0.05
 MARGIN_BYTES = 256 * 2**20
-"""Kept free besides `MARGIN_SHARE` of the need: CUDA's own context, fragmentation, and everything else on the machine."""
+"""Kept free besides `MARGIN_SHARE` of the need: for fragmentation, and all else on the machine."""
+
+CUDA_BYTES = 256 * 2**20
+"""Kept free on a GPU besides: CUDA's own context for the process, and what kernels take for a moment. Neither is in any
+report of llama.cpp's, and CUDA that finds no memory in the middle of a step ends the process."""
 
 
-def need(footprint: Footprint, replicas: int) -> int:
+def need(footprint: Footprint, replicas: int, *, place: str = HOST) -> int:
     """Bytes that so many replicas of a model should find free on their common device."""
     total = footprint.total * replicas
-    return total + int(total * MARGIN_SHARE) + MARGIN_BYTES
+    return total + int(total * MARGIN_SHARE) + MARGIN_BYTES + (CUDA_BYTES if place != HOST else 0)
 
 
-def check_fit(name: str, needs: Mapping[str, int], free: Mapping[str, int | None]) -> None:
+def check_fit(
+    name: str, needs: Mapping[str, int], free: Mapping[str, int | None], *, leaving: Mapping[str, int] | None = None
+) -> None:
     """Raise `OutOfDeviceMemory`, with the numbers, unless every device has what it needs.
 
     Args:
         name: The model.
         needs: Bytes by device.
         free: Bytes by device; None where nobody can tell, and then it is tried.
+        leaving: Bytes by device that will be free as well, once another model is gone.
     """
     for device, wanted in needs.items():
-        there = free[device]
-        if there is not None and wanted > there:
+        there, more = free[device], (leaving or {}).get(device, 0)
+        if there is not None and wanted > there + more:
+            free_when = "would be free without the model that is there" if more else "are free"
             raise OutOfDeviceMemory(
-                f"{name} needs {_gib(wanted)} on {device} and {_gib(there)} are free; "
+                f"{name} needs {_gib(wanted)} on {device} and {_gib(there + more)} {free_when}; "
                 "use fewer slots, a smaller ctx or a smaller model"
             )
 
@@ -45,7 +53,8 @@ def place_of(device: Device) -> str:
 
 def free_bytes(place: str) -> int | None:
     """Free memory there now; None if nobody can tell."""
-    return _free_host_bytes() if place == HOST else free_gpu_bytes(int(place.removeprefix("gpu:")))
+    index = gpu_index(place)
+    return _free_host_bytes() if index is None else free_gpu_bytes(index)
 
 
 def _free_host_bytes() -> int | None:

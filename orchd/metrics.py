@@ -12,6 +12,7 @@ from orchd.errors import Code
 from orchd.models import ModelState
 from orchd.schemas import ENGINE, Priority
 from orchd.service import Service
+from orchd.telemetry import Telemetry
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -26,6 +27,7 @@ REJECTIONS = (
 
 _POOL = ["engine", "engine_version", "pool_id"]
 _REPLICA = [*_POOL, "replica_id"]
+_DEVICE = [*_REPLICA, "device"]
 
 
 class Metrics:
@@ -34,11 +36,12 @@ class Metrics:
     Args:
         service: Whose.
         engine_version: Value of the label of that name.
+        telemetry: What is known of the GPUs; nobody is asked here. None where there are none.
     """
 
-    def __init__(self, service: Service, engine_version: str) -> None:
+    def __init__(self, service: Service, engine_version: str, telemetry: Telemetry | None = None) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(_ServiceCollector(service, engine_version))
+        self._registry.register(_ServiceCollector(service, engine_version, telemetry))
 
     def render(self) -> bytes:
         """The text exposition format, version 0.0.4."""
@@ -46,9 +49,10 @@ class Metrics:
 
 
 class _ServiceCollector(Collector):
-    def __init__(self, service: Service, engine_version: str) -> None:
+    def __init__(self, service: Service, engine_version: str, telemetry: Telemetry | None) -> None:
         self._service = service
         self._version = engine_version
+        self._telemetry = telemetry
 
     def describe(self) -> Iterator[Metric]:
         return iter(())
@@ -88,4 +92,29 @@ class _ServiceCollector(Collector):
             for value in ModelState:
                 states.add_metric([model_id, value.value], float(value is state))
 
-        yield from (depth, enqueued, rejected, tokens_in, tokens_out, states)
+        yield from (depth, enqueued, rejected, tokens_in, tokens_out, *self._gpus(), states)
+
+    def _gpus(self) -> Iterator[Metric]:
+        """A GPU that cannot be asked has no samples in either: what its replica holds there is not known then."""
+        utilization = GaugeMetricFamily(
+            "gpu_utilization",
+            "Share of the last moments in which the replica's GPU computed, whoever it was for, from 0 to 1 (NVML).",
+            labels=_DEVICE,
+        )
+        used = GaugeMetricFamily(
+            "vram_used_bytes",
+            "Bytes of the GPU's memory that the replica's models hold: weights, KV cache and compute buffers as "
+            "llama.cpp reports them, during a reload those of both models. What CUDA takes for the process itself, a "
+            "few hundred MiB, is not in it.",
+            labels=_DEVICE,
+        )
+        for pool in self._service.pools.values():
+            for replica in pool.replicas:
+                reading = self._telemetry.reading(replica.device) if self._telemetry is not None else None
+                if reading is None:
+                    continue
+                labels = [ENGINE, self._version, pool.id, replica.id, replica.device]
+                used.add_metric(labels, replica.device_bytes)
+                if reading.utilization is not None:
+                    utilization.add_metric(labels, reading.utilization)
+        yield from (utilization, used)

@@ -11,13 +11,13 @@ from __future__ import annotations
 import array
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engines.api import Footprint
 from engines.errors import LoadFailed, OutOfDeviceMemory
 from orchd.active import ActiveModel
+from orchd.admission import INLINE_CHARS
 from orchd.errors import DecodeTimeout, ReloadFailed, TaskError
 from orchd.scheduler import Place
 from orchd.tasks import Task
@@ -31,6 +31,9 @@ _log = logging.getLogger(__name__)
 FREED_WAIT_S = 10.0
 """How long freed memory may take to show as free."""
 
+Tokens = dict[str, "array.array[int] | TaskError"]
+"""By task id: its prompt in the new model's tokens, or why it cannot run on that model."""
+
 
 class Reload:
     """One attempt. Event loop thread only.
@@ -39,7 +42,7 @@ class Reload:
         pool: Gets the model.
         path: The model's file.
         refuse: Ends a waiting task that the new model cannot run.
-        lost: Called if the old model had to leave and neither the new one nor it can be loaded.
+        lost: Is told the replicas that were left without a model, because the old one could not be put back there.
         grace_s: How long running tasks may go on where the old model has to leave first.
     """
 
@@ -49,7 +52,7 @@ class Reload:
         path: Path,
         *,
         refuse: Callable[[Task, TaskError], None],
-        lost: Callable[[], None],
+        lost: Callable[[Sequence[int]], None],
         grace_s: float,
     ) -> None:
         self._pool = pool
@@ -67,55 +70,66 @@ class Reload:
         pool, old = self._pool, self._pool.model
         assert old is not None  # a pool is not reloaded before it is loaded
         try:
-            footprint = await pool.vet(self._path)
             new = await pool.open(self._path)
         except LoadFailed as error:
-            raise ReloadFailed(f"vetting failed: {error}; {old.id} still serves") from None
+            raise self._failed("vetting", error, f"{old.id} still serves") from None
         try:
-            if pool.config.reload == "auto" and self._fits(footprint):
-                await self._beside(new)
-            else:
-                await self._instead(old, new, footprint)
+            async with pool.loading_turn:
+                if pool.config.reload == "auto" and await self._fits_beside(new):
+                    await self._beside(old, new)
+                else:
+                    await self._instead(old, new)
         except BaseException:
-            new.vocab.close()
+            pool.discard(new)
             raise
-        old.vocab.close()
+        pool.discard(old)
         return old
 
-    def _fits(self, footprint: Footprint) -> bool:
+    def _failed(self, step: str, error: LoadFailed, now: str) -> ReloadFailed:
+        """One sentence without folders: llama.cpp quotes the path it was given."""
+        why = " ".join(str(error).replace(f"{self._path.parent}/", "").split())
+        return ReloadFailed(f"{step} failed: {why}; {now}")
+
+    async def _fits_beside(self, new: ActiveModel) -> bool:
         try:
-            self._pool.check_fit(self._path, footprint)
-        except OutOfDeviceMemory:
+            await self._pool.check_fit(new)
+        except OutOfDeviceMemory as error:
+            _log.info("pool %s: no room for two models: %s", self._pool.id, error)
             return False
         return True
 
-    async def _beside(self, new: ActiveModel) -> None:
+    async def _beside(self, old: ActiveModel, new: ActiveModel) -> None:
         try:
-            hosts = await self._pool.load_hosts(new.path)
+            await self._switch(new, await self._pool.load_hosts(new))
         except LoadFailed as error:
-            assert self._pool.model is not None
-            raise ReloadFailed(f"loading failed: {error}; {self._pool.model.id} still serves") from None
-        await self._switch(new, hosts)
+            raise self._failed("loading", error, f"{old.id} still serves") from None
 
-    async def _instead(self, old: ActiveModel, new: ActiveModel, footprint: Footprint) -> None:
+    async def _instead(self, old: ActiveModel, new: ActiveModel) -> None:
         pool = self._pool
-        _log.info("pool %s: no room for two models, %s leaves first", pool.id, old.id)
-        late = DecodeTimeout("the task was not done when its pool had to make room for another model; send it again")
-        await pool.take_down(self._grace_s, late)
         try:
-            await self._await_room(footprint)
-            hosts = await pool.load_hosts(new.path)
-        except LoadFailed as error:
-            await self._roll_back(old)
-            raise ReloadFailed(f"loading failed: {error}; {old.id} was loaded again and serves") from None
-        await self._switch(new, hosts)
+            await pool.check_fit(new, leaving=old)
+        except OutOfDeviceMemory as error:
+            raise self._failed("loading", error, f"{old.id} still serves") from None
+        _log.info("pool %s: %s leaves before %s comes", pool.id, old.id, new.id)
+        late = DecodeTimeout("the task was not done when its pool had to make room for another model; send it again")
+        stuck = await pool.take_down(self._grace_s, late)
+        try:
+            if stuck:
+                raise LoadFailed(f"{old.id} could not be taken down, because a worker hangs in a step")
+            await self._await_room(new)
+            await self._switch(new, await pool.load_hosts(new))
+        except Exception as error:
+            now = await self._roll_back(old, stuck)
+            if isinstance(error, LoadFailed):
+                raise self._failed("loading", error, now) from None
+            raise
 
-    async def _await_room(self, footprint: Footprint) -> None:
+    async def _await_room(self, new: ActiveModel) -> None:
         """Wait for freed memory to show; raises `OutOfDeviceMemory` if it is too little even then."""
         pool = self._pool
         for attempt in range(10):
             try:
-                pool.check_fit(self._path, footprint)
+                await pool.check_fit(new)
             except OutOfDeviceMemory:
                 if attempt == 9:
                     raise
@@ -123,34 +137,59 @@ class Reload:
             else:
                 return
 
-    async def _roll_back(self, old: ActiveModel) -> None:
+    async def _roll_back(self, old: ActiveModel, stuck: Sequence[int]) -> str:
+        """Load the old model again, but for replicas whose worker hangs; returns how things stand now."""
         pool = self._pool
+        lost, now = stuck, f"{old.id} was loaded again and serves"
         try:
-            await self._switch(old, await pool.load_hosts(old.path))
-        except LoadFailed as error:
+            hosts = await pool.load_hosts(old, without=stuck)
+        except Exception as error:
             _log.error("pool %s: %s cannot be loaded again either: %s", pool.id, old.id, error)
-            self._lost()
+            hosts = [None] * len(pool.replicas)
+            lost, now = range(len(hosts)), f"{old.id} could not be loaded again either, and is tried again"
+        pool.switch(old, hosts, {})
+        if lost:
+            self._lost(lost)
+        return now
 
-    async def _switch(self, new: ActiveModel, hosts: list[Host]) -> None:
+    async def _switch(self, new: ActiveModel, hosts: Sequence[Host | None]) -> None:
         """Re-tokenise what waits, then hand over everything at once."""
         pool = self._pool
-        tokens: dict[str, array.array[int] | TaskError] = {}
-        if new is not pool.model:
-            while len(waiting := [task for task in pool.scheduler.waiting() if task.id not in tokens]) > _FEW:
-                tokens |= await asyncio.to_thread(_tokenize, new, waiting, pool.config.ctx)
-            tokens |= _tokenize(new, waiting, pool.config.ctx)  # from here to the switch nothing can come in
+        try:
+            tokens = await self._tokenize_waiting(new)
+        except BaseException:
+            pool.discard_hosts(hosts)
+            raise
         for task in pool.scheduler.waiting():
             if isinstance(outcome := tokens.get(task.id), TaskError) and pool.scheduler.cancel(task) is Place.WAITING:
                 self._refuse(task, outcome)
         pool.switch(new, hosts, {key: value for key, value in tokens.items() if not isinstance(value, TaskError)})
 
+    async def _tokenize_waiting(self, new: ActiveModel) -> Tokens:
+        """Every waiting task's prompt: long ones on a thread; the loop has not run any further when this returns."""
+        tokens: Tokens = {}
+        ctx = self._pool.config.ctx
+        for _ in range(_MAX_ROUNDS):
+            waiting = self._untokenized(tokens)
+            if sum(_size(task) for task in waiting) <= INLINE_CHARS:
+                break
+            tokens |= await asyncio.to_thread(_tokenize, new, waiting, ctx)
+        return tokens | _tokenize(new, self._untokenized(tokens), ctx)
 
-_FEW = 8  # so many prompts are tokenised on the event loop
+    def _untokenized(self, tokens: Tokens) -> list[Task]:
+        return [task for task in self._pool.scheduler.waiting() if task.id not in tokens]
 
 
-def _tokenize(model: ActiveModel, tasks: list[Task], ctx: int) -> dict[str, array.array[int] | TaskError]:
-    """Every task's prompt in the model's tokens, or why it cannot run on that model."""
-    outcome: dict[str, array.array[int] | TaskError] = {}
+_MAX_ROUNDS = 8  # each leaves only what came in meanwhile
+
+
+def _size(task: Task) -> int:
+    request = task.request
+    return len(request.prompt or "") + sum(len(message.content) for message in request.messages or ())
+
+
+def _tokenize(model: ActiveModel, tasks: Sequence[Task], ctx: int) -> Tokens:
+    outcome: Tokens = {}
     for task in tasks:
         try:
             model.check_ref(task.request)

@@ -12,8 +12,6 @@ import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from aiohttp import web
-
 from engines.api import Engine
 from engines.errors import LoadFailed
 from engines.llamacpp.build import has_cuda
@@ -23,17 +21,22 @@ from orchd.credentials import Credentials
 from orchd.devices import Device
 from orchd.errors import ConfigError
 from orchd.http.app import create_app
+from orchd.http.connection import serving
 from orchd.loader import Loader
 from orchd.metrics import Metrics
 from orchd.observer import Observer, PoolSummary, Summary
 from orchd.pools import Pool
 from orchd.service import Service
+from orchd.telemetry import PERIOD_S, Telemetry
 from orchd.worker import Worker
 
 _log = logging.getLogger(__name__)
 
 SWEEP_S = 0.25
 """How often abandoned tasks are cancelled and old ones forgotten."""
+
+FIRST_LOOK_S = 2.0
+"""How long the start waits to know the GPUs' memory and load; a driver that hangs does not hold it up."""
 
 
 def serve(config: Config, credentials: Credentials, *, observer: Observer) -> int:
@@ -116,6 +119,7 @@ class Server:
         self._placed = placed
         self._observer = observer
         self._workers: dict[str, Worker] = {}
+        self._telemetry = Telemetry({device.name for pool in placed for device in pool}, clock=time.monotonic)
 
     async def run(self, owned: list[Path], listening: socket.socket, *, stop: asyncio.Event | None = None) -> int:
         """Serve on a socket, each pool with its model, until ``stop`` is set; returns the exit code.
@@ -127,7 +131,13 @@ class Server:
         loader = Loader(self._engine, self._observer)
         try:
             service = self._service(loader, owned)
-            async with self._http(service, listening), _repeating(service.sweep, SWEEP_S):
+            self._telemetry.start()
+            await asyncio.to_thread(self._telemetry.await_look, FIRST_LOOK_S)
+            async with (
+                self._http(service, listening),
+                _repeating(service.sweep, SWEEP_S),
+                _repeating(lambda: self._note_readings(service), PERIOD_S),
+            ):
                 loading = asyncio.create_task(self._load(service, owned))
                 stopped = asyncio.create_task(stop.wait())
                 await asyncio.wait({loading, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -141,6 +151,7 @@ class Server:
         finally:
             loader.close()
             await self._stop_workers()
+            await asyncio.to_thread(self._telemetry.close)
         self._observer.stopped()
         return 0
 
@@ -178,19 +189,23 @@ class Server:
             self._workers[device.name] = Worker(device.name, clock=time.monotonic)
         return self._workers[device.name]
 
+    def _note_readings(self, service: Service) -> None:
+        down = [report for pool in service.pools.values() for report in pool.note_readings(self._telemetry)]
+        if down:
+            service.post(list(down))
+
     @contextlib.asynccontextmanager
     async def _http(self, service: Service, listening: socket.socket) -> AsyncIterator[None]:
-        metrics = Metrics(service, self._engine.version)
-        app = create_app(service, self._config.server, token=self._credentials.token, metrics=metrics)
-        runner = web.AppRunner(
-            app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=2.0
+        metrics = Metrics(service, self._engine.version, self._telemetry)
+        app = create_app(
+            service,
+            self._config.server,
+            token=self._credentials.token,
+            metrics=metrics,
+            address=listening.getsockname()[0],
         )
-        await runner.setup()
-        try:
-            await web.SockSite(runner, listening).start()
+        async with serving(app, listening):
             yield
-        finally:
-            await runner.cleanup()
 
     async def _load(self, service: Service, owned: list[Path]) -> None:
         for pool, path in zip(service.pools.values(), owned, strict=True):

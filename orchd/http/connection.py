@@ -21,6 +21,9 @@ IDLE_S = 75.0
 """How long a connection may take to send the head of its next request, from when it was opened or last answered. Above
 the 60 s for which reverse proxies like to keep theirs."""
 
+LINGER_S = 5.0
+"""How long the rest of a body that was refused is still read, so that its sender gets to see the answer."""
+
 SHUTDOWN_S = 2.0
 
 
@@ -53,6 +56,7 @@ class Connection(web.RequestHandler):
             loop=loop,
             access_log=None,  # type: ignore[arg-type]  # None is how to have none
             keepalive_timeout=IDLE_S,
+            lingering_time=LINGER_S,
         )
 
     def handle_error(

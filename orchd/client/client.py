@@ -1,13 +1,4 @@
-"""A small async client for orchd.
-
-    async with Client(token=token) as client:
-        async for text in client.run("Once upon a time"):
-            print(text, end="", flush=True)
-
-It repeats what is safe to repeat and nothing else: a submit whose answer was lost is sent again under the
-same id, and a stream that breaks is taken up after the last event that arrived. A client belongs to one event
-loop.
-"""
+"""The client itself: what to say to the server, what to repeat, and when to give up."""
 
 from __future__ import annotations
 
@@ -23,73 +14,31 @@ from urllib.parse import quote
 import aiohttp
 import msgspec
 
-from orchd.client_errors import (
+from orchd.client.discovery import find_server
+from orchd.client.errors import (
     BadAnswer,
     Busy,
-    ClientError,
-    Forbidden,
-    InvalidRequest,
-    NotFound,
     NotReachable,
     NotReady,
     Refused,
-    ReloadFailed,
-    ReloadInProgress,
     TaskCancelled,
     TaskFailed,
-    Unauthorized,
 )
-from orchd.client_transport import DEFAULT_URL, LOST, Transport, read, reason
-from orchd.client_types import End, Event, Started, TaskOptions, Token
+from orchd.client.sse import SseReader
+from orchd.client.transport import LOST, Transport, read, reason
+from orchd.client.types import End, Event, Started, TaskOptions, Token
 from orchd.errors import Code
 from orchd.schemas import (
     Accepted,
     ErrorBody,
     Health,
     Message,
-    PoolHealth,
-    Priority,
     Reloaded,
     ReloadRequest,
-    ReplicaHealth,
 )
-from orchd.sse_reader import SseReader
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-__all__ = [
-    "DEFAULT_URL",
-    "Accepted",
-    "BadAnswer",
-    "Busy",
-    "Client",
-    "ClientError",
-    "End",
-    "ErrorBody",
-    "Event",
-    "Forbidden",
-    "Health",
-    "InvalidRequest",
-    "Message",
-    "NotFound",
-    "NotReachable",
-    "NotReady",
-    "PoolHealth",
-    "Priority",
-    "Refused",
-    "ReloadFailed",
-    "ReloadInProgress",
-    "Reloaded",
-    "ReplicaHealth",
-    "Started",
-    "TaskCancelled",
-    "TaskFailed",
-    "TaskOptions",
-    "Token",
-    "Unauthorized",
-    "raise_if_failed",
-]
 
 _SHORTEST_PAUSE_S: Final = 0.01
 
@@ -108,24 +57,26 @@ class Client:
     """Speaks to one orchd server.
 
     Args:
-        base_url: Where the server is.
-        token: The server's token.
+        base_url: Where the server is; left out, where this account's configuration says.
+        token: The server's token; left out, the one that `orchd serve` uses on this account.
         connect_timeout_s: Limit for opening a connection.
         answer_timeout_s: Limit for an answer, and for silence on a stream (the server sends a comment at
             least every 15 s). A reload may take any time.
 
     Raises:
         ValueError: `base_url` is no HTTP address, or the token holds characters that no header can carry.
+        ConfigError: No token is given and none is found, or the configuration is wrong.
     """
 
     def __init__(
         self,
-        base_url: str = DEFAULT_URL,
+        base_url: str | None = None,
         *,
-        token: str,
+        token: str | None = None,
         connect_timeout_s: float = 5.0,
         answer_timeout_s: float = 40.0,
     ) -> None:
+        base_url, token = find_server(url=base_url, token=token)
         self._http = Transport(
             base_url, token=token, connect_timeout_s=connect_timeout_s, answer_timeout_s=answer_timeout_s
         )

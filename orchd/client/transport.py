@@ -11,7 +11,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from orchd.client_errors import BY_STATUS, BadAnswer, ClientError, NotReachable, Refused
+from orchd.client.errors import BY_STATUS, BadAnswer, ClientError, NotReachable, Refused
 from orchd.schemas import ErrorBody
 
 DEFAULT_URL: Final = "http://127.0.0.1:8737"

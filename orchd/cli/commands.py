@@ -17,12 +17,14 @@ from typing import Annotated
 
 import typer
 
-from orchd import __version__, cli_client
-from orchd.cli_client import Exit, Target, complain, finish
+from orchd import __version__
+from orchd.cli import actions
+from orchd.cli.actions import Exit, Target, complain, finish
+from orchd.cli.console import ServeConsole, set_up_logging
 from orchd.client import TaskOptions
+from orchd.client.discovery import find_server
 from orchd.config import Config, load
-from orchd.console import ServeConsole, set_up_logging
-from orchd.credentials import Credentials, find_or_create_token, find_token
+from orchd.credentials import Credentials, find_or_create_token
 from orchd.errors import ConfigError
 from orchd.observer import Observer
 from orchd.schemas import Message, Priority
@@ -44,6 +46,24 @@ TokenFileOption = Annotated[
 UrlOption = Annotated[
     str | None,
     typer.Option("--url", metavar="URL", help="Where the server is. [dim]Default: the configured host and port[/]"),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", "-m", metavar="FILE", help="GGUF file. [dim]Default: a small demo model[/]"),
+]
+DeviceOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device", metavar="DEVICE", help="gpu:N or cpu; once per replica. [dim]Default: every GPU, else the CPU[/]"
+    ),
+]
+SlotsOption = Annotated[
+    int | None,
+    typer.Option("--slots", metavar="N", help="Tasks at the same time on each replica. [dim]Default: 4[/]"),
+]
+CtxOption = Annotated[
+    int | None,
+    typer.Option("--ctx", metavar="N", help="Tokens per slot, prompt and output. [dim]Default: 4096[/]"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -82,7 +102,7 @@ def _llama_version() -> str:
 
 @app.callback(
     epilog=_examples(
-        "orchd serve                          [dim]# the demo model, on the best device there is[/]",
+        "orchd serve                          [dim]# the demo model[/]",
         "orchd run 'Name three rivers.'       [dim]# from another shell[/]",
     )
 )
@@ -111,22 +131,10 @@ def serve(
         int | None, typer.Option(metavar="PORT", help="Port; 0 takes a free one. [dim]Default: 8737[/]")
     ] = None,
     token_file: TokenFileOption = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", metavar="FILE", help="GGUF file. [dim]Default: a small demo model[/]"),
-    ] = None,
-    device: Annotated[
-        list[str] | None,
-        typer.Option(metavar="DEVICE", help="gpu:N or cpu; once per replica. [dim]Default: every GPU, else the CPU[/]"),
-    ] = None,
-    slots: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Tasks at the same time on each replica. [dim]Default: 4[/]"),
-    ] = None,
-    ctx: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Tokens per slot, prompt and output. [dim]Default: 4096[/]"),
-    ] = None,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    slots: SlotsOption = None,
+    ctx: CtxOption = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every decision.")] = False,
 ) -> None:
     """Serve models until Ctrl-C.
@@ -134,14 +142,7 @@ def serve(
     Running tasks may finish then; a second Ctrl-C leaves at once. The first start makes a token
     and says where it is.
     """
-    flags: dict[str, object] = {
-        "server.host": host,
-        "server.port": port,
-        "pools.model": model,
-        "pools.devices": device or None,
-        "pools.slots": slots,
-        "pools.ctx": ctx,
-    }
+    flags = _flags(model, device, slots, ctx) | {"server.host": host, "server.port": port}
     console = ServeConsole()
     set_up_logging(console.err, verbose=verbose)
     try:
@@ -183,7 +184,7 @@ def health(
 
     Exit code 0: ready. 1: not ready. 2: not reachable, or refused.
     """
-    raise typer.Exit(finish(lambda: cli_client.health(_target(url, config, token_file), as_json=as_json)))
+    raise typer.Exit(finish(lambda: actions.health(_target(url, config, token_file), as_json=as_json)))
 
 
 @app.command(
@@ -238,10 +239,10 @@ def run(
         "stop": stop or None,
     }
 
-    def command() -> cli_client.Command:
+    def command() -> actions.Command:
         target = _target(url, config, token_file)
         text = _read_stdin() if prompt == "-" else prompt
-        return cli_client.run(
+        return actions.run(
             target,
             prompt=text if raw else None,
             messages=None if raw else _conversation(system, text),
@@ -279,24 +280,47 @@ def reload(
     """
     raise typer.Exit(
         finish(
-            lambda: cli_client.reload(_target(url, config, token_file), pool, model, as_json=as_json),
+            lambda: actions.reload(_target(url, config, token_file), pool, model, as_json=as_json),
             interrupted="the server carries on with the reload; 'orchd health' shows which model serves",
         )
     )
 
 
+@app.command(
+    epilog=_examples(
+        "orchd check",
+        "orchd check -m models/qwen.gguf --slots 8 --ctx 8192   [dim]# would this fit?[/]",
+        "orchd check -c orchd.toml --json | jq .problems",
+    )
+)
+def check(
+    config: ConfigOption = None,
+    token_file: TokenFileOption = None,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    slots: SlotsOption = None,
+    ctx: CtxOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Explain the configuration: devices, models, memory. Starts nothing.
+
+    Exit code 0: 'orchd serve' can start with it. 1: a device or a model cannot be used, or something does not fit.
+    2: the configuration itself is wrong.
+    """
+
+    async def command() -> Exit:
+        settings = load(config_path=config, flags=_flags(model, device, slots, ctx), environ=os.environ, cwd=Path.cwd())
+        return actions.check(settings, token_file=token_file, as_json=as_json)
+
+    raise typer.Exit(finish(command))
+
+
+def _flags(model: str | None, device: list[str] | None, slots: int | None, ctx: int | None) -> dict[str, object]:
+    return {"pools.model": model, "pools.devices": device or None, "pools.slots": slots, "pools.ctx": ctx}
+
+
 def _target(url: str | None, config: Path | None, token_file: Path | None) -> Target:
-    settings = load(config_path=config, flags={}, environ=os.environ, cwd=Path.cwd())
-    credentials = find_token(settings, token_file_flag=token_file, environ=os.environ)
-    return Target(url or _configured_url(settings), credentials.token)
-
-
-def _configured_url(config: Config) -> str:
-    host, port = config.server.host, config.server.port
-    if port == 0:
-        raise ConfigError("server.port is 0, any free port; say where the server is with --url")
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # "every address" is none to connect to
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return Target(*find_server(url=url, config_path=config, token_file=token_file))
 
 
 def _read_stdin() -> str:

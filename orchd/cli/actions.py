@@ -1,4 +1,4 @@
-"""What `orchd health`, `run` and `reload` do once their options are read. Each returns the exit code.
+"""What `orchd health`, `run`, `reload` and `check` do once their options are read. Each returns the exit code.
 
 Answers go to stdout and everything else to stderr, so that stdout can be piped anywhere.
 """
@@ -13,12 +13,15 @@ import time
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, ExitStack, aclosing, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 from rich.table import Table
 from rich.text import Text
 
+from orchd.cli.check import Checkup, show
+from orchd.cli.console import console_for
 from orchd.client import (
     BadAnswer,
     Client,
@@ -33,7 +36,7 @@ from orchd.client import (
     Unauthorized,
     raise_if_failed,
 )
-from orchd.console import console_for
+from orchd.config import Config
 from orchd.errors import ConfigError, OrchdError
 
 
@@ -101,6 +104,9 @@ def finish(command: Callable[[], Command], *, interrupted: str | None = None) ->
     except UnicodeEncodeError:
         complain("an argument holds bytes that are not UTF-8; convert it, or put it in a file and use stdin")
         return Exit.NO_ANSWER
+    except Unauthorized:
+        complain("the server does not take this token; give its own with --token-file or ORCHD_TOKEN")
+        return Exit.NO_ANSWER
     except OrchdError as error:
         complain(error)
         return Exit.NO_ANSWER if isinstance(error, NO_ANSWER) else Exit.FAILED
@@ -110,6 +116,8 @@ async def health(target: Target, *, as_json: bool) -> Exit:
     async with target.client() as client:
         try:
             answer = await client.health()
+        except Unauthorized:
+            raise
         except Refused as error:  # with whatever status: it did not say how it is
             complain(error)
             return Exit.NO_ANSWER
@@ -133,6 +141,16 @@ async def reload(target: Target, pool_id: str, new_model_ref: str | None, *, as_
     else:
         print(f"{pool_id}: {old or 'no model'} → {new} in {seconds:.1f} s")
     return Exit.OK
+
+
+def check(config: Config, *, token_file: Path | None, as_json: bool) -> Exit:
+    with _status("looking at devices and models"):
+        report = Checkup(config, os.environ, token_file=token_file).run()
+    if as_json:
+        _print_json(report)
+    else:
+        show(report, console_for(sys.stdout))
+    return Exit.OK if report.ok else Exit.FAILED
 
 
 async def run(

@@ -1,0 +1,288 @@
+"""`orchd check`: what a start would find and need, without starting anything.
+
+It goes the way of `orchd.server.serve` up to the point where a model would be loaded, collects what is wrong instead
+of stopping at the first, and never loads llama.cpp into this process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from engines.api import Footprint, ModelSpec
+from engines.errors import LoadFailed
+from engines.llamacpp.build import has_cuda
+from engines.llamacpp.vet import vet
+from orchd import credentials, devices, memory, models
+from orchd.config import Config, PoolConfig
+from orchd.devices import Device
+from orchd.errors import ConfigError
+
+
+class GpuReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A GPU that this process may use."""
+
+    device: str
+    uuid: str
+    name: str
+    memory_bytes: int
+    free_bytes: int | None
+
+
+class PoolReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One pool: what it would hold, and where."""
+
+    id: str
+    model_id: str | None
+    path: str | None
+    devices: tuple[str, ...]
+    slots: int
+    ctx: int
+    weights_bytes: int | None = None
+    cache_bytes: int | None = None
+    buffers_bytes: int | None = None
+
+
+class MemoryReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One memory that pools share: a GPU's, or the machine's (``cpu``)."""
+
+    place: str
+    pools: tuple[str, ...]
+    need_bytes: int
+    free_bytes: int | None
+    fits: bool
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that was found."""
+
+    ok: bool
+    config: str | None
+    listen: str
+    token: str
+    gpus: tuple[GpuReport, ...]
+    pools: tuple[PoolReport, ...]
+    memory: tuple[MemoryReport, ...]
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+class Checkup:
+    """One look at a configuration and at this machine.
+
+    Args:
+        config: The whole configuration.
+        environ: For ``ORCHD_TOKEN`` and ``CUDA_VISIBLE_DEVICES``.
+        token_file: ``--token-file``.
+    """
+
+    def __init__(self, config: Config, environ: Mapping[str, str], *, token_file: Path | None) -> None:
+        self._config = config
+        self._environ = environ
+        self._token_file = token_file
+        self._problems: list[str] = []
+        self._notes: list[str] = []
+        self._needs: dict[str, dict[str, int]] = defaultdict(dict)
+        """Bytes by place, then by pool."""
+
+    def run(self) -> Report:
+        """Looks at everything; takes about a second for each model, more for one that has a checksum beside it."""
+        server = self._config.server
+        gpus = devices.visible(devices.find_gpus(), self._environ)
+        placed = self._placed(gpus)
+        self._look_at_the_roots()
+        with _warnings_to(self._notes):
+            pools = tuple(map(self._pool, self._config.pools, placed))
+        token = self._token()
+        self._look_at_the_address(server.host, server.port)
+        in_memory = tuple(self._memory(place, needs) for place, needs in self._needs.items())
+        return Report(
+            ok=not self._problems,
+            config=None if self._config.source is None else str(self._config.source),
+            listen=f"{server.host}:{server.port}",
+            token=token,
+            gpus=tuple(
+                GpuReport(
+                    device=f"gpu:{gpu.index}",
+                    uuid=gpu.uuid,
+                    name=gpu.name,
+                    memory_bytes=gpu.memory_bytes,
+                    free_bytes=memory.free_bytes(f"gpu:{gpu.index}"),
+                )
+                for gpu in gpus
+            ),
+            pools=pools,
+            memory=in_memory,
+            problems=tuple(self._problems),
+            notes=tuple(self._notes),
+        )
+
+    def _token(self) -> str:
+        config, environ, made_at = self._config, self._environ, credentials.token_path()
+        named = self._token_file or "ORCHD_TOKEN" in environ or config.server.token or config.server.token_file
+        if not named and not os.path.lexists(made_at):
+            return f"none yet; the first start makes one in {made_at}"
+        try:
+            return credentials.find_token(config, token_file_flag=self._token_file, environ=environ).origin
+        except ConfigError as error:
+            self._problems.append(str(error))
+            return "not usable"
+
+    def _look_at_the_address(self, host: str, port: int) -> None:
+        try:
+            with socket.create_connection((host, port), timeout=1):
+                self._notes.append(
+                    f"something listens on {host}:{port} already; if it is orchd, what it holds is not counted as free"
+                )
+        except OSError:
+            pass  # nobody there, as it should be
+
+    def _look_at_the_roots(self) -> None:
+        try:
+            models.check_roots(map(Path, self._config.models.roots))
+        except ConfigError as error:
+            self._problems.append(str(error))
+
+    def _placed(self, gpus: list[devices.Gpu]) -> list[list[Device]]:
+        cuda = has_cuda()
+        if gpus and not cuda:
+            self._notes.append("there are GPUs, but llama.cpp was built for the CPU only; make BACKEND=cuda setup")
+        try:
+            return devices.assign(self._config.pools, gpus, gpu_build=cuda, cores=devices.usable_cores())[0]
+        except ConfigError as error:
+            self._problems.append(str(error))
+            return [[] for _ in self._config.pools]
+
+    def _pool(self, pool: PoolConfig, placed: list[Device]) -> PoolReport:
+        path: Path | None = None
+        footprint: Footprint | None = None
+        try:
+            path = self._model_file(pool)
+            models.looks_like_gguf(path)
+            models.check_digest(path)
+            footprint = vet(_spec(pool, path))
+        except (ConfigError, LoadFailed) as error:
+            self._problems.append(f'pool "{pool.id}": {error}')
+        if footprint is not None:
+            for place, replicas in Counter(map(memory.place_of, placed)).items():
+                self._needs[place][pool.id] = memory.need(footprint, replicas)
+        return PoolReport(
+            id=pool.id,
+            model_id=None if path is None else models.model_id(path),
+            path=None if path is None else str(path),
+            devices=tuple(device.name for device in placed),
+            slots=pool.slots,
+            ctx=pool.ctx,
+            weights_bytes=None if footprint is None else footprint.weights,
+            cache_bytes=None if footprint is None else footprint.cache,
+            buffers_bytes=None if footprint is None else footprint.buffers,
+        )
+
+    def _model_file(self, pool: PoolConfig) -> Path:
+        config = self._config
+        roots = [Path(root) for root in config.models.roots]
+        base = Path.cwd() if config.source is None else config.source.parent
+        return models.resolve_owned(pool.model, base=base, roots=roots)
+
+    def _memory(self, place: str, needs: Mapping[str, int]) -> MemoryReport:
+        need, free = sum(needs.values()), memory.free_bytes(place)
+        fits = free is None or need <= free
+        if not fits:
+            assert free is not None
+            self._problems.append(
+                f"{place} has {_gib(free)} free and {_pools(needs)} {_gib(need)}; "
+                "use fewer slots, a smaller ctx or a smaller model"
+            )
+        return MemoryReport(place=place, pools=tuple(needs), need_bytes=need, free_bytes=free, fits=fits)
+
+
+def show(report: Report, out: Console) -> None:
+    """Prints a report for people."""
+    for label, fact in _facts(report):
+        out.print(Text.assemble((f"{label:9}", "dim"), fact), soft_wrap=True)
+    for pool in report.pools:
+        out.print()
+        for label, fact in _pool_facts(pool):
+            out.print(Text.assemble((f"{label:11}", "dim"), fact), soft_wrap=True)
+    if report.memory:
+        table = Table("memory", "pools", "needed", "free", "verdict", box=None, pad_edge=False)
+        for row in report.memory:
+            verdict = Text("fits", "green") if row.fits else Text("does not fit", "red")
+            free = "unknown" if row.free_bytes is None else _gib(row.free_bytes)
+            table.add_row(row.place, Text(", ".join(row.pools)), _gib(row.need_bytes), free, verdict)
+        out.print()
+        out.print(table)
+    out.print()
+    for note in report.notes:
+        out.print(Text.assemble(("note: ", "yellow"), note), soft_wrap=True)
+    for problem in report.problems:
+        out.print(Text.assemble(("problem: ", "bold red"), problem), soft_wrap=True)
+    if report.ok:
+        out.print(Text.assemble(("ok", "bold green"), ": orchd serve can start with this"))
+
+
+def _facts(report: Report) -> Iterator[tuple[str, str]]:
+    yield "config", report.config or "no file, so the defaults"
+    yield "listens", report.listen
+    yield "token", report.token
+    for gpu in report.gpus:
+        free = "unknown" if gpu.free_bytes is None else _gib(gpu.free_bytes)
+        yield gpu.device, f"{gpu.name}, {free} of {_gib(gpu.memory_bytes)} free, {gpu.uuid}"
+    if not report.gpus:
+        yield "GPUs", "none"
+
+
+def _pool_facts(pool: PoolReport) -> Iterator[tuple[str, str]]:
+    yield "pool", pool.id
+    yield "  model", pool.model_id or "none that can be used"
+    if pool.path is not None:
+        yield "  file", pool.path
+    yield "  devices", ", ".join(pool.devices) or "none that can be used"
+    yield "  shape", f"{'1 slot' if pool.slots == 1 else f'{pool.slots} slots'} of {pool.ctx} tokens on each"
+    if pool.weights_bytes is not None and pool.cache_bytes is not None and pool.buffers_bytes is not None:
+        weights, cache, buffers = map(_gib, (pool.weights_bytes, pool.cache_bytes, pool.buffers_bytes))
+        yield "  needs", f"weights {weights}, KV cache {cache}, buffers {buffers} on each"
+
+
+def _spec(pool: PoolConfig, path: Path) -> ModelSpec:
+    return ModelSpec(
+        path,
+        slots=pool.slots,
+        ctx=pool.ctx,
+        batch=pool.batch,
+        flash_attn=pool.flash_attn,
+        cache_type_k=pool.cache_type_k,
+        cache_type_v=pool.cache_type_v,
+        mmap=pool.mmap,
+    )
+
+
+@contextlib.contextmanager
+def _warnings_to(notes: list[str]) -> Iterator[None]:
+    """What the parts would log at a start."""
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: notes.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("orchd")
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+def _pools(needs: Mapping[str, int]) -> str:
+    return f"pool {next(iter(needs))} needs" if len(needs) == 1 else f"pools {', '.join(needs)} together need"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
