@@ -89,6 +89,8 @@ async def prepare(pool: Pool, request: TaskRequest) -> Task:
         try:
             tokens = await _tokenize(model, request, pool.config.ctx)
         except EngineDead:
+            if pool.model is model:
+                raise
             continue  # a reload closed the vocabulary meanwhile
         if pool.model is model:
             return Task(task_id, request, pool.id, tokens)

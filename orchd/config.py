@@ -136,6 +136,12 @@ class PoolConfig(Strict, frozen=True):
             '"replace" always frees the old one first.'
         ),
     ] = "auto"
+    swa_full: Annotated[
+        bool,
+        Meta(
+            description="Keep all of a sliding-window layer's cache, so that any prefix can be reused; off saves memory."
+        ),
+    ] = True
     mmap: Annotated[bool, Meta(description="Map the model file instead of reading it into memory.")] = True
 
 

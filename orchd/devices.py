@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
+import sys
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pynvml
 
@@ -111,6 +114,22 @@ def _nvml() -> Iterator[bool]:
     finally:
         with contextlib.suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()
+
+
+def built_architectures(environment: Path | None = None) -> tuple[str, ...]:
+    """Compute capabilities that the installed llama.cpp was compiled for, such as ``("86", "89")``.
+
+    Empty for a build for the CPU, and for one that this project's CMakeLists.txt did not install.
+
+    Args:
+        environment: Folder of the virtual environment; this process's own by default.
+    """
+    try:
+        built = (environment or Path(sys.prefix)).joinpath(".orchd-wheel.txt").read_text()
+    except OSError:
+        return ()
+    found = re.search(r"-DCMAKE_CUDA_ARCHITECTURES=(\S+)", built)
+    return tuple(found[1].split(";")) if found else ()
 
 
 def gpu_index(name: str) -> int | None:

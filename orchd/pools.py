@@ -189,6 +189,7 @@ class Pool:
             flash_attn=config.flash_attn,
             cache_type_k=config.cache_type_k,
             cache_type_v=config.cache_type_v,
+            swa_full=config.swa_full,
             mmap=config.mmap,
             step_target_s=self._step_target_s,
         )

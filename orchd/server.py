@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from engines.api import Engine
-from engines.errors import LoadFailed
+from engines.errors import LoadFailed, OutOfDeviceMemory
 from engines.llamacpp.build import has_cuda
 from orchd import devices, models
 from orchd.config import Config
@@ -149,7 +149,7 @@ class Server:
                 self._observer.stopping(service.running)
                 await service.drain(self._config.server.shutdown_grace_s)
         finally:
-            loader.close()
+            await asyncio.to_thread(loader.close)  # may take a while, and a second signal must be heard
             await self._stop_workers()
             await asyncio.to_thread(self._telemetry.close)
         self._observer.stopped()
@@ -211,6 +211,8 @@ class Server:
         for pool, path in zip(service.pools.values(), owned, strict=True):
             try:
                 await pool.load(path)
+            except OutOfDeviceMemory as error:
+                raise ConfigError(f'pool "{pool.id}": {error}') from None
             except LoadFailed as error:
                 raise ConfigError(f'pool "{pool.id}": {error} ({path}); give a GGUF file that generates text') from None
             service.models.activate(models.model_id(path))

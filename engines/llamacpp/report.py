@@ -1,4 +1,4 @@
-"""What llama.cpp says in its log while it loads: why it failed, and what it allocated. It says neither anywhere else."""
+"""What llama.cpp says in its log while it loads: why it failed, and what it allocated. It tells nowhere else."""
 
 from __future__ import annotations
 

@@ -91,8 +91,9 @@ def vet(spec: ModelSpec, *, time_limit_s: float | None = None) -> Footprint:
 
 def file_bytes(path: Path) -> int:
     """Size of a model file; of a split one, of all parts. Raises `LoadFailed` if one is not there, or is no file."""
-    stem, mark, count = path.stem.partition("-00001-of-")
-    files = [path.with_name(f"{stem}-{i:05}-of-{count}.gguf") for i in range(1, int(count) + 1)] if mark else [path]
+    files = [path]
+    if split := re.fullmatch(r"(.*)-00001-of-(\d{5})\.gguf", path.name, re.DOTALL):
+        files = [path.with_name(f"{split[1]}-{part:05}-of-{split[2]}.gguf") for part in range(1, int(split[2]) + 1)]
     try:
         found = [file.stat() for file in files]
     except OSError as error:

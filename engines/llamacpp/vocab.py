@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from engines.errors import InvalidPrompt
+from engines.errors import EngineDead, InvalidPrompt
 from engines.llamacpp.chat import ChatTemplate
 from engines.llamacpp.native import NativeModel
 
@@ -14,8 +15,8 @@ from engines.llamacpp.native import NativeModel
 class LlamaVocab:
     """Tokenizer and chat template of a GGUF, without its weights.
 
-    It has a handle of its own, so that no thread ever reaches into a model that another one steps. The lock only keeps
-    `close` from freeing it under a call.
+    It has a handle of its own, so that no thread ever reaches into a model that another one steps. Calls run side by
+    side; `close` leaves the freeing to the last of those that are under way.
 
     Raises:
         LoadFailed: The file has no vocabulary that llama.cpp can read.
@@ -24,6 +25,8 @@ class LlamaVocab:
     def __init__(self, path: Path) -> None:
         self._native = NativeModel(path, vocab_only=True)
         self._lock = threading.Lock()
+        self._calls = 0
+        self._closed = False
         self._template: ChatTemplate | None = None
 
     def tokenize(self, prompt: str) -> list[int]:
@@ -32,14 +35,27 @@ class LlamaVocab:
 
     def tokenize_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """See `engines.api.Vocab`."""
-        with self._lock:
+        with self._open():
             if self._template is None:
                 self._template = self._compile_template()
-            template = self._template
-        return self._tokenize(template.render(messages))
+            return self._tokenize(self._template.render(messages))
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[None]:
+        with self._lock:
+            if self._closed:
+                raise EngineDead(f"the vocabulary of {self._native.name} is closed")
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._calls -= 1
+                if self._closed and not self._calls:
+                    self._native.close()
 
     def _tokenize(self, parts: Sequence[str]) -> list[int]:
-        with self._lock:
+        with self._open():
             try:
                 tokens = self._native.tokenize(parts[0], add_special=True, parse_special=True)
                 for part in parts[1:]:
@@ -68,7 +84,9 @@ class LlamaVocab:
     def close(self) -> None:
         """See `engines.api.Vocab`."""
         with self._lock:
-            self._native.close()
+            self._closed = True
+            if not self._calls:
+                self._native.close()
 
 
 class Pieces(dict[int, "bytes | None"]):
