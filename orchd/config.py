@@ -138,9 +138,7 @@ class PoolConfig(Strict, frozen=True):
     ] = "auto"
     swa_full: Annotated[
         bool,
-        Meta(
-            description="Keep all of a sliding-window layer's cache, so that any prefix can be reused; off saves memory."
-        ),
+        Meta(description="Keep all of a sliding-window layer's cache, to reuse any prefix; off saves memory."),
     ] = True
     mmap: Annotated[bool, Meta(description="Map the model file instead of reading it into memory.")] = True
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import logging
 import os
+import resource
 import signal
 import socket
 import time
@@ -35,6 +37,9 @@ _log = logging.getLogger(__name__)
 SWEEP_S = 0.25
 """How often abandoned tasks are cancelled and old ones forgotten."""
 
+MOST_FILES = 65536
+"""Open files to ask for, where the account may have more."""
+
 FIRST_LOOK_S = 2.0
 """How long the start waits to know the GPUs' memory and load; a driver that hangs does not hold it up."""
 
@@ -48,6 +53,9 @@ def serve(config: Config, credentials: Credentials, *, observer: Observer) -> in
     Raises:
         ConfigError: A device, a model or the address cannot be used as configured.
     """
+    with contextlib.suppress(ValueError, OSError):  # standard error is no file
+        faulthandler.enable()  # llama.cpp can end the process: then the log says where
+    raise_file_limit()
     roots = [Path(root) for root in config.models.roots]
     models.check_roots(roots)
     base = config.source.parent if config.source is not None else Path.cwd()
@@ -243,6 +251,14 @@ class Server:
                 for pool in service.pools.values()
             ),
         )
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as the account may have: each client and each listener takes one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def stop_on_signals(stop: asyncio.Event) -> None:

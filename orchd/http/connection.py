@@ -7,6 +7,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator
+from typing import Any
 
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
@@ -17,6 +18,8 @@ from orchd.http import errors
 _log = logging.getLogger(__name__)
 
 BACKLOG = 1024
+COMPLAINT_S = 60.0
+
 IDLE_S = 75.0
 """How long a connection may take to send the head of its next request, from when it was opened or last answered. Above
 the 60 s for which reverse proxies like to keep theirs."""
@@ -35,12 +38,32 @@ async def serving(app: web.Application, listening: socket.socket) -> AsyncIterat
     await runner.setup()
     manager = runner.server
     assert manager is not None  # `setup` made it
-    server = await loop.create_server(lambda: Connection(manager, loop=loop), sock=listening, backlog=BACKLOG)
+    loop.set_exception_handler(_Complaints())
+    # One accept at a time: where descriptors have run out, each that fails makes a timer to try again, and in a batch
+    # their number doubles every second.
+    server = await loop.create_server(lambda: Connection(manager, loop=loop), sock=listening, backlog=1)
+    listening.listen(BACKLOG)  # the kernel's queue may be long all the same
     try:
         yield
     finally:
         server.close()
         await runner.cleanup()
+        loop.set_exception_handler(None)
+
+
+class _Complaints:
+    """What an event loop says where nobody catches it, but a connection that cannot be taken only once a minute."""
+
+    def __init__(self) -> None:
+        self._next_s = 0.0
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        if not (isinstance(error, OSError) and "accept() out of system resource" in context["message"]):
+            loop.default_exception_handler(context)
+        elif loop.time() >= self._next_s:
+            self._next_s = loop.time() + COMPLAINT_S
+            _log.error("no more connections can be taken (%s); allow more with: ulimit -n", error.strerror)
 
 
 class Connection(web.RequestHandler):
