@@ -1,23 +1,21 @@
-"""The client, against a server that answers as scripted; and the reader of event streams, by itself."""
+"""The client, against a server that answers as scripted."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import itertools
 import logging
 import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import aclosing
+from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from orchd import client as orchd_client
 from orchd.client import Client, End, Event, Started, Token
-from orchd.sse_reader import ServerEvent, SseReader
+from orchd.errors import ConfigError
 from tests.support import stand_in as s
 from tests.support.stand_in import TOKEN, StandIn
 
@@ -34,79 +32,6 @@ def connect(server: StandIn, *, token: str = TOKEN) -> Client:
 
 async def texts(client: Client, **options: object) -> str:
     return "".join([text async for text in client.run("hi", **options)])  # type: ignore[arg-type]
-
-
-# The reader of event streams
-
-
-def cut(data: bytes, places: list[int]) -> list[bytes]:
-    edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
-    return [data[a:b] for a, b in itertools.pairwise(edges)]
-
-
-def read(chunks: list[bytes]) -> list[ServerEvent]:
-    reader = SseReader()
-    return [event for chunk in chunks for event in reader.feed(chunk)]
-
-
-LINE = st.one_of(
-    st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), max_size=20),
-    st.builds(
-        "{}:{}{}".format,
-        st.sampled_from(["data", "event", "id", "retry", "", "other"]),
-        st.sampled_from(["", " "]),
-        st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), max_size=20),
-    ),
-    st.just(""),
-)
-STREAM = st.lists(st.tuples(LINE, st.sampled_from(["\n", "\r\n", "\r"]))).map(
-    lambda lines: "".join(line + ending for line, ending in lines).encode()
-)
-
-
-@given(STREAM, st.lists(st.integers(min_value=0)))
-def test_any_chunking_gives_the_same_events(data: bytes, places: list[int]) -> None:
-    assert read(cut(data, places)) == read([data])
-
-
-@given(STREAM)
-def test_byte_by_byte_gives_the_same_events(data: bytes) -> None:
-    assert read([bytes([byte]) for byte in data]) == read([data])
-
-
-@given(st.binary(max_size=200), st.lists(st.integers(min_value=0)))
-def test_the_reader_takes_any_bytes(data: bytes, places: list[int]) -> None:
-    assert read(cut(data, places)) == read([data])
-
-
-@given(st.lists(st.text(st.characters(exclude_characters="\r\n\0", exclude_categories=["Cs"]), min_size=1)))
-def test_what_a_server_writes_is_what_is_read(pieces: list[str]) -> None:
-    data = "".join(f"id: {n}\nevent: token\ndata: {piece}\n\n" for n, piece in enumerate(pieces)).encode()
-    assert read([data]) == [ServerEvent(str(n), "token", piece) for n, piece in enumerate(pieces)]
-
-
-@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
-def test_every_line_ending_counts(newline: str) -> None:
-    data = newline.join([": hello", "id: 7", "event: token", "data: a", "data: b", "", ""]).encode()
-    assert read([data]) == [ServerEvent("7", "token", "a\nb")]
-
-
-def test_half_an_event_is_no_event() -> None:
-    assert read([b"id: 1\nevent: token\ndata: half\n"]) == []
-
-
-def test_comments_and_events_without_data_are_left_out_and_the_id_stays() -> None:
-    assert read([b": comment\n\nid: 3\n\ndata: x\n\n"]) == [ServerEvent("3", "message", "x")]
-
-
-def test_a_byte_order_mark_is_skipped_once() -> None:
-    assert read([b"\xef\xbb\xbfdata: x\n\n"]) == [ServerEvent(None, "message", "x")]
-
-
-@pytest.mark.parametrize("data", [b"data: " + b"x" * 200, b"data: xxxxxxxxxx\n" * 20])
-def test_an_endless_event_is_an_error(data: bytes) -> None:
-    with pytest.raises(ValueError, match="longer than 100 bytes"):
-        SseReader(max_event_bytes=100).feed(data)
 
 
 # Submit
@@ -269,7 +194,7 @@ async def test_a_broken_stream_is_taken_up_after_the_last_event(server: StandIn,
 
 
 async def test_tries_are_counted_anew_after_progress(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orchd_client, "_RESUME_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr("orchd.client.client._RESUME_PAUSES_S", (0.0, 0.0))
     server.on("GET stream", *(s.stream(s.token(n, "x"), then="cut") for n in range(1, 9)), s.stream(s.end(9)))
     async with connect(server) as client:
         assert len(await followed(client)) == 9
@@ -278,7 +203,7 @@ async def test_tries_are_counted_anew_after_progress(server: StandIn, monkeypatc
 async def test_a_stream_that_cannot_be_taken_up_ends_in_an_error(
     server: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(orchd_client, "_RESUME_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr("orchd.client.client._RESUME_PAUSES_S", (0.0, 0.0))
     server.on("GET stream", s.stream(s.started(), then="cut"), s.drop)
     async with connect(server) as client:
         with pytest.raises(orchd_client.NotReachable, match="could not be taken up"):
@@ -444,3 +369,26 @@ def test_a_token_that_no_header_can_carry_is_refused_unseen(token: str) -> None:
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"looks like http://127\.0\.0\.1:8737"):
         Client(url, token=TOKEN)
+
+
+# What it finds by itself
+
+
+async def test_url_and_token_come_from_the_accounts_configuration(
+    server: StandIn, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ORCHD_PORT", server.url.rpartition(":")[2])
+    monkeypatch.setenv("ORCHD_TOKEN", TOKEN)
+    server.on("GET /health", s.answer(s.health_body()))
+    async with Client() as client:
+        assert (await client.health()).status == "ok"
+
+
+def test_without_a_token_anywhere_it_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.delenv("ORCHD_TOKEN", raising=False)
+    with pytest.raises(ConfigError, match="orchd serve"):
+        Client()

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orchd.console import ServeConsole, curl_pair, ready_screen, set_up_logging
+from orchd.cli.console import ServeConsole, curl_pair, ready_screen, set_up_logging
 from orchd.observer import Observer, PoolSummary, Summary
 from tests.support import stand_in as s
 from tests.support.stand_in import TOKEN

@@ -13,6 +13,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -35,7 +36,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in [name for name in os.environ if name.startswith(("ORCHD_", "XDG_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -44,10 +45,15 @@ def orchd(*args: str, stdin: str | bytes | None = None, token: str | None = TOKE
     return CliRunner().invoke(cli.app, list(args), input=stdin, env={"ORCHD_TOKEN": token})
 
 
-def spawn(*args: str, **streams: int) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "orchd", *args]
-    env = {**os.environ, "ORCHD_TOKEN": TOKEN, "TERM": "xterm"}
-    return subprocess.Popen(command, env=env, text=True, **streams)  # type: ignore[call-overload, no-any-return]
+def spawn(*args: str, **streams: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "orchd", *args],
+        env={**os.environ, "ORCHD_TOKEN": TOKEN, "TERM": "xterm"},
+        text=True,
+        # A shell's background job ignores Ctrl-C, and hands that on to what it starts: the tests, and then this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **streams,
+    )
 
 
 def on_terminal(*args: str) -> tuple[str, int]:
@@ -82,7 +88,7 @@ def answering(server: StandIn, *pieces: str, reason: str = "stop") -> None:
 # Everywhere
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["health"], ["run"], ["reload"]])
+@pytest.mark.parametrize("command", [[], ["serve"], ["health"], ["run"], ["reload"], ["check"]])
 def test_help_shows_examples(command: list[str]) -> None:
     result = orchd(*command, "--help")
     assert result.exit_code == 0
@@ -126,7 +132,8 @@ def test_nobody_there_is_one_line_and_2(command: list[str]) -> None:
 def test_the_wrong_token_is_one_line_and_2(command: list[str], server: StandIn) -> None:
     result = orchd(*command, "--url", server.url, token="another-token-0123456789")
     assert result.exit_code == 2
-    assert one_line(result.stderr) == "orchd: Send the token.\n"
+    assert "does not take this token" in one_line(result.stderr)
+    assert "--token-file" in result.stderr
 
 
 @pytest.mark.parametrize("command", [["health"], ["run", "hi"], ["reload", "default"]])

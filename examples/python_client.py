@@ -1,0 +1,33 @@
+"""Asks a question with orchd's own client and prints the answer as it comes.
+
+    python examples/python_client.py "Name three rivers."
+
+On the machine and account that `orchd serve` runs on, the client finds the address and the token by itself. Elsewhere:
+`Client("http://127.0.0.1:8737", token="...")`.
+"""
+
+import asyncio
+import sys
+
+from orchd.client import Busy, Client, ClientError
+
+
+async def main(question: str) -> None:
+    async with Client() as client:
+        answer = client.run(
+            messages=[{"role": "user", "content": question}],
+            max_tokens=64,
+            max_wait_s=30,  # if the queue is full: wait as long as the server says, 30 s in all
+        )
+        async for text in answer:
+            print(text, end="", flush=True)
+        print()
+
+
+if __name__ == "__main__":
+    try:
+        asyncio.run(main(" ".join(sys.argv[1:]) or "Name three rivers."))
+    except Busy as refusal:
+        sys.exit(f"still full: {refusal}")
+    except ClientError as error:  # every error of the client; each message says what to do
+        sys.exit(str(error))

@@ -1,0 +1,138 @@
+"""orchd's engine inside Ray Serve, for those who outgrow one machine: one deployment, one replica for each GPU.
+
+    pip install "ray[serve]"                # beside orchd; `engines/` is all that is used of it
+    serve run examples.ray_serve.app:app model=/models/some.gguf replicas=4
+
+    curl -N http://127.0.0.1:8000/ -d '{"prompt": "Once upon a time", "max_tokens": 64}'
+
+Ray gives each replica a GPU of its own (`CUDA_VISIBLE_DEVICES`), wherever in the cluster it is, and sends each request
+to a replica that has room. The model must lie at the same path on every machine. `gpus=0` runs replicas on CPUs.
+
+What orchd adds to an engine is not here: no priorities, no bounded queue with honest pauses, no resuming of streams, no
+reload. Ray has its own answers to some of these.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from ray import serve
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from engines.api import DeviceSpec, LoadedModel, ModelSpec, SamplingParams, Sequence, StepEvent
+from engines.errors import EngineError
+from engines.llamacpp.engine import LlamaCppEngine
+
+
+class Stepper(threading.Thread):
+    """Owns a loaded model: hands it sequences while it has slots, steps it while any run, posts what steps bring."""
+
+    def __init__(self, model: LoadedModel, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(name="stepper", daemon=True)
+        self._model = model
+        self._loop = loop
+        self._wishes: queue.SimpleQueue[Sequence | str] = queue.SimpleQueue()  # run this, or cancel that key
+        self._waiting: dict[str, Sequence] = {}
+        self.listeners: dict[str, asyncio.Queue[StepEvent | None]] = {}
+
+    def submit(self, sequence: Sequence) -> asyncio.Queue[StepEvent | None]:
+        listener = self.listeners[sequence.key] = asyncio.Queue()
+        self._wishes.put(sequence)
+        return listener
+
+    def cancel(self, key: str) -> None:
+        if self.listeners.pop(key, None) is not None:
+            self._wishes.put(key)
+
+    def run(self) -> None:
+        while True:
+            self._take(block=not self._model.busy and not self._waiting)
+            while self._waiting and self._model.free_slots:
+                self._model.admit(self._waiting.pop(next(iter(self._waiting))))
+            try:
+                events = self._model.step() if self._model.busy else []
+            except EngineError:  # every running sequence is lost; the model goes on
+                self._model.reset()
+                self._loop.call_soon_threadsafe(self._fail)
+                continue
+            self._loop.call_soon_threadsafe(self._deliver, events)
+
+    def _take(self, *, block: bool) -> None:
+        while True:
+            try:
+                wish = self._wishes.get(block)
+            except queue.Empty:
+                return
+            block = False
+            if isinstance(wish, Sequence):
+                self._waiting[wish.key] = wish
+            elif self._waiting.pop(wish, None) is None:
+                self._model.cancel(wish)
+
+    def _deliver(self, events: list[StepEvent]) -> None:
+        for event in events:
+            if listener := self.listeners.get(event.key):
+                listener.put_nowait(event)
+
+    def _fail(self) -> None:
+        for listener in self.listeners.values():
+            listener.put_nowait(None)
+
+
+@serve.deployment(max_ongoing_requests=64)
+class Completions:
+    """One model on one device."""
+
+    def __init__(self, model: str, gpus: int, slots: int, ctx: int, threads: int) -> None:
+        engine = LlamaCppEngine()
+        spec = ModelSpec(Path(model), slots=slots, ctx=ctx)
+        device = DeviceSpec("gpu", 0, threads) if gpus else DeviceSpec("cpu", threads=threads)
+        engine.vet(spec)  # a damaged file would end this process
+        self._ctx = ctx
+        self._vocab = engine.load_vocab(spec.path)
+        self._model = engine.load(spec, device)
+        self._stepper: Stepper | None = None
+
+    async def __call__(self, request: Request) -> Response:
+        if self._stepper is None:
+            self._stepper = Stepper(self._model, asyncio.get_running_loop())
+            self._stepper.start()
+        try:
+            sequence = self._sequence(await request.json())
+        except (EngineError, KeyError, TypeError, ValueError) as error:
+            return JSONResponse({"message": str(error)}, status_code=400)
+        return StreamingResponse(self._text(self._stepper, sequence), media_type="text/plain; charset=utf-8")
+
+    def _sequence(self, body: dict[str, object]) -> Sequence:
+        tokens = self._vocab.tokenize(str(body["prompt"]))
+        max_tokens = int(str(body.get("max_tokens", 256)))
+        if not 1 <= max_tokens <= self._ctx - len(tokens):
+            raise ValueError(f"max_tokens must be from 1 to {self._ctx - len(tokens)} after this prompt")
+        sampling = SamplingParams(temperature=float(str(body.get("temperature", 0.8))))
+        return Sequence(str(uuid.uuid4()), tokens, max_tokens, sampling=sampling)
+
+    async def _text(self, stepper: Stepper, sequence: Sequence) -> AsyncIterator[str]:
+        listener = stepper.submit(sequence)
+        try:
+            while event := await listener.get():
+                yield event.text
+                if event.finish is not None:
+                    stepper.listeners.pop(sequence.key, None)
+                    return
+        finally:
+            stepper.cancel(sequence.key)  # whoever listened has left
+
+
+def app(args: dict[str, str]) -> serve.Application:
+    """What `serve run` builds; `args` are the `name=value` of its command line."""
+    gpus = int(args.get("gpus", "1"))
+    threads = int(args.get("threads", "1"))
+    options = {"num_gpus": gpus, "num_cpus": threads if not gpus else 1}
+    deployment = Completions.options(num_replicas=int(args.get("replicas", "1")), ray_actor_options=options)
+    return deployment.bind(args["model"], gpus, int(args.get("slots", "8")), int(args.get("ctx", "4096")), threads)

@@ -1,0 +1,151 @@
+"""`orchd check`: what it finds out about a configuration and this machine, and the exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from orchd import cli, devices, memory
+from orchd.devices import Gpu
+
+TOKEN = "a-token-for-tests-0123456789"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An account where orchd never ran, on a machine without GPUs."""
+    for name in [name for name in os.environ if name.startswith(("ORCHD_", "XDG_", "CUDA_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(devices, "find_gpus", list)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def check(*args: str) -> Result:
+    return CliRunner().invoke(cli.app, ["check", *args])
+
+
+def as_json(*args: str) -> Any:
+    return json.loads(check(*args, "--json").stdout)
+
+
+def config(home: Path, text: str) -> None:
+    (home / "orchd.toml").write_text(text)
+
+
+def test_a_model_that_fits_is_0(tiny_model_path: Path) -> None:
+    result = check("-m", str(tiny_model_path), "--device", "cpu", "--ctx", "256")
+    assert result.exit_code == 0, result.stdout
+    for fact in ("tiny-llama", str(tiny_model_path), "4 slots of 256 tokens", "fits", "ok: orchd serve can start"):
+        assert fact in result.stdout
+
+
+def test_it_makes_no_token_and_says_where_the_first_start_will(home: Path, tiny_model_path: Path) -> None:
+    result = check("-m", str(tiny_model_path))
+    assert "none yet; the first start makes one in" in result.stdout
+    assert not (home / ".local").exists()
+
+
+def test_as_json_it_is_one_object_with_numbers(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORCHD_TOKEN", TOKEN)
+    answer = as_json("-m", str(tiny_model_path), "--device", "cpu", "--device", "cpu")
+    assert (answer["ok"], answer["token"], answer["problems"]) == (True, "ORCHD_TOKEN", [])
+    [pool] = answer["pools"]
+    assert pool["devices"] == ["cpu#0", "cpu#1"]
+    assert pool["weights_bytes"] == tiny_model_path.stat().st_size
+    [place] = answer["memory"]
+    each = pool["weights_bytes"] + pool["cache_bytes"] + pool["buffers_bytes"]
+    assert (place["place"], place["fits"]) == ("cpu", True)
+    assert place["need_bytes"] == 2 * each + int(2 * each * memory.MARGIN_SHARE) + memory.MARGIN_BYTES
+    assert TOKEN not in json.dumps(answer)
+
+
+def test_what_does_not_fit_is_1_and_says_what_to_change(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda place: 2**20)
+    result = check("-m", str(tiny_model_path))
+    assert result.exit_code == 1
+    assert "problem: cpu has 0.00 GiB free and pool default needs" in result.stdout
+    assert "fewer slots" in result.stdout
+
+
+def test_pools_that_share_a_memory_are_added_up(
+    home: Path, tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config(home, "".join(f'[[pools]]\nid = "{name}"\nmodel = "{tiny_model_path}"\nctx = 256\n' for name in "ab"))
+    one = as_json()["memory"][0]["need_bytes"] // 2
+    monkeypatch.setattr(memory, "free_bytes", lambda place: one + one // 2)
+    result = check()
+    assert result.exit_code == 1
+    assert "pools a, b together need" in result.stdout
+
+
+def test_every_problem_is_listed_not_only_the_first(home: Path) -> None:
+    (home / "bad.gguf").write_bytes(b"not a model")
+    config(home, '[[pools]]\nid = "a"\nmodel = "bad.gguf"\n[[pools]]\nid = "b"\nmodel = "./none.gguf"\n')
+    result = check()
+    assert result.exit_code == 1
+    assert 'problem: pool "a": bad.gguf is not a GGUF file' in result.stdout
+    assert 'problem: pool "b": model' in result.stdout
+
+
+def test_a_gpu_that_is_not_there_is_a_problem(tiny_model_path: Path) -> None:
+    result = check("-m", str(tiny_model_path), "--device", "gpu:3")
+    assert result.exit_code == 1
+    assert "there is no gpu:3" in result.stdout
+
+
+def test_gpus_are_listed_and_measured(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu(0, "GPU-8f5e0000-0000-0000-0000-000000000000", "NVIDIA Test", 8 * 2**30)
+    monkeypatch.setattr(devices, "find_gpus", lambda: [gpu])
+    monkeypatch.setattr("orchd.cli.check.has_cuda", lambda: True)
+    monkeypatch.setattr(memory, "free_bytes", lambda place: {"gpu:0": 6 * 2**30}[place])
+    result = check("-m", str(tiny_model_path))
+    assert result.exit_code == 0
+    assert "gpu:0    NVIDIA Test, 6.00 GiB of 8.00 GiB free, GPU-8f5e" in result.stdout
+    assert as_json("-m", str(tiny_model_path))["pools"][0]["devices"] == ["gpu:0"]
+
+
+def test_a_gpu_without_a_build_for_it_is_a_note(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "find_gpus", lambda: [Gpu(0, "GPU-8f5e", "NVIDIA Test", 2**30)])
+    monkeypatch.setattr("orchd.cli.check.has_cuda", lambda: False)
+    result = check("-m", str(tiny_model_path))
+    assert result.exit_code == 0
+    assert "note: there are GPUs, but llama.cpp was built for the CPU only" in result.stdout
+
+
+def test_a_running_server_is_a_note(home: Path, tiny_model_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        config(home, f"[server]\nport = {taken.getsockname()[1]}\n")
+        result = check("-m", str(tiny_model_path))
+    assert result.exit_code == 0
+    assert "already; if it is orchd" in result.stdout
+
+
+def test_a_token_that_cannot_be_used_is_a_problem(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORCHD_TOKEN", "short")
+    result = check("-m", str(tiny_model_path))
+    assert result.exit_code == 1
+    assert "problem: the token of ORCHD_TOKEN is shorter than" in result.stdout
+
+
+def test_a_wrong_configuration_is_one_line_and_2(home: Path) -> None:
+    config(home, "[server]\nprot = 1\n")
+    result = check()
+    assert result.exit_code == 2
+    assert "did you mean server.port" in result.stderr
+    assert result.stdout == ""
+
+
+def test_llama_cpp_is_not_loaded(tiny_model_path: Path) -> None:
+    code = "import sys, orchd.cli.check; sys.exit('llama_cpp' in sys.modules)"
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 0
