@@ -45,7 +45,7 @@ FIRST_LOOK_S = 2.0
 
 
 def serve(config: Config, credentials: Credentials, *, observer: Observer) -> int:
-    """Serve until SIGINT or SIGTERM; a second one leaves at once.
+    """Serve until SIGINT, SIGTERM or SIGHUP; a second one leaves at once.
 
     Returns:
         The process's exit code.
@@ -262,7 +262,7 @@ def raise_file_limit() -> None:
 
 
 def stop_on_signals(stop: asyncio.Event) -> None:
-    """The first SIGINT or SIGTERM sets the event; the second ends the process on the spot."""
+    """The first SIGINT, SIGTERM or SIGHUP sets the event; the second ends the process on the spot."""
     loop = asyncio.get_running_loop()
 
     def on_signal(number: int) -> None:
@@ -270,7 +270,7 @@ def stop_on_signals(stop: asyncio.Event) -> None:
             os._exit(128 + number)
         stop.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, on_signal, number)
 
 

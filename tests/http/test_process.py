@@ -78,7 +78,7 @@ def test_the_demo_model_answers_messages(tmp_path: Path, smollm2_path: Path) -> 
 # --- stopping --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP], ids=lambda number: number.name)
 def test_a_signal_lets_running_tasks_finish_and_admits_nothing(
     tiny_model_path: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
