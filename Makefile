@@ -20,6 +20,9 @@ MADE := $(VENV)/.made-venv
 BUILT := $(VENV)/.made-llama-cpp
 READY := $(VENV)/.made-orchd
 DEV_READY := $(VENV)/.made-dev
+DOCS_READY := $(VENV)/.made-docs
+BENCH_READY := $(VENV)/.made-bench
+PEER := build/peer/bin/llama-server
 
 # Two things that no file's date tells: another Python was named, and other build options were.
 ifneq ($(origin PYTHON),file)
@@ -36,11 +39,13 @@ say = @printf '==> %s\n'
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test setup lint fmt type cov bench clean distclean check-box FORCE
+.PHONY: docs test-all
+.PHONY: conformance metrics-lint schema bench-quick
 FORCE:
 
 help: ## list these targets
 	@echo 'usage: make TARGET [ARGS="..."] [PYTHON=python3.12] [BACKEND=auto|cpu|cuda]'
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
 
 serve: $(READY) ## set up, then run `orchd serve $(ARGS)` with the demo model
 	$(BIN)/orchd serve $(ARGS)
@@ -65,8 +70,34 @@ type: $(DEV_READY) ## mypy --strict on orchd, engines and tests
 cov: $(DEV_READY) ## the test suite with branch coverage
 	$(BIN)/python -m pytest -q --cov --cov-report=term $(ARGS)
 
-bench: $(DEV_READY) ## tokens/s of orchd against a bare step loop
-	$(BIN)/python -m benchmarks.step_loop $(ARGS)
+conformance: $(DEV_READY) ## run the tests that hold the home profile, print clause by clause
+	$(BIN)/python -m tools.conformance
+
+metrics-lint: $(DEV_READY) ## scrape a real server after real work, compare with metrics.lint.json
+	$(BIN)/python -m tools.metrics_lint $(ARGS)
+
+schema: $(DEV_READY) ## write the configuration's JSON Schema and docs/configuration.md
+	$(BIN)/python -m tools.config_schema
+
+bench: $(BENCH_READY) $(PEER) ## orchd beside llama-server and llama_cpp.server; results and docs (half an hour)
+	$(BIN)/python -m benchmarks.compare --publish $(ARGS)
+
+bench-quick: $(BENCH_READY) $(PEER) ## one short pair of each, every target with pass or miss (3 minutes)
+	$(BIN)/python -m benchmarks.compare --quick $(ARGS)
+
+docs: $(DOCS_READY) ## build the documentation into build/site; a link that leads nowhere is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@! grep -rnoE '(src|<link[^>]* href)="?(https?:)?//[^">]+' build/site --include='*.html' || \
+	  { echo 'make: these pages load something from elsewhere' >&2; exit 1; }
+	$(say) 'Open build/site/index.html'
+
+test-all: ## the test suite on each of Python 3.10 to 3.13 that is here
+	@tried=0; for version in 3.10 3.11 3.12 3.13; do \
+	  python$$version --version >/dev/null 2>&1 || { echo "==> There is no python$$version here"; continue; }; \
+	  $(MAKE) --no-print-directory test PYTHON=python$$version VENV=build/python$$version \
+	    CMAKE_FLAGS='$(CMAKE_FLAGS) -DORCHD_PYTHON=$(CURDIR)/build/python'$$version/bin/python || exit 1; \
+	  tried=$$((tried + 1)); \
+	done; test $$tried -gt 0
 
 clean: ## remove build output and tools' caches; the environment stays
 	rm -rf build dist htmlcov .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -112,4 +143,22 @@ $(READY): $(BUILT)
 $(DEV_READY): $(READY)
 	$(say) 'Installing the test and development tools'
 	@$(PIP) install --quiet --editable '.[test,dev]'
+	@touch $@
+
+$(BENCH_READY): $(DEV_READY)
+	$(say) "Installing the benchmark's tools"
+	@$(PIP) install --quiet --editable '.[bench]'
+	@touch $@
+
+# Configured again first: `make clean` may have removed the folder, and what it says is what the wheel was built with.
+$(PEER): $(BUILT)
+	$(say) 'Building llama-server, to measure orchd against'
+	@mkdir -p build
+	@$(CMAKE) -S . -B build -G Ninja $(BUILD_OPTIONS) >build/configure.log
+	@$(CMAKE) --build build --target llama_server
+	@touch $@
+
+$(DOCS_READY): $(DEV_READY)
+	$(say) 'Installing what builds the documentation'
+	@$(PIP) install --quiet --editable '.[docs]'
 	@touch $@

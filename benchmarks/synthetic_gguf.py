@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import importlib.metadata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -69,7 +71,7 @@ def write(path: Path, shape: Shape, kind: gguf.GGMLQuantizationType, *, ctx: int
     if donor is None:
         raise SystemExit("the demo model is not installed, and its vocabulary is needed; run 'make setup'")
     writer = gguf.GGUFWriter(path, "llama")
-    vocabulary = _copy_tokenizer(gguf.GGUFReader(donor), writer)
+    vocabulary = _copy_tokenizer(donor, writer)
     writer.add_name(f"synthetic {path.stem}")
     writer.add_context_length(ctx)
     writer.add_embedding_length(shape.width)
@@ -117,18 +119,23 @@ def _tensors(shape: Shape, vocabulary: int) -> Iterator[tuple[str, int, int]]:
         yield f"{block}.ffn_down.weight", shape.width, shape.ff
 
 
-def _copy_tokenizer(donor: gguf.GGUFReader, writer: gguf.GGUFWriter) -> int:
+def _copy_tokenizer(donor: Path, writer: gguf.GGUFWriter) -> int:
     """Copy every ``tokenizer.*`` key; returns the number of tokens."""
-    tokens = 0
-    for key, entry in donor.fields.items():
-        if not key.startswith("tokenizer."):
-            continue
-        value = entry.contents()
-        kind = entry.types[0]
-        writer.add_key_value(key, value, kind, entry.types[-1] if kind == gguf.GGUFValueType.ARRAY else None)
+    for key, value, kind, of_items in _tokenizer(donor):
+        writer.add_key_value(key, value, kind, of_items)
         if key == "tokenizer.ggml.tokens":
             tokens = len(value)
     return tokens
+
+
+@functools.cache
+def _tokenizer(donor: Path) -> list[tuple[str, Any, gguf.GGUFValueType, gguf.GGUFValueType | None]]:
+    """Key, value, type and type of the items of a list; reading them takes seconds."""
+    fields = [(key, field) for key, field in gguf.GGUFReader(donor).fields.items() if key.startswith("tokenizer.")]
+    return [
+        (key, field.contents(), field.types[0], field.types[-1] if len(field.types) > 1 else None)
+        for key, field in fields
+    ]
 
 
 class _Tiles:

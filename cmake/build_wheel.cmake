@@ -8,7 +8,14 @@ if(wheel)
   message(NOTICE "Built before: ${wheel}")
   return()
 endif()
+include("${CMAKE_CURRENT_LIST_DIR}/disk.cmake")
+set(how_long "For the CPU that takes about 5 minutes on 2 cores.")
+if(ORCHD_LLAMA_ARGS MATCHES "GGML_CUDA=ON")
+  orchd_check_disk("${ORCHD_BUILD_DIR}" 3000 "building llama.cpp for CUDA")
+  set(how_long "For CUDA that takes about an hour on 2 cores for each compute capability, and 2 GB of memory a core.")
+endif()
 include("${CMAKE_CURRENT_LIST_DIR}/fetch_source.cmake")
+include("${CMAKE_CURRENT_LIST_DIR}/assemble_cuda.cmake")
 
 set(log "${ORCHD_BUILD_DIR}/llama_cpp_python.log")
 # Objects outlive an interrupted build here, and the next try goes on from them.
@@ -19,7 +26,7 @@ set(finished "${ORCHD_BUILD_DIR}/wheel-${ORCHD_WHEEL_KEY}")
 file(REMOVE_RECURSE "${ORCHD_LLAMA_SOURCE}/llama_cpp/lib")
 
 message(NOTICE "Compiling llama.cpp with ${ORCHD_LLAMA_ARGS}\n"
-               "For the CPU that takes about 5 minutes on 2 cores. Full log: ${log}")
+               "${how_long} Full log: ${log}")
 # From the folder, not by name: for a name, pip would take any wheel that it had once built and kept, whatever its
 # CMAKE_ARGS were. pip puts a package's own output on stderr, hence the shell. CMAKE_EXECUTABLE, because the `cmake` on
 # PATH is a Python script that does not run inside pip's build environment.

@@ -14,9 +14,13 @@ function(orchd_wheel_key out)
     endif()
   endforeach()
 
+  # Where the clone lies changes nothing in the wheel.
+  string(REPLACE "${CMAKE_BINARY_DIR}/" "build/" args "${ORCHD_LLAMA_ARGS}")
+  string(REPLACE "${CMAKE_SOURCE_DIR}/" "" args "${args}")
+
   string(JOIN "\n" text
     "llama-cpp-python ${ORCHD_LLAMA_VERSION} sha256:${ORCHD_LLAMA_SHA256}"
-    "CMAKE_ARGS ${ORCHD_LLAMA_ARGS}"
+    "CMAKE_ARGS ${args}"
     "C ${CMAKE_C_COMPILER_ID} ${CMAKE_C_COMPILER_VERSION} $ENV{CFLAGS}"
     "C++ ${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION} $ENV{CXXFLAGS}"
     "linker $ENV{LDFLAGS}"

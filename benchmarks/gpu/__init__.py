@@ -1,0 +1,1 @@
+"""Measurements for a GPU; see docs/gpu.md."""

@@ -1,0 +1,126 @@
+"""How much of a round the worker's thread spends outside ``llama_decode``: with every slot busy, the GPU waits so long.
+
+    python -m benchmarks.gpu.worker_share MODEL [--device gpu:0] [--slots 32] [--steps 200]
+
+A real worker with a real model, its rounds made by hand: no event loop, no sockets. What is timed is `Worker.round`
+(commands, filling slots, planning, sampling, text, reports), and in it the call that runs the model and waits for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import array
+import itertools
+import json
+import os
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from engines.api import DeviceSpec, ModelSpec
+from orchd.devices import gpu_index, usable_cores
+from orchd.scheduler import Scheduler, Seat
+from orchd.schemas import TaskRequest
+from orchd.tasks import Task
+from orchd.worker import Host, Replica, Report, Worker
+
+PROMPT_TOKENS = 32
+WARM_UP_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Share:
+    """The mean over the measured rounds.
+
+    Attributes:
+        step_s: A round.
+        decode_s: ``llama_decode`` in it, and waiting for the device.
+        slots: Sequences that were decoded at the same time.
+    """
+
+    step_s: float
+    decode_s: float
+    slots: int
+
+    @property
+    def outside(self) -> float:
+        """Share of the round in which the device had nothing to do."""
+        return 1 - self.decode_s / self.step_s
+
+
+def share_outside_decode(model: Path, device: str, *, slots: int, steps: int) -> Share:
+    """Measure it; every sequence samples as a task does by default, because greedy ones cost less.
+
+    Args:
+        model: A GGUF file.
+        device: ``gpu:N`` or ``cpu``.
+        slots: Sequences.
+        steps: Rounds to measure, after a few that are not.
+    """
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as nvidia-smi counts
+    from engines.llamacpp.engine import LlamaCppEngine  # loads CUDA, which looks at that once
+
+    engine = LlamaCppEngine()
+    index = gpu_index(device)
+    spec = DeviceSpec("cpu", threads=usable_cores()) if index is None else DeviceSpec("gpu", index, threads=1)
+    tokens = WARM_UP_STEPS + steps + 64
+    ctx = -(-(PROMPT_TOKENS + tokens) // 256) * 256
+    loaded = engine.load(ModelSpec(model, slots=slots, ctx=ctx), spec)
+    decode, decoded = loaded._context.decode, [0.0]
+
+    def timed(n_rows: int) -> None:
+        began = time.perf_counter()
+        decode(n_rows)
+        decoded[0] += time.perf_counter() - began
+
+    loaded._context.decode = timed  # type: ignore[method-assign]
+    reports: list[list[Report]] = []
+    worker = Worker(device, clock=time.monotonic)
+    worker._post = reports.append  # no thread: rounds are made here
+    seat = Seat(0, slots)
+    scheduler = Scheduler(slots, [seat], clock=time.monotonic)
+    replica, host = Replica("0", device, seat, scheduler), Host(loaded)
+    worker.replicas.append(replica)
+    scheduler.switch([host], {})
+    worker.adopt(replica, host)
+    for number in range(slots):
+        request = TaskRequest(prompt="any", max_tokens=tokens, ignore_eos=True)
+        prompt = array.array("i", itertools.islice(itertools.cycle(range(100 + number, 250)), PROMPT_TOKENS))
+        scheduler.reserve()
+        scheduler.submit(Task(str(uuid.UUID(int=number)), request, "default", prompt))
+    for _ in range(WARM_UP_STEPS):
+        worker.round()
+    decoded[0] = 0.0
+    began = time.perf_counter()
+    for _ in range(steps):
+        worker.round()
+    seconds = time.perf_counter() - began
+    busy = len(seat.running)
+    loaded.close()
+    if busy != slots:
+        raise RuntimeError(f"only {busy} of {slots} sequences were still running at the end")
+    return Share(seconds / steps, decoded[0] / steps, slots)
+
+
+def main() -> None:
+    """Print what was measured."""
+    parser = argparse.ArgumentParser(description="Time of a worker's round outside llama_decode.")
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--device", default="gpu:0")
+    parser.add_argument("--slots", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--json", action="store_true", help="print an object for a program")
+    options = parser.parse_args()
+    share = share_outside_decode(options.model, options.device, slots=options.slots, steps=options.steps)
+    if options.json:
+        print(json.dumps({**vars(share), "outside": share.outside}))
+        return
+    print(
+        f"{options.model.name} on {options.device}, {share.slots} slots: round {share.step_s * 1e3:.2f} ms, "
+        f"llama_decode {share.decode_s * 1e3:.2f} ms, outside {share.outside:.1%}"
+    )
+
+
+if __name__ == "__main__":
+    main()
