@@ -49,7 +49,9 @@ class LlamaModel:
                 raise LoadFailed(f"{spec.path.name} does not generate text (an embedding or encoder model)")
             self._context = NativeContext(self._native, spec, threads=device.threads)
             try:
-                self._context.try_token(max(self._native.bos, 0))
+                # A GPU takes memory for some kernels when they first run: a full batch now, not in the middle of work.
+                rows = 1 if gpu is None else min(self._context.n_rows, spec.ctx)
+                self._context.try_step(max(self._native.bos, 0), rows)
             except BaseException as error:
                 self._context.close()
                 if not isinstance(error, EngineError):

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from engines.api import ModelSpec
 from engines.errors import DecodeFailed, EngineDead, LoadFailed
 from engines.llamacpp.report import Buffers, load_error
+from engines.llamacpp.threads import ComputeThreads
 
 _log = logging.getLogger("engines.llamacpp")
 _LEVELS = {2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}  # llama.cpp's info is our debug
@@ -234,9 +235,11 @@ class NativeContext:
         self.n_rows = int(llama_cpp.llama_n_batch(handle))
         try:
             self._make_batch()
+            self._threads = ComputeThreads(threads)
         except BaseException:
             llama_cpp.llama_free(handle)
             raise
+        self._threads.attach(handle)
 
     def _make_batch(self) -> None:
         self._batch = llama_cpp.llama_batch_init(self.n_rows, 0, 1)
@@ -301,10 +304,16 @@ class NativeContext:
         """The lowest position that a slot's cache still holds in every layer, -1 if there is none."""
         return int(llama_cpp.llama_memory_seq_pos_min(self._memory, slot))
 
-    def try_token(self, token: int) -> None:
-        """Decode one token and forget it: pages in the weights and shows that a step works. Raises `DecodeFailed`."""
-        self.token[0], self.pos[0], self.seq[0], self.output[0] = token, 0, 0, 1
-        self.decode(1)
+    def try_step(self, token: int, rows: int = 1) -> None:
+        """Decode a token some times and forget it: pages in the weights and shows that a step works.
+
+        Raises:
+            DecodeFailed: It does not.
+        """
+        self.token[:rows], self.pos[:rows], self.seq[:rows] = token, np.arange(rows), 0
+        self.output[:rows] = 0
+        self.output[rows - 1] = 1
+        self.decode(rows)
         if not np.isfinite(self.logits(1)).all():
             raise DecodeFailed("the model computes NaN or infinity instead of logits; its file may be damaged")
         self.clear()
@@ -327,6 +336,7 @@ class NativeContext:
             slots[row] = pointer
         llama_cpp.llama_batch_free(self._batch)
         llama_cpp.llama_free(handle)
+        self._threads.close()
 
 
 class NativeSampler:

@@ -154,9 +154,16 @@ def _limit(size: int) -> None:
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # rather this process than the one that serves
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (3 * size + 16 * 2**30,) * 2)
-    cpu_s = int(2 * TIME_LIMIT_S + size / SLOWEST_READ)
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
+    _allow_at_most(resource.RLIMIT_AS, 3 * size + 16 * 2**30)
+    _allow_at_most(resource.RLIMIT_CPU, int(2 * TIME_LIMIT_S + size / SLOWEST_READ))
+
+
+def _allow_at_most(what: int, amount: int) -> None:
+    """Set a limit, the hard one a little above, so that a signal may tell which it was; a lower one in force stays."""
+    _, most = resource.getrlimit(what)
+    if most != resource.RLIM_INFINITY:
+        amount = min(amount, most - 1)
+    resource.setrlimit(what, (amount, amount + 1))
 
 
 def _examine(spec: ModelSpec, *, decode: bool) -> dict[str, int]:
@@ -177,7 +184,7 @@ def _examine(spec: ModelSpec, *, decode: bool) -> dict[str, int]:
         model = NativeModel(spec.path, repack=False)
         cells = min(spec.ctx, _PROBE_CELLS)
         context = NativeContext(model, dataclasses.replace(spec, slots=1, ctx=cells, batch=_PROBE_BATCH), threads=1)
-        context.try_token(max(model.bos, 0))
+        context.try_step(max(model.bos, 0))
         context.close()
         model.close()
     return found

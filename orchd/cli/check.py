@@ -70,6 +70,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     config: str | None
     listen: str
     token: str
+    llama_cpp: str
+    driver: str | None
     gpus: tuple[GpuReport, ...]
     pools: tuple[PoolReport, ...]
     memory: tuple[MemoryReport, ...]
@@ -111,6 +113,8 @@ class Checkup:
             config=None if self._config.source is None else str(self._config.source),
             listen=f"{server.host}:{server.port}",
             token=token,
+            llama_cpp=_build(),
+            driver=_driver(),
             gpus=tuple(
                 GpuReport(
                     device=f"gpu:{gpu.index}",
@@ -175,7 +179,7 @@ class Checkup:
             self._problems.append(f'pool "{pool.id}": {error}')
         if footprint is not None:
             for place, replicas in Counter(map(memory.place_of, placed)).items():
-                self._needs[place][pool.id] = memory.need(footprint, replicas)
+                self._needs[place][pool.id] = memory.need(footprint, replicas, place=place)
         return PoolReport(
             id=pool.id,
             model_id=None if path is None else models.model_id(path),
@@ -209,7 +213,7 @@ class Checkup:
 def show(report: Report, out: Console) -> None:
     """Prints a report for people."""
     for label, fact in _facts(report):
-        out.print(Text.assemble((f"{label:9}", "dim"), fact), soft_wrap=True)
+        out.print(Text.assemble((f"{label:11}", "dim"), fact), soft_wrap=True)
     for pool in report.pools:
         out.print()
         for label, fact in _pool_facts(pool):
@@ -231,10 +235,25 @@ def show(report: Report, out: Console) -> None:
         out.print(Text.assemble(("ok", "bold green"), ": orchd serve can start with this"))
 
 
+def _build() -> str:
+    if not has_cuda():
+        return "built for the CPU"
+    architectures = devices.built_architectures()
+    return f"built for CUDA, compute capability {', '.join(architectures)}" if architectures else "built for CUDA"
+
+
+def _driver() -> str | None:
+    driver = devices.find_driver()
+    return None if driver is None else f"NVIDIA {driver.version}, CUDA up to {driver.cuda_version or 'unknown'}"
+
+
 def _facts(report: Report) -> Iterator[tuple[str, str]]:
     yield "config", report.config or "no file, so the defaults"
     yield "listens", report.listen
     yield "token", report.token
+    yield "llama.cpp", report.llama_cpp
+    if report.driver is not None:
+        yield "driver", report.driver
     for gpu in report.gpus:
         free = "unknown" if gpu.free_bytes is None else _gib(gpu.free_bytes)
         yield gpu.device, f"{gpu.name}, {free} of {_gib(gpu.memory_bytes)} free, {gpu.uuid}"
