@@ -2,9 +2,9 @@
 
     python -m benchmarks.step_loop [--pairs 5] [--tokens 128] [--slots 8] [--json FILE]
 
-Both sides are the same engine with the same model, prompts and greedy sampling; the loop has no queue, no threads and no
-HTTP around it. They take turns, so that a noisy machine is noisy for both. The figure is
-tokens per second through HTTP / tokens per second of the loop, the median over the pairs.
+Both sides are the same engine with the same model, prompts and greedy sampling; the loop has no queue, no threads and
+no HTTP around it. They take turns, so that a noisy machine is noisy for both. The figure is tokens per second through
+HTTP / tokens per second of the loop, the median over the pairs.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ file(WRITE "${stamp}" "${ORCHD_WHEEL_KEY}")
 message(NOTICE "Compiling ${programs} with ${flags}; the first time takes minutes. Full log: ${log}")
 execute_process(
   COMMAND sh -c "exec \"$@\" 2>&1" sh
-          "${CMAKE_COMMAND}" -E env "NINJA_STATUS=[%f/%t %w] "
+          "${CMAKE_COMMAND}" -E env "NINJA_STATUS=[%f/%t %e s] "
           "${CMAKE_COMMAND}" --build "${peer}" --target ${programs}
   COMMAND tee -a "${log}"
   COMMAND grep --line-buffered -E "^ *\\[[0-9]+/[0-9]+ |[Ee]rror: |ERROR|CMake Error"

@@ -34,7 +34,7 @@ execute_process(
   COMMAND sh -c "exec \"$@\" 2>&1" sh
           "${CMAKE_COMMAND}" -E env "CC=${ORCHD_C_COMPILER}" "CXX=${ORCHD_CXX_COMPILER}"
           "CMAKE_ARGS=${ORCHD_LLAMA_ARGS}" "CMAKE_EXECUTABLE=${CMAKE_COMMAND}" CMAKE_GENERATOR=Ninja
-          "NINJA_STATUS=[%f/%t %w] "
+          "NINJA_STATUS=[%f/%t %e s] "
           "${ORCHD_PYTHON}" -m pip wheel --verbose --no-deps --wheel-dir "${finished}"
           -C cmake.verbose=false -C "build-dir=${objects}" -C "wheel.exclude=${ORCHD_WHEEL_EXCLUDE}"
           "${ORCHD_LLAMA_SOURCE}"

@@ -20,9 +20,7 @@ from numpy.typing import NDArray
 
 from tests.support import damaged_gguf, tiny_gguf
 
-PROMPTS = [
-    " ".join([*tiny_gguf.PIECES[10 * n : 11 * n + 1], "and the river"]).replace("▁", "") for n in range(16)
-]
+PROMPTS = [" ".join([*tiny_gguf.PIECES[10 * n : 11 * n + 1], "and the river"]).replace("▁", "") for n in range(16)]
 WRITERS: list[Callable[[Path], Path]] = [
     tiny_gguf.write_tiny_llama,
     tiny_gguf.write_tiny_swa,

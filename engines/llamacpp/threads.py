@@ -8,8 +8,7 @@ step the threads spin for each other all the same.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
-from pathlib import Path
+import os
 from typing import Any
 
 _MAX_THREADS = 512  # GGML_MAX_N_THREADS
@@ -28,11 +27,9 @@ class _Params(ctypes.Structure):
     )
 
 
-def _library(name: str) -> ctypes.CDLL:
-    spec = importlib.util.find_spec("llama_cpp")
-    if spec is None or spec.submodule_search_locations is None:
-        raise ImportError("llama-cpp-python is not installed; run 'make setup'")
-    return ctypes.CDLL(str(Path(spec.submodule_search_locations[0]) / "lib" / f"lib{name}.so"))
+def _loaded(name: str) -> ctypes.CDLL:
+    """A library that `llama_cpp` has loaded, by its soname: its path would load a second copy, with state of its own."""
+    return ctypes.CDLL(f"lib{name}.so.0", os.RTLD_NOLOAD | os.RTLD_NOW)
 
 
 class ComputeThreads:
@@ -43,7 +40,7 @@ class ComputeThreads:
     """
 
     def __init__(self, count: int) -> None:
-        self._ggml = _library("ggml-cpu")
+        self._ggml = _loaded("ggml-cpu")
         self._ggml.ggml_threadpool_new.restype = ctypes.c_void_p
         params = _Params(n_threads=count, poll=0)
         self._handle: Any = ctypes.c_void_p(self._ggml.ggml_threadpool_new(ctypes.byref(params)))
@@ -51,7 +48,7 @@ class ComputeThreads:
     def attach(self, context: Any) -> None:
         """Have a ``llama_context`` compute on these threads."""
         pointer = ctypes.c_void_p(context)
-        _library("llama").llama_attach_threadpool(pointer, self._handle, self._handle)
+        _loaded("llama").llama_attach_threadpool(pointer, self._handle, self._handle)
 
     def close(self) -> None:
         """End the threads. Calling it again does nothing."""

@@ -267,9 +267,7 @@ class _TinyFile:
         self.matrix(f"{block}.ffn_up", FEED_FORWARD, EMBEDDING)
         self.matrix(f"{block}.ffn_down", EMBEDDING, FEED_FORWARD, gain=2.0)
 
-    def head(
-        self, pieces: int, *, eog_likely: bool = False, bytes_likely: bool = False, nan: bool = False
-    ) -> None:
+    def head(self, pieces: int, *, eog_likely: bool = False, bytes_likely: bool = False, nan: bool = False) -> None:
         """The final norm and the output matrix: logits of normal pieces have a standard deviation of 4."""
         self.norm("output_norm", EMBEDDING, scale=float("nan") if nan else 1.0)
         rows = self._random.standard_normal((FIRST_PIECE + pieces, EMBEDDING), dtype=np.float32)
