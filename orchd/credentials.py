@@ -111,6 +111,7 @@ def _read(path: Path, *, named_by: str) -> str:
             data = os.read(fd, MAX_CHARS + 3)
         finally:
             os.close(fd)
+        _check_folder(Path(os.path.realpath(path)).parent, where)
     except FileNotFoundError:
         raise ConfigError(
             f"{where} does not exist; make it with: (umask 077; {MADE_BY} > {shlex.quote(str(path))})"
@@ -119,6 +120,16 @@ def _read(path: Path, *, named_by: str) -> str:
         reason = getattr(error, "strerror", None) or "not a path"
         raise ConfigError(f"{where} cannot be read ({reason}); make it readable for this account") from None
     return _checked(data.decode("latin-1"), where)
+
+
+def _check_folder(folder: Path, where: str) -> None:
+    """Raise `ConfigError` if others may put a token of their own in the place of the file."""
+    mode = folder.stat().st_mode
+    if mode & 0o022 and not mode & stat.S_ISVTX:
+        raise ConfigError(
+            f"{where} lies in a folder of mode {stat.S_IMODE(mode):04o}, where others on this machine can replace it; "
+            f"run: chmod go-w {shlex.quote(str(folder))}"
+        )
 
 
 def _checked(text: str, where: str) -> str:

@@ -5,23 +5,20 @@ from __future__ import annotations
 import datetime
 import itertools
 import re
-import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jinja2
-import jinja2.nodes
-import jinja2.runtime
-import jinja2.sandbox
 
 from engines.errors import InvalidPrompt
+from engines.llamacpp.sandbox import DEADLINE, Deadline, Sandbox
 
 MAX_CHARS = 16 * 2**20
 """Longest prompt a template may write, in characters."""
 
 TIME_LIMIT_S = 2.0
-"""Processor time that a template may take; looked at in every turn of a loop and in every call."""
+"""Processor time that a template may take."""
 
 SEAM = "\ue0fe"
 """Private-use character: the text must be tokenised separately on its two sides."""
@@ -94,8 +91,7 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, *, bos: str, eos: str, controls: Iterable[str]) -> None:
-        environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-        environment.filters[_TIMED] = _timed
+        environment = Sandbox()
         environment.globals.update(
             raise_exception=_raise_exception,
             strftime_now=lambda form: datetime.datetime.now().strftime(form),  # the template wants local time
@@ -104,11 +100,7 @@ class ChatTemplate:
         )
         self._controls = ControlTexts(controls)
         try:
-            tree = environment.parse(source)
-            for loop in list(tree.find_all(jinja2.nodes.For)):
-                loop.iter = jinja2.nodes.Filter(loop.iter, _TIMED, [], [], None, None, lineno=loop.lineno)
-            tree.set_environment(environment)
-            self._template = environment.from_string(tree)
+            self._template = environment.compiled(source)
         except Exception as error:  # of Jinja, or of Python's compiler that it hands the template to
             raise InvalidPrompt(f"the model's chat template cannot be used ({error}); send prompt instead") from None
 
@@ -121,7 +113,7 @@ class ChatTemplate:
         safe = [{"role": m["role"], "content": self._controls.defuse(m["content"])} for m in messages]
         parts: list[str] = []
         size = 0
-        variables = {"messages": safe, "add_generation_prompt": True, _DEADLINE: time.thread_time() + TIME_LIMIT_S}
+        variables = {"messages": safe, "add_generation_prompt": True, DEADLINE: Deadline(TIME_LIMIT_S)}
         try:
             for text in self._template.generate(variables):
                 parts.append(text)
@@ -133,27 +125,6 @@ class ChatTemplate:
         except Exception as error:  # the template is a stranger's program: whatever it raises is its refusal
             raise InvalidPrompt(f"the model's chat template refuses these messages: {error}") from None
         return self._controls.split("".join(parts))
-
-
-_DEADLINE, _TIMED = " deadline", " timed"  # with a space, so that no template can name them
-
-
-class _Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
-    def call(__self, __context: jinja2.runtime.Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        _check_time(__context)
-        return super().call(__context, __obj, *args, **kwargs)
-
-
-@jinja2.pass_context
-def _timed(context: jinja2.runtime.Context, items: Iterable[object]) -> Iterator[object]:
-    for item in items:
-        _check_time(context)
-        yield item
-
-
-def _check_time(context: jinja2.runtime.Context) -> None:
-    if time.thread_time() > context[_DEADLINE]:
-        raise InvalidPrompt(f"the model's chat template took longer than {TIME_LIMIT_S:g} s; send prompt instead")
 
 
 def _raise_exception(message: object) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import uuid
 from collections.abc import Iterator
 from typing import TypeVar
@@ -17,6 +18,11 @@ from orchd.http.explain import explain
 from orchd.metrics import CONTENT_TYPE, Metrics
 from orchd.schemas import ReloadRequest, StrictWire, TaskRequest
 from orchd.service import Service
+
+if sys.version_info >= (3, 11):
+    from asyncio import timeout
+else:
+    from async_timeout import timeout
 
 SERVICE = web.AppKey("service", Service)
 METRICS = web.AppKey("metrics", Metrics)
@@ -42,7 +48,8 @@ async def _body(request: web.Request) -> bytes:
     try:
         if request.content.is_eof():  # all of it has arrived: no timer for the usual case
             return await request.read()
-        return await asyncio.wait_for(request.read(), BODY_S)
+        async with timeout(BODY_S):
+            return await request.read()
     except asyncio.TimeoutError:
         raise InvalidParams(f"the body did not arrive within {BODY_S:g} s; send it at once") from None
     except web.HTTPRequestEntityTooLarge:

@@ -29,6 +29,7 @@ from orchd.credentials import Credentials
 from orchd.devices import Device
 from orchd.observer import Summary
 from orchd.server import Server
+from tests.support import openapi_check
 
 TOKEN = "a-token-for-tests-0123456789"
 DEADLINE_S = 20.0
@@ -311,7 +312,9 @@ async def serving(
     if send_buffer_bytes is not None:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
     async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=DEADLINE_S)
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=aiohttp.ClientTimeout(total=DEADLINE_S),
+        trace_configs=[openapi_check.trace()],
     ) as session:
         host, port = listening.getsockname()
         running = Running(f"http://{host}:{port}", brake, session)

@@ -1,0 +1,116 @@
+"""Targets for fuzzing the parsers that are ours: ``python -m tests.security.fuzz sse -max_total_time=60`` runs Atheris.
+
+Each takes bytes and raises if the parser breaks a promise. Atheris is no dependency: ``pip install atheris`` first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from engines.errors import LoadFailed
+from engines.llamacpp.chat import SEAM, ControlTexts
+from engines.llamacpp.text import OutputText
+from orchd import models
+from orchd.client.sse import SseReader
+from orchd.errors import InvalidParams
+from orchd.http.explain import explain
+from orchd.http.sse import resume_from
+from orchd.schemas import TaskRequest
+
+_CONTROLS = ControlTexts(["<s>", "</s>", "<|im_start|>", "<|im_end|>", "[INST]", "[/INST]"])
+
+
+def sse(data: bytes) -> None:
+    """The client's reader: the same events however the bytes are cut."""
+    cut = data[0] % len(data) if data else 0
+    whole = _read([data])
+    assert whole == _read([data[:cut], data[cut:]]) == _read([bytes([byte]) for byte in data])
+
+
+def _read(chunks: list[bytes]) -> list[object]:
+    reader = SseReader(max_event_bytes=1 << 20)
+    return [event for chunk in chunks for event in reader.feed(chunk)]
+
+
+def stop_string(data: bytes) -> None:
+    """Stop strings: what is shown is the text before the first one that is complete, whatever the pieces."""
+    stop_bytes, _, text_bytes = data.partition(b"\n")
+    stops = tuple(stop for stop in stop_bytes.decode("utf-8", "ignore").split(" ")[:8] if stop)
+    output = OutputText(stops)
+    shown = ""
+    for at in range(0, len(text_bytes), 3):
+        shown += output.push(text_bytes[at : at + 3])
+        if output.stopped:
+            break
+    shown += output.flush()
+    text = text_bytes.decode("utf-8", "replace")
+    ends = [(text.find(stop) + len(stop), -len(stop)) for stop in stops if stop in text]
+    end, minus = min(ends, default=(len(text), 0))
+    assert shown == text[: end + minus]
+
+
+def gguf_head(data: bytes) -> None:
+    """The look at a file's first bytes."""
+    with tempfile.NamedTemporaryFile(suffix=".gguf") as file:
+        file.write(data)
+        file.flush()
+        with contextlib.suppress(LoadFailed):
+            models.looks_like_gguf(Path(file.name))
+            assert data.startswith(b"GGUF")
+
+
+def event_id(data: bytes) -> None:
+    """``Last-Event-ID``."""
+    start = resume_from(data.decode("utf-8", "surrogateescape"))
+    assert 0 <= start <= 10**12
+    assert start == 0 or data.isdigit()
+
+
+def reference(data: bytes) -> None:
+    """What a reload may ask for."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(InvalidParams):
+        found = models.resolve(data.decode("utf-8", "surrogateescape"), [Path(folder)])
+        raise AssertionError(f"an empty folder has no {found}")
+
+
+def task(data: bytes) -> None:
+    """A submit's body: a task, or a sentence that says what is wrong with it."""
+    sentence = "a task"
+    try:
+        msgspec.json.decode(data, type=TaskRequest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        sentence = str(explain(error, TaskRequest))
+    assert sentence
+
+
+def controls(data: bytes) -> None:
+    """Users' text around control tokens: nothing is lost, and no part holds a control text."""
+    text = data.decode("utf-8", "ignore").replace(SEAM, "")
+    parts = _CONTROLS.split(_CONTROLS.defuse(text))
+    assert "".join(parts) == text
+    for part in parts:
+        assert not any(control in part for control in ("<|im_start|>", "<|im_end|>", "</s>", "<s>", "[INST]"))
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    target.__name__: target for target in (sse, stop_string, gguf_head, event_id, reference, task, controls)
+}
+
+
+def main() -> None:
+    import atheris  # type: ignore[import-untyped,import-not-found,unused-ignore]
+
+    name, *arguments = sys.argv[1:]
+    atheris.instrument_all()
+    atheris.Setup([sys.argv[0], *arguments], TARGETS[name])
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The server under soak: a process, two pools on two shared CPU workers, and what it takes of the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support import damaged_gguf
+from tests.support.process import Process, orchd_serve
+from tests.support.tiny_gguf import write_tiny_llama
+
+POOLS = ("left", "right")
+GOOD = ("alpha", "beta")
+CTX = 1024
+CAPACITY = 6
+GRACE_S = 0.3
+RETENTION_S = 6.0
+
+_CONFIG = """
+[queue]
+capacity = {capacity}
+[tasks]
+cancel_grace_s = {grace}
+retention_s = {retention}
+"""
+_POOL = """
+[[pools]]
+id = "{id}"
+model = "alpha.gguf"
+devices = ["cpu", "cpu"]
+slots = 2
+ctx = {ctx}
+batch = 64
+threads = 1
+"""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a process holds.
+
+    Attributes:
+        threads: Of the kernel.
+        files: Open descriptors.
+        resident_kib: Memory, mapped files included.
+    """
+
+    threads: int
+    files: int
+    resident_kib: int
+
+    @classmethod
+    def of(cls, pid: int) -> Usage:
+        status = Path(f"/proc/{pid}/status").read_text()
+        resident = re.search(r"VmRSS:\s+(\d+) kB", status)
+        assert resident
+        return cls(
+            threads=len(os.listdir(f"/proc/{pid}/task")),
+            files=len(os.listdir(f"/proc/{pid}/fd")),
+            resident_kib=int(resident[1]),
+        )
+
+
+def write_models(folder: Path) -> tuple[str, ...]:
+    """Write two good models of one vocabulary and size, and files that no reload may accept; returns their names."""
+    for seed, name in enumerate(GOOD):
+        write_tiny_llama(folder / f"{name}.gguf", seed=seed, eog_likely=True, name=name)
+    good = (folder / "alpha.gguf").read_bytes()
+    chance = random.Random(0)
+    damaged = [
+        *damaged_gguf.not_gguf(),
+        *chance.sample(list(damaged_gguf.truncated(good, count=8)), 4),
+        ("duplicate-tokens", damaged_gguf.duplicate_tokens(good)),
+        ("wrong-architecture", damaged_gguf.wrong_architecture(good)),
+    ]
+    for name, content in damaged:
+        (folder / f"bad-{name}.gguf").write_bytes(content)
+    return tuple(f"bad-{name}" for name, _ in damaged)
+
+
+@contextlib.contextmanager
+def served(home: Path) -> Iterator[Process]:
+    """The server on a free port, in a folder that holds the models."""
+    config = _CONFIG.format(capacity=CAPACITY, grace=GRACE_S, retention=RETENTION_S)
+    (home / "orchd.toml").write_text(config + "".join(_POOL.format(id=pool, ctx=CTX) for pool in POOLS))
+    with orchd_serve("--port", "0", home=home) as process:
+        yield process
