@@ -232,17 +232,17 @@ def show_only(gpus: Sequence[Gpu], environ: MutableMapping[str, str]) -> None:
     environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid for gpu in gpus)
 
 
-def usable_cores(topology: Path = Path("/sys/devices/system/cpu")) -> int:
+def usable_cores(cpus: Path = Path("/sys/devices/system/cpu")) -> int:
     """Physical cores this process may run on: two threads that share a core compute no faster than one.
 
     Args:
-        topology: Where the kernel tells which threads share a core; where it does not, every thread counts.
+        cpus: Where the kernel tells which threads share a core; where it does not, every thread counts.
     """
     threads = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = set()
     for thread in threads:
         try:
-            cores.add((topology / f"cpu{thread}" / "topology" / "thread_siblings_list").read_text().strip())
+            cores.add((cpus / f"cpu{thread}" / "topology" / "thread_siblings_list").read_text().strip())
         except OSError:
             cores.add(str(thread))
     return len(cores)

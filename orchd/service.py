@@ -27,6 +27,7 @@ from orchd.errors import (
     ReloadInProgress,
     TaskError,
 )
+from orchd.mailbox import Mailbox
 from orchd.pools import Pool
 from orchd.reload import Reload
 from orchd.scheduler import Place
@@ -75,6 +76,8 @@ class Service:
         self._idle.set()
         self._open = 0  # accepted tasks that have not ended
         self._loop = asyncio.get_running_loop()
+        self.post = Mailbox(self._apply, self._loop).post
+        """Takes a worker's reports; any thread."""
         self._background: set[asyncio.Task[Any]] = set()
 
     # --- submit ----------------------------------------------------------------------------------------------------
@@ -230,27 +233,22 @@ class Service:
 
     # --- what workers tell -----------------------------------------------------------------------------------------
 
-    def post(self, reports: list[Report]) -> None:
-        """Take a worker's reports; any thread."""
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
-            self._loop.call_soon_threadsafe(self._apply, reports)
-
-    def _apply(self, reports: list[Report]) -> None:
-        for report in reports:
-            try:
-                self._apply_one(report)
-            except Exception:
-                _log.exception("a worker's report could not be applied; the others are")
+    def _apply(self, report: Report) -> None:
+        try:
+            self._apply_one(report)
+        except Exception:
+            _log.exception("a worker's report could not be applied; the others are")
 
     def _apply_one(self, report: Report) -> None:
-        if isinstance(report, Begun | Progress | Ended) and report.task.state is TaskState.ENDED:
-            return  # it was ended when its worker hung
-        if isinstance(report, Progress):
-            report.task.token(report.text, report.index)
-        elif isinstance(report, Begun):
-            report.task.start()
-        elif isinstance(report, Ended):
-            self._end(report.task, report.reason, decode_ms=report.decode_ms, error=report.error)
+        if isinstance(report, (Progress, Begun, Ended)):  # a tuple: `|` would make a union each time
+            if report.task.state is TaskState.ENDED:
+                return  # it was ended when its worker hung
+            if isinstance(report, Progress):
+                report.task.token(report.text, report.index)
+            elif isinstance(report, Begun):
+                report.task.start()
+            else:
+                self._end(report.task, report.reason, decode_ms=report.decode_ms, error=report.error)
         elif isinstance(report, ReplicaDown):
             self._replica_down(report)
         elif isinstance(report, HostClosed):

@@ -12,7 +12,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
@@ -22,6 +22,7 @@ UBATCH: Final = 512
 """Most tokens of one forward pass, everywhere the default."""
 SAMPLING: Final[Mapping[str, float]] = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05}
 """What all of them would do unasked."""
+GREEDY: Final[Mapping[str, float]] = {"temperature": 0.0}
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Task:
     prompt: str
     max_tokens: int
     seed: int
+    sampling: Mapping[str, float] = field(default_factory=lambda: SAMPLING)
 
 
 class Piece(NamedTuple):
@@ -70,12 +72,14 @@ class Driver(Protocol):
         counts: Whether it states how many tokens it wrote, and writes as many as asked.
         health: The path that answers 200 once it is ready.
         headers: On every request.
+        keeps_connections: Whether a connection can be used again after a stream.
     """
 
     name: str
     counts: bool
     health: str
     headers: Mapping[str, str]
+    keeps_connections: bool
 
     def command(self, setup: Setup, folder: Path, port: int) -> list[str]:
         """What to run, with what it needs written into `folder`."""
@@ -97,6 +101,7 @@ class Orchd:
     name = "orchd"
     counts = True
     health = "/health"
+    keeps_connections = True
     _ready: ClassVar = re.compile(r"is ready at (http://\S+)")
 
     def __init__(self) -> None:
@@ -125,13 +130,11 @@ class Orchd:
         task_id = str(uuid.uuid4())
         body = {
             **{"task_id": task_id, "prompt": task.prompt, "max_tokens": task.max_tokens, "ignore_eos": True},
-            **{"seed": task.seed, **SAMPLING},
+            **{"seed": task.seed, **task.sampling},
         }
-        async with session.post("/v1/tasks", json=body) as answer:
-            await _check(answer, 202)
+        async with _answer(session, "POST", "/v1/tasks", 202, json=body) as answer:
             await answer.read()
-        async with session.get(f"/v1/tasks/{task_id}/stream") as response:
-            await _check(response, 200)
+        async with _answer(session, "GET", f"/v1/tasks/{task_id}/stream", 200) as response:
             yield response
 
     def read(self, event: bytes) -> Piece:
@@ -150,6 +153,7 @@ class LlamaServer:
     counts = True
     health = "/health"
     headers: Mapping[str, str] = {}
+    keeps_connections = False  # it says that it does, and closes them at moments that a request can meet
 
     def __init__(self, binaries: Path) -> None:
         self._binary = binaries / "llama-server"
@@ -172,10 +176,9 @@ class LlamaServer:
     async def stream(self, session: aiohttp.ClientSession, task: Task) -> AsyncIterator[aiohttp.ClientResponse]:
         body = {
             **{"prompt": task.prompt, "n_predict": task.max_tokens, "ignore_eos": True, "stream": True},
-            **{"seed": task.seed, "repeat_penalty": 1.0, **SAMPLING},
+            **{"seed": task.seed, "repeat_penalty": 1.0, **task.sampling},
         }
-        async with session.post("/completion", json=body) as response:
-            await _check(response, 200)
+        async with _answer(session, "POST", "/completion", 200, json=body) as response:
             yield response
 
     def read(self, event: bytes) -> Piece:
@@ -190,6 +193,7 @@ class LlamaCppPython:
     counts = False
     health = "/v1/models"
     headers: Mapping[str, str] = {}
+    keeps_connections = True
 
     def command(self, setup: Setup, folder: Path, port: int) -> list[str]:
         # One request at a time is all it can do; unless told otherwise it breaks off a stream when another request
@@ -208,9 +212,14 @@ class LlamaCppPython:
 
     @asynccontextmanager
     async def stream(self, session: aiohttp.ClientSession, task: Task) -> AsyncIterator[aiohttp.ClientResponse]:
-        body = {"prompt": task.prompt, "max_tokens": task.max_tokens, "stream": True, "seed": task.seed, **SAMPLING}
-        async with session.post("/v1/completions", json=body) as response:
-            await _check(response, 200)
+        body = {
+            "prompt": task.prompt,
+            "max_tokens": task.max_tokens,
+            "stream": True,
+            "seed": task.seed,
+            **task.sampling,
+        }
+        async with _answer(session, "POST", "/v1/completions", 200, json=body) as response:
             yield response
 
     def read(self, event: bytes) -> Piece:
@@ -220,6 +229,12 @@ class LlamaCppPython:
         return Piece(text=bool(json.loads(data)["choices"][0]["text"]))
 
 
-async def _check(response: aiohttp.ClientResponse, status: int) -> None:
-    if response.status != status:
-        raise RuntimeError(f"{response.method} {response.url.path} answered {response.status}: {await response.text()}")
+@asynccontextmanager
+async def _answer(
+    session: aiohttp.ClientSession, method: str, path: str, status: int, *, json: object = None
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """Send a request and check the answer's status."""
+    async with session.request(method, path, json=json) as response:
+        if response.status != status:
+            raise RuntimeError(f"{method} {path} answered {response.status}: {await response.text()}")
+        yield response

@@ -68,8 +68,7 @@ async def serving(driver: Driver, setup: Setup) -> AsyncIterator[Running]:
             async with aiohttp.ClientSession(
                 url,
                 headers=driver.headers,
-                # A connection for each HTTP request: llama-server closes kept ones at moments that a request can meet.
-                connector=aiohttp.TCPConnector(limit=0, force_close=True),
+                connector=aiohttp.TCPConnector(limit=0, force_close=not driver.keeps_connections),
                 timeout=aiohttp.ClientTimeout(total=None),
             ) as session:
                 yield Running(driver, setup, process.pid, session)

@@ -6,12 +6,12 @@ import asyncio
 import functools
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from benchmarks.compare import load
-from benchmarks.compare.drivers import Task
+from benchmarks.compare.drivers import GREEDY, SAMPLING, Task
 from benchmarks.compare.prompts import Prompts
 from benchmarks.compare.servers import Running
 from benchmarks.compare.stats import Metrics, Target, latencies, percentile, summarise, within
@@ -46,13 +46,23 @@ class Work:
         self._prompts = prompts
         self._seeds = random.Random(seed)
 
-    def task(self, prompt_tokens: int, max_tokens: int, *, prefix: str = "") -> Task:
+    def task(
+        self, prompt_tokens: int, max_tokens: int, *, prefix: str = "", sampling: Mapping[str, float] = SAMPLING
+    ) -> Task:
         """A task whose prompt is `prefix` and so many tokens of its own."""
-        return Task(prefix + self._prompts.text(prompt_tokens), max_tokens, self._seeds.randrange(1 << 31))
+        return Task(prefix + self._prompts.text(prompt_tokens), max_tokens, self._seeds.randrange(1 << 31), sampling)
 
-    def tasks(self, clients: int, each: int, prompt_tokens: int, max_tokens: int) -> list[list[Task]]:
+    def tasks(
+        self,
+        clients: int,
+        each: int,
+        prompt_tokens: int,
+        max_tokens: int,
+        *,
+        sampling: Mapping[str, float] = SAMPLING,
+    ) -> list[list[Task]]:
         """For each client so many unrelated tasks."""
-        return [[self.task(prompt_tokens, max_tokens) for _ in range(each)] for _ in range(clients)]
+        return [[self.task(prompt_tokens, max_tokens, sampling=sampling) for _ in range(each)] for _ in range(clients)]
 
     def text(self, tokens: int) -> str:
         return self._prompts.text(tokens)
@@ -133,7 +143,7 @@ async def memory(server: Running, work: Work) -> Metrics:
 async def path(server: Running, work: Work, *, clients: int) -> Metrics:
     each = (5 if work.quick else 20) if clients == 1 else (3 if work.quick else 10)
     own_s, began = time.process_time(), time.perf_counter()
-    figures = summarise(await load.closed_loop(server, work.tasks(clients, each, 16, 200)))
+    figures = summarise(await load.closed_loop(server, work.tasks(clients, each, 16, 200, sampling=GREEDY)))
     share = (time.process_time() - own_s) / (time.perf_counter() - began)
     return {**figures, "client_cpu_percent": 100 * share}
 
@@ -148,7 +158,7 @@ async def poisson(server: Running, work: Work) -> Metrics:
 async def sweep(server: Running, work: Work) -> Metrics:
     """As many clients as slots; what the event loop costs and how late it is, seen from outside."""
     slots = server.setup.slots
-    tasks = work.tasks(slots, max(2, 32 // slots), 16, 200)
+    tasks = work.tasks(slots, max(2, 32 // slots), 16, 200, sampling=GREEDY)
     probes_s: list[float] = []
 
     async def probe() -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Demand:
+class Demand(NamedTuple):
     """What one running slot could do next.
 
     Attributes:
@@ -23,18 +22,17 @@ class Demand:
     order: int
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """Rows of one slot in the next pass.
 
     Attributes:
         slot: Its index.
-        count: Rows, at least 1.
+        rows: How many, at least 1.
         output: Whether the last row's logits are needed, to sample from.
     """
 
     slot: int
-    count: int
+    rows: int
     output: bool
 
 

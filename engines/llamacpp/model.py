@@ -13,6 +13,8 @@ import math
 import time
 from collections.abc import Callable
 
+import numpy as np
+
 from engines.api import DeviceSpec, FinishReason, ModelSpec, ProgressCallback, Sequence, StepEvent
 from engines.errors import DecodeFailed, EngineError, LoadFailed
 from engines.llamacpp import sampling
@@ -52,6 +54,8 @@ class LlamaModel:
                 # A GPU takes memory for some kernels when they first run: a full batch now, not in the middle of work.
                 rows = 1 if gpu is None else min(self._context.n_rows, spec.ctx)
                 self._context.try_step(max(self._native.bos, 0), rows)
+                if gpu is None:
+                    self._context.choose_threads(spec.slots)
             except BaseException as error:
                 self._context.close()
                 if not isinstance(error, EngineError):
@@ -107,6 +111,8 @@ class LlamaModel:
 
     def _release_followers(self) -> None:
         """Let runs go on whose leader has prefilled what they share, or will not any more."""
+        if not any(slot.run is not None and slot.run.leader is not None for slot in self._slots):
+            return
         leading = {id(slot.run): len(slot.cached) for slot in self._slots if slot.run is not None}
         for slot in self._slots:
             run = slot.run
@@ -160,27 +166,27 @@ class LlamaModel:
             slot = self._slots[chunk.slot]
             run = slot.run
             assert run is not None  # the plan is made of running slots
-            start, end = len(slot.cached), len(slot.cached) + chunk.count
+            start, end = len(slot.cached), len(slot.cached) + chunk.rows
             tokens = run.sequence.tokens[start:end] if run.next_token is None else (run.next_token,)
             slot.cached += tokens
             token += tokens
             pos += range(start, end)
-            seq += [slot.index] * chunk.count
-            output += [False] * (chunk.count - 1)
+            seq += [slot.index] * chunk.rows
+            output += [False] * (chunk.rows - 1)
             output.append(chunk.output)
         context, rows = self._context, len(token)
         context.token[:rows], context.pos[:rows], context.seq[:rows], context.output[:rows] = token, pos, seq, output
         return rows
 
     def _sample(self, chunks: list[Chunk]) -> list[StepEvent]:
-        ends = itertools.accumulate(chunk.count for chunk in chunks)
+        ends = itertools.accumulate(chunk.rows for chunk in chunks)
         sampled = [(self._slots[chunk.slot], end - 1) for chunk, end in zip(chunks, ends, strict=True) if chunk.output]
         if not sampled:
             return []
         logits = self._context.logits(len(sampled))
-        for output, (slot, _) in enumerate(sampled):
-            if slot.run is not None and slot.run.sampler is None and slot.run.sequence.sampling.ignore_eos:
-                logits[output, self._pieces.ends] = -math.inf
+        runs = [slot.run for slot, _ in sampled]
+        endless = [n for n, run in enumerate(runs) if run and not run.sampler and run.sequence.sampling.ignore_eos]
+        logits[np.array(endless, int)[:, None], self._pieces.ends] = -math.inf
         best = logits.argmax(axis=1).tolist()  # the first NaN, if there is one
         if not all(math.isfinite(logits[output, token]) for output, token in enumerate(best)):
             raise DecodeFailed("the model computed NaN or infinity instead of logits; its file may be damaged")

@@ -11,6 +11,7 @@ import ctypes
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ _captures: dict[int, list[str]] = {}  # thread id -> lines that llama.cpp logged
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
+LONG_STEP_S = 0.01
+"""A step that takes as long is not made faster by leaving threads asleep."""
+WORTH_WAKING = 1.5
+"""How much faster than one thread all have to be: beside short steps an event loop needs a core of its own."""
 REPEAT_WINDOW = 64
 """Tokens that a repeat penalty looks back over (llama.cpp's own default)."""
 
@@ -235,11 +240,11 @@ class NativeContext:
         self.n_rows = int(llama_cpp.llama_n_batch(handle))
         try:
             self._make_batch()
-            self._threads = ComputeThreads(threads)
+            self._threads = ComputeThreads(handle, threads)
         except BaseException:
             llama_cpp.llama_free(handle)
             raise
-        self._threads.attach(handle)
+        self._lone_rows = 0  # most rows that one thread computes faster than all of them
 
     def _make_batch(self) -> None:
         self._batch = llama_cpp.llama_batch_init(self.n_rows, 0, 1)
@@ -273,6 +278,7 @@ class NativeContext:
     def decode(self, n_rows: int) -> None:
         """Run the first rows of `token`, `pos`, `seq`, `output` through the model. Raises `DecodeFailed`."""
         self._batch.n_tokens = n_rows
+        self._threads.use(1 if n_rows <= self._lone_rows else self._threads.count)
         code = llama_cpp.llama_decode(self.handle, self._batch)
         llama_cpp.llama_synchronize(self.handle)  # a GPU may still be at work, and a step's time is measured
         if code == 0:
@@ -317,6 +323,30 @@ class NativeContext:
         if not np.isfinite(self.logits(1)).all():
             raise DecodeFailed("the model computes NaN or infinity instead of logits; its file may be damaged")
         self.clear()
+
+    def choose_threads(self, n_slots: int) -> None:
+        """Find out for small steps whether waking the other threads is worth it; with tiny models it is not."""
+        lone_rows = 0
+        for rows in (1, n_slots) if self._threads.count > 1 else ():
+            if min(self._step_s(rows, lone_rows=0) for _ in range(2)) > LONG_STEP_S:
+                break
+            pairs = [(self._step_s(rows, lone_rows=0), self._step_s(rows, lone_rows=rows)) for _ in range(8)]
+            together_s, alone_s = map(min, zip(*pairs, strict=True))
+            if alone_s > together_s * WORTH_WAKING:
+                break
+            lone_rows = rows
+        self._lone_rows = lone_rows
+
+    def _step_s(self, rows: int, *, lone_rows: int) -> float:
+        """Seconds of a step with one row in each slot, of a token that was decoded before."""
+        self._lone_rows = lone_rows
+        self.token[:rows], self.pos[:rows], self.output[:rows] = self.token[0], 0, 1
+        self.seq[:rows] = np.arange(rows)
+        began_s = time.perf_counter()
+        self.decode(rows)
+        seconds = time.perf_counter() - began_s
+        self.clear()
+        return seconds
 
     def clear(self) -> None:
         """Empty every slot."""

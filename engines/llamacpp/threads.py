@@ -1,4 +1,4 @@
-"""The host threads that compute for a context, in a pool of our own, so that they sleep between two steps.
+"""The host threads that compute for a context, in pools of our own, so that they sleep between two steps.
 
 llama.cpp's default pool spins for milliseconds after each step to save the next one a wake-up. Beside an event loop
 that has to write what the step made, on a machine with few cores, that spinning takes the loop's core away. Within a
@@ -28,30 +28,42 @@ class _Params(ctypes.Structure):
 
 
 def _loaded(name: str) -> ctypes.CDLL:
-    """A library that `llama_cpp` has loaded, by its soname: its path would load a second copy, with state of its own."""
+    """A library that `llama_cpp` has loaded, by its soname; its path would load another one, with its own state."""
     return ctypes.CDLL(f"lib{name}.so.0", os.RTLD_NOLOAD | os.RTLD_NOW)
 
 
 class ComputeThreads:
-    """Owner of a ``ggml_threadpool``. It is closed after the context that it computes for.
+    """Owner of two ``ggml_threadpool``s: one of all threads, and one of the caller alone, who computes too.
+
+    They are closed after the context that they compute for.
 
     Args:
-        count: Threads, the caller's own included; it takes part in every step.
+        context: A ``llama_context``.
+        count: Threads, the caller included.
     """
 
-    def __init__(self, count: int) -> None:
-        self._ggml = _loaded("ggml-cpu")
+    def __init__(self, context: Any, count: int) -> None:
+        self.count = count
+        self._context = ctypes.c_void_p(context)
+        self._llama, self._ggml = _loaded("llama"), _loaded("ggml-cpu")
         self._ggml.ggml_threadpool_new.restype = ctypes.c_void_p
-        params = _Params(n_threads=count, poll=0)
-        self._handle: Any = ctypes.c_void_p(self._ggml.ggml_threadpool_new(ctypes.byref(params)))
+        self._pools: dict[int, Any] = {}
+        for size in {1, count}:
+            params = _Params(n_threads=size, poll=0)
+            self._pools[size] = ctypes.c_void_p(self._ggml.ggml_threadpool_new(ctypes.byref(params)))
+        self._used = 0
+        self.use(count)
 
-    def attach(self, context: Any) -> None:
-        """Have a ``llama_context`` compute on these threads."""
-        pointer = ctypes.c_void_p(context)
-        _loaded("llama").llama_attach_threadpool(pointer, self._handle, self._handle)
+    def use(self, count: int) -> None:
+        """Compute the next steps with all threads, or with 1."""
+        if count != self._used:
+            pool = self._pools[count]
+            self._llama.llama_set_n_threads(self._context, count, count)
+            self._llama.llama_attach_threadpool(self._context, pool, pool)
+            self._used = count
 
     def close(self) -> None:
         """End the threads. Calling it again does nothing."""
-        handle, self._handle = self._handle, None
-        if handle is not None:
-            self._ggml.ggml_threadpool_free(handle)
+        pools, self._pools = self._pools, {}
+        for pool in pools.values():
+            self._ggml.ggml_threadpool_free(pool)

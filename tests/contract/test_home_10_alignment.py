@@ -65,8 +65,9 @@ def names_in(file: Path) -> Iterator[str]:
             yield node.value
 
 
-HOUSE = {"drain", "drains", "drained", "draining", "deadline"}
-"""Words that mean something else here: draining the queue at shutdown, a drain rate, a moment to stop waiting."""
+HOUSE = {"drain", "drains", "drained", "draining", "deadline", "topology"}
+"""Words that mean something else here: draining the queue at shutdown, a drain rate, a moment to stop waiting, the
+folder where the kernel lists which threads share a core."""
 
 
 @pytest.mark.home("HOME-10.4")

@@ -286,9 +286,12 @@ async def test_a_task_that_ends_well_makes_the_pauses_short_again(tiny_model_pat
 
 async def test_one_lost_pool_leaves_the_other_on_the_same_device_alone(tiny_model_path: Path) -> None:
     async with make_stage(tiny_model_path, pools=("default", "other"), slots=2) as stage:
+        hang = Hang()
+        stage.model(0).step_faults.append(hang)
         stage.model(0).always = BROKEN
         lost = [await stage.submit() for _ in range(6)]
         fine = [await stage.submit(pool="other", max_tokens=20) for _ in range(6)]
+        hang.release.set()
         assert await stage.ends_of(fine) == {"length": 6}
         await stage.ends_of(lost)
         health = stage.service.health()

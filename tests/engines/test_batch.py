@@ -21,8 +21,8 @@ def test_a_decoding_slot_gets_its_row_before_prompts() -> None:
 
 
 def test_decoding_rows_come_off_the_rows_and_not_off_the_budget() -> None:
-    assert plan([decoding(0), prompt(1, 9)], prefill_budget=4, max_rows=5)[1].count == 4
-    assert plan([decoding(0), prompt(1, 9)], prefill_budget=4, max_rows=3)[1].count == 2
+    assert plan([decoding(0), prompt(1, 9)], prefill_budget=4, max_rows=5)[1].rows == 4
+    assert plan([decoding(0), prompt(1, 9)], prefill_budget=4, max_rows=3)[1].rows == 2
 
 
 def test_one_prompt_is_finished_before_the_next_begins() -> None:
@@ -59,12 +59,12 @@ def test_any_plan_keeps_to_its_rows_and_serves_every_stream(situation: tuple[lis
     wanted = {d.slot: d.tokens for d in demands}
     prefill = [c for c in chunks if wanted[c.slot]]
     assert len({c.slot for c in chunks}) == len(chunks)
-    assert sum(c.count for c in chunks) <= max_rows
-    assert sum(c.count for c in prefill) <= budget
+    assert sum(c.rows for c in chunks) <= max_rows
+    assert sum(c.rows for c in prefill) <= budget
     assert [c for c in chunks if not wanted[c.slot]] == [Chunk(d.slot, 1, True) for d in demands if not d.tokens]
     for chunk in prefill:
-        assert 1 <= chunk.count <= wanted[chunk.slot]
-        assert chunk.output == (chunk.count == wanted[chunk.slot])
+        assert 1 <= chunk.rows <= wanted[chunk.slot]
+        assert chunk.output == (chunk.rows == wanted[chunk.slot])
 
 
 @given(situations())
@@ -73,14 +73,14 @@ def test_any_plan_makes_progress(situation: tuple[list[Demand], int, int]) -> No
     chunks = plan(demands, prefill_budget=budget, max_rows=max_rows)
     assert bool(chunks) == bool(demands)
     prompts = sum(d.tokens for d in demands)
-    rows = sum(c.count for c in chunks) - sum(not d.tokens for d in demands)
+    rows = sum(c.rows for c in chunks) - sum(not d.tokens for d in demands)
     assert rows == min(prompts, budget, max_rows - sum(not d.tokens for d in demands))
 
 
 @given(situations())
 def test_any_prompt_left_out_comes_after_all_that_were_taken(situation: tuple[list[Demand], int, int]) -> None:
     demands, budget, max_rows = situation
-    counts = {c.slot: c.count for c in plan(demands, prefill_budget=budget, max_rows=max_rows)}
+    counts = {c.slot: c.rows for c in plan(demands, prefill_budget=budget, max_rows=max_rows)}
     turn = [d for d in sorted(demands, key=lambda d: (not d.urgent, d.order)) if d.tokens]
     complete = [counts.get(d.slot) == d.tokens for d in turn]
     assert complete == sorted(complete, reverse=True)  # the finished ones, then

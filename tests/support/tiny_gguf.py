@@ -73,6 +73,7 @@ def write_tiny_llama(
     eog_likely: bool = False,
     bytes_likely: bool = False,
     nan_weights: bool = False,
+    least: bool = False,
     name: str = "tiny-llama",
 ) -> Path:
     """Write a llama-architecture model and return `path`.
@@ -87,20 +88,22 @@ def write_tiny_llama(
         eog_likely: End-of-generation tokens come up after some 15 tokens on average, depending on the prompt.
         bytes_likely: Byte tokens come up as often as others, so text holds stray bytes of UTF-8.
         nan_weights: Every logit is NaN.
+        least: One layer with one head, for where only the work around the forward pass counts.
         name: ``general.name``.
     """
     file = _TinyFile(path, "llama", seed=seed, dtype=dtype)
-    file.describe(name=name, n_ctx_train=n_ctx_train)
-    file.attention()
+    layers, heads, kv_heads = (1, 1, 1) if least else (LAYERS, HEADS, KV_HEADS)
+    file.describe(name=name, n_ctx_train=n_ctx_train, layers=layers)
+    file.attention(heads=heads, kv_heads=kv_heads)
     file.vocabulary(pieces, chat_template)
     file.matrix("token_embd", len(pieces) + FIRST_PIECE, EMBEDDING, rms=1.0)
-    for layer in range(LAYERS):
+    for layer in range(layers):
         block = f"blk.{layer}"
         file.norm(f"{block}.attn_norm", EMBEDDING)
-        file.matrix(f"{block}.attn_q", HEADS * HEAD, EMBEDDING, gain=2.0)
-        file.matrix(f"{block}.attn_k", KV_HEADS * HEAD, EMBEDDING, gain=2.0)
-        file.matrix(f"{block}.attn_v", KV_HEADS * HEAD, EMBEDDING)
-        file.matrix(f"{block}.attn_output", EMBEDDING, HEADS * HEAD)
+        file.matrix(f"{block}.attn_q", heads * HEAD, EMBEDDING, gain=2.0)
+        file.matrix(f"{block}.attn_k", kv_heads * HEAD, EMBEDDING, gain=2.0)
+        file.matrix(f"{block}.attn_v", kv_heads * HEAD, EMBEDDING)
+        file.matrix(f"{block}.attn_output", EMBEDDING, heads * HEAD)
         file.feed_forward(block)
     file.head(len(pieces), eog_likely=eog_likely, bytes_likely=bytes_likely, nan=nan_weights)
     return file.finish()
@@ -202,16 +205,16 @@ class _TinyFile:
         self._random = np.random.default_rng(seed)
         self._dtype = dtype
 
-    def describe(self, *, name: str, n_ctx_train: int) -> None:
+    def describe(self, *, name: str, n_ctx_train: int, layers: int = LAYERS) -> None:
         self.writer.add_name(name)
         self.writer.add_context_length(n_ctx_train)
         self.writer.add_embedding_length(EMBEDDING)
-        self.writer.add_block_count(LAYERS)
+        self.writer.add_block_count(layers)
         self.writer.add_layer_norm_rms_eps(1e-5)
 
-    def attention(self, *, kv_heads: int = KV_HEADS) -> None:
+    def attention(self, *, heads: int = HEADS, kv_heads: int = KV_HEADS) -> None:
         self.writer.add_feed_forward_length(FEED_FORWARD)
-        self.writer.add_head_count(HEADS)
+        self.writer.add_head_count(heads)
         self.writer.add_head_count_kv(kv_heads)
         self.writer.add_key_length(HEAD)
         self.writer.add_value_length(HEAD)
