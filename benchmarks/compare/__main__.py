@@ -43,13 +43,18 @@ QUICK_S = 150.0
 RESULTS = setup.ROOT / "benchmarks" / "results"
 
 
+def _absolute(name: str) -> Path:
+    """A server runs in a folder of its own."""
+    return Path(name).resolve()
+
+
 def parser() -> argparse.ArgumentParser:
     names = ", ".join(NAMES)
     made = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=(__doc__ or "").splitlines()[0])
     made.add_argument("--quick", action="store_true", help="one short pair of what has a target, Q4_0 only; 3 minutes")
     made.add_argument("--pairs", type=int, help="pairs for each row (default: 5; 1 with --quick)")
     made.add_argument("--only", nargs="+", metavar="NAME", choices=NAMES, default=NAMES, help=f"of {names}")
-    made.add_argument("--model", nargs="+", type=Path, metavar="FILE", help="instead of the demo model's two files")
+    made.add_argument("--model", nargs="+", type=_absolute, metavar="FILE", help="instead of the demo's two files")
     made.add_argument("--budget-s", type=float, help="begin no further pairs after so long (--quick: 150)")
     made.add_argument("--threads", type=int, default=usable_cores(), help="of each server (default: every core)")
     made.add_argument("--peer-batch", type=int, default=2048, help="llama-server's --batch-size (default: its own)")

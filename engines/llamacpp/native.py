@@ -31,7 +31,7 @@ _captures: dict[int, list[str]] = {}  # thread id -> lines that llama.cpp logged
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
-LONG_STEP_S = 0.01
+LONG_STEP_S = 0.001
 """A step that takes as long is not made faster by leaving threads asleep."""
 WORTH_WAKING = 1.5
 """How much faster than one thread all have to be: beside short steps an event loop needs a core of its own."""
@@ -328,7 +328,7 @@ class NativeContext:
         """Find out for small steps whether waking the other threads is worth it; with tiny models it is not."""
         lone_rows = 0
         for rows in (1, n_slots) if self._threads.count > 1 else ():
-            if min(self._step_s(rows, lone_rows=0) for _ in range(2)) > LONG_STEP_S:
+            if min(self._step_s(rows, lone_rows=0) for _ in range(4)) > LONG_STEP_S:
                 break
             pairs = [(self._step_s(rows, lone_rows=0), self._step_s(rows, lone_rows=rows)) for _ in range(8)]
             together_s, alone_s = map(min, zip(*pairs, strict=True))

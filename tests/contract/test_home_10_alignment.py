@@ -65,7 +65,7 @@ def names_in(file: Path) -> Iterator[str]:
             yield node.value
 
 
-HOUSE = {"drain", "drains", "drained", "draining", "deadline", "topology"}
+HOUSE = {"drain", "drains", "drained", "draining", "deadline", "topolog"}
 """Words that mean something else here: draining the queue at shutdown, a drain rate, a moment to stop waiting, the
 folder where the kernel lists which threads share a core."""
 
