@@ -18,7 +18,7 @@ import numpy as np
 from engines.api import DeviceSpec, FinishReason, ModelSpec, ProgressCallback, Sequence, StepEvent
 from engines.errors import DecodeFailed, EngineError, LoadFailed
 from engines.llamacpp import sampling
-from engines.llamacpp.batch import Chunk, Demand, plan
+from engines.llamacpp.batch import Chunk, Demand, bridged, first_prompt, plan
 from engines.llamacpp.native import NativeContext, NativeModel
 from engines.llamacpp.pace import Pace
 from engines.llamacpp.slots import Reuse, Run, Slot, find_donor, find_leader, find_reuse
@@ -143,16 +143,28 @@ class LlamaModel:
         if not running:
             return []
         decode_rows = sum(run.decoding for _, run in running)
+        demands = [_demand(slot, run) for slot, run in running if run.leader is None]
+        first = first_prompt(demands)
+        position = 0 if first is None else len(self._slots[first].cached)
         chunks = plan(
-            [_demand(slot, run) for slot, run in running if run.leader is None],
-            prefill_budget=self._pace.prefill_budget(decode_rows),
+            demands,
+            prefill_budget=self._pace.prefill_budget(decode_rows, position),
             max_rows=self._context.n_rows,
         )
+        planned = sum(chunk.rows for chunk in chunks)
+        if not self._native.is_recurrent and planned + len(self._slots) <= self._context.n_rows:
+            idle = {slot.index for slot in self._slots if len(slot.cached) < self._spec.ctx}
+            chunks = bridged(chunks, idle)
         rows = self._fill(chunks)
         started = self._clock()
         self._context.decode(rows)
         seconds = self._clock() - started
-        self._pace.observe(decode_rows=decode_rows, prefill_tokens=rows - decode_rows, seconds=seconds)
+        for chunk in chunks:
+            if chunk.bridge:
+                self._context.keep(chunk.slot, len(self._slots[chunk.slot].cached))
+        self._pace.observe(
+            decode_rows=decode_rows, prefill_tokens=planned - decode_rows, position=position, seconds=seconds
+        )
         self._release_followers()  # before a leader that ends leaves its slot to somebody else
         return self._sample(chunks)
 
@@ -164,12 +176,15 @@ class LlamaModel:
         output: list[bool] = []
         for chunk in chunks:
             slot = self._slots[chunk.slot]
-            run = slot.run
-            assert run is not None  # the plan is made of running slots
             start, end = len(slot.cached), len(slot.cached) + chunk.rows
-            tokens = run.sequence.tokens[start:end] if run.next_token is None else (run.next_token,)
-            slot.cached += tokens
-            token += tokens
+            if chunk.bridge:
+                token.append(0)
+            else:
+                run = slot.run
+                assert run is not None  # the plan is made of running slots
+                tokens = run.sequence.tokens[start:end] if run.next_token is None else (run.next_token,)
+                slot.cached += tokens
+                token += tokens
             pos += range(start, end)
             seq += [slot.index] * chunk.rows
             output += [False] * (chunk.rows - 1)

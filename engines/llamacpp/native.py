@@ -215,8 +215,7 @@ class NativeContext:
     def __init__(self, model: NativeModel, spec: ModelSpec, *, threads: int) -> None:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = spec.slots * spec.ctx
-        params.n_batch = max(spec.batch, spec.slots)
-        params.n_ubatch = max(spec.batch, spec.slots)
+        params.n_batch = params.n_ubatch = max(spec.batch, spec.slots)
         params.n_seq_max = spec.slots
         params.n_outputs_max = spec.slots
         params.n_threads = params.n_threads_batch = threads

@@ -5,6 +5,9 @@ from __future__ import annotations
 MIN_CHUNK = 16
 """Prompt tokens in a step even where they do not fit: fewer cost a step nearly as much and starve the prompt."""
 
+TILE = 64
+"""Rows that llama.cpp's flash attention takes at a time on a CPU; of fewer, each costs up to twice as much."""
+
 _FIRST_CHUNK = 32
 _WEIGHT = 0.2  # of the newest measurement in the moving averages
 _CLOCK_TICK_S = 1e-6  # no step takes less
@@ -12,6 +15,8 @@ _CLOCK_TICK_S = 1e-6  # no step takes less
 
 class Pace:
     """A cost model of one context: a step takes the decode rows' time plus so much for each prompt token.
+
+    A prompt token costs more the more tokens are before it, so its price is a line over its position.
 
     Args:
         target_s: How long a step with running streams may take.
@@ -22,29 +27,37 @@ class Pace:
         self._target_s = target_s
         self._max_rows = max_rows
         self._decode_s: dict[int, float] = {}  # rows -> seconds of a step with nothing else
-        self._token_s: float | None = None  # seconds a prompt token adds
+        self._token_s = _Line()  # position -> seconds a prompt token adds
 
-    def prefill_budget(self, decode_rows: int) -> int:
+    def prefill_budget(self, decode_rows: int, position: int = 0) -> int:
         """Prompt tokens for a step beside so many running streams; no limit but the batch beside none.
 
         Where the streams alone take more than half of the target, prefill gets as much time as they do: the pace of the
         streams halves at worst, and a prompt does not starve on a slow machine.
+
+        Args:
+            decode_rows: The streams.
+            position: Of the first token that will be prefilled, in its prompt.
         """
         if decode_rows == 0:
             return self._max_rows
-        if self._token_s is None:
+        if not self._token_s.known:
             return min(_FIRST_CHUNK, self._max_rows)
         decode_s = self._decode_time(decode_rows)
         left_s = max(self._target_s - decode_s, decode_s)
-        return min(max(MIN_CHUNK, int(left_s / self._token_s)), self._max_rows)
+        tokens = max(MIN_CHUNK, int(left_s / self._token_s.at(position)))
+        if tokens >= TILE // 2:
+            tokens = max(1, round(tokens / TILE)) * TILE + 1  # one is computed in the same pass as the streams' rows
+        return min(tokens, self._max_rows)
 
-    def observe(self, *, decode_rows: int, prefill_tokens: int, seconds: float) -> None:
-        """Learn from a step that was just made."""
+    def observe(self, *, decode_rows: int, prefill_tokens: int, seconds: float, position: int = 0) -> None:
+        """Learn from a step that was just made, whose first prompt token was at ``position``."""
         if prefill_tokens == 0:
-            self._decode_s[decode_rows] = _average(self._decode_s.get(decode_rows), seconds)
+            known = self._decode_s.get(decode_rows, seconds)
+            self._decode_s[decode_rows] = known + _WEIGHT * (seconds - known)
             return
         rest_s = max(seconds - self._decode_time(decode_rows), seconds / 10, _CLOCK_TICK_S)
-        self._token_s = _average(self._token_s, rest_s / prefill_tokens)
+        self._token_s.add(position, rest_s / prefill_tokens)
 
     def _decode_time(self, rows: int) -> float:
         if rows == 0 or not self._decode_s:
@@ -53,5 +66,27 @@ class Pace:
         return self._decode_s[nearest]
 
 
-def _average(old: float | None, new: float) -> float:
-    return new if old is None else old + _WEIGHT * (new - old)
+class _Line:
+    """The straight line through points, by least squares; each new one makes all earlier ones count less."""
+
+    def __init__(self) -> None:
+        self._n = self._x = self._y = self._xx = self._xy = 0.0
+
+    @property
+    def known(self) -> bool:
+        return self._n > 0
+
+    def add(self, x: float, y: float) -> None:
+        keep = 1 - _WEIGHT
+        self._n = keep * self._n + 1
+        self._x = keep * self._x + x
+        self._y = keep * self._y + y
+        self._xx = keep * self._xx + x * x
+        self._xy = keep * self._xy + x * y
+
+    def at(self, x: float) -> float:
+        """Its height there, that of a line which does not fall; at least half of the mean, wherever that is."""
+        mean_x, mean_y = self._x / self._n, self._y / self._n
+        spread = self._xx / self._n - mean_x**2
+        slope = max(0.0, (self._xy / self._n - mean_x * mean_y) / spread) if spread > 1 else 0.0
+        return max(mean_y + slope * (x - mean_x), mean_y / 2)

@@ -101,8 +101,8 @@ def find_reuse(prompt: list[int], slots: Seq[Slot], *, may_copy: bool) -> Reuse:
     if keep and keep * 2 >= len(own.cached):
         in_place = Reuse(own.index, keep)
     else:
-        oldest = min(free, key=lambda slot: (len(slot.cached) > 0, slot.used))
-        in_place = Reuse(oldest.index, shared[oldest.index])
+        fresh = _choose_fresh(free, slots)
+        in_place = Reuse(fresh.index, shared[fresh.index])
     if may_copy:
         donor = max(slots, key=lambda slot: shared[slot.index])
         if donor.index != in_place.slot and shared[donor.index] >= in_place.keep + MIN_COPY:
@@ -110,6 +110,18 @@ def find_reuse(prompt: list[int], slots: Seq[Slot], *, may_copy: bool) -> Reuse:
     elif keep > in_place.keep:
         return Reuse(own.index, keep)
     return in_place
+
+
+def _choose_fresh(free: Seq[Slot], slots: Seq[Slot]) -> Slot:
+    """A slot whose cache is given up: of the older half of the free ones, one beside those that work (see `batch`)."""
+    oldest = sorted(free, key=lambda slot: (len(slot.cached) > 0, slot.used))[: (len(free) + 1) // 2]
+    working = [slot.index for slot in slots if slot.run is not None]
+
+    def away(slot: Slot) -> tuple[int, int]:
+        distances = sorted(abs(slot.index - other) for other in working)
+        return distances[0] if distances else 0, -sum(distance == 1 for distance in distances)
+
+    return min(oldest, key=away)
 
 
 def find_donor(prompt: list[int], own: Slot, slots: Seq[Slot]) -> Reuse | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.llamacpp.batch import Chunk, Demand, plan
+from engines.llamacpp.batch import MAX_GAP, Chunk, Demand, bridged, first_prompt, plan
 
 
 def decoding(slot: int) -> Demand:
@@ -17,7 +17,7 @@ def prompt(slot: int, tokens: int, *, urgent: bool = True, order: int | None = N
 
 
 def test_a_decoding_slot_gets_its_row_before_prompts() -> None:
-    assert plan([prompt(0, 9), decoding(1)], prefill_budget=4, max_rows=8) == [Chunk(1, 1, True), Chunk(0, 4, False)]
+    assert plan([prompt(0, 9), decoding(1)], prefill_budget=4, max_rows=8) == [Chunk(0, 4, False), Chunk(1, 1, True)]
 
 
 def test_decoding_rows_come_off_the_rows_and_not_off_the_budget() -> None:
@@ -87,3 +87,33 @@ def test_any_prompt_left_out_comes_after_all_that_were_taken(situation: tuple[li
     assert sum(0 < counts.get(d.slot, 0) < d.tokens for d in turn) <= 1  # at most one begun, then those not begun
     begun = [d.slot in counts for d in turn]
     assert begun == sorted(begun, reverse=True)
+
+
+def test_rows_are_in_the_order_of_their_slots() -> None:
+    chunks = plan([decoding(3), prompt(1, 9, urgent=False), prompt(2, 2)], prefill_budget=8, max_rows=8)
+    assert chunks == [Chunk(1, 5, False), Chunk(2, 2, True), Chunk(3, 1, True)]
+
+
+def test_the_first_prompt_is_the_one_that_a_plan_serves_first() -> None:
+    assert first_prompt([decoding(0)]) is None
+    assert first_prompt([prompt(0, 5, urgent=False), decoding(1), prompt(2, 5, order=9), prompt(3, 5, order=4)]) == 3
+
+
+def test_a_small_gap_between_working_slots_is_bridged() -> None:
+    chunks = [Chunk(0, 1, True), Chunk(2, 7, False)]
+    assert bridged(chunks, {1}) == [chunks[0], Chunk(1, 1, output=False, bridge=True), chunks[1]]
+
+
+@given(st.sets(st.integers(0, 20), min_size=1), st.sets(st.integers(0, 20)))
+def test_bridging_adds_idle_slots_in_small_gaps_and_nothing_else(working: set[int], idle: set[int]) -> None:
+    idle -= working
+    chunks = [Chunk(slot, 1, True) for slot in sorted(working)]
+    made = bridged(chunks, idle)
+    assert [chunk for chunk in made if not chunk.bridge] == chunks
+    assert made == sorted(made)
+    added = {chunk.slot for chunk in made if chunk.bridge}
+    assert added <= idle
+    assert all(not chunk.output and chunk.rows == 1 for chunk in made if chunk.bridge)
+    for left, right in zip(sorted(working), sorted(working)[1:], strict=False):
+        gap = set(range(left + 1, right))
+        assert gap & added == (gap if len(gap) <= MAX_GAP and gap <= idle else set())

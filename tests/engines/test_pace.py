@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.llamacpp.pace import MIN_CHUNK, Pace
+from engines.llamacpp.pace import MIN_CHUNK, TILE, Pace
 
 
 def test_beside_no_stream_the_whole_batch_is_prefilled() -> None:
@@ -24,8 +24,8 @@ def test_the_first_chunk_beside_streams_is_a_careful_one() -> None:
 def test_where_streams_alone_take_too_long_a_prompt_gets_as_much_time_as_they() -> None:
     pace = Pace(0.1, 512)
     pace.observe(decode_rows=4, prefill_tokens=0, seconds=0.5)
-    pace.observe(decode_rows=4, prefill_tokens=32, seconds=0.9)  # 12.5 ms a token
-    assert pace.prefill_budget(4) == 40
+    pace.observe(decode_rows=4, prefill_tokens=32, seconds=1.3)  # 25 ms a token
+    assert pace.prefill_budget(4) == 20
 
 
 def test_a_prompt_moves_on_where_not_even_the_least_chunk_fits() -> None:
@@ -59,7 +59,7 @@ def test_any_budget_is_within_its_bounds(
 @pytest.mark.parametrize("row_ms", [0.5, 2.0])
 @pytest.mark.parametrize("token_ms", [0.1, 0.4, 2.0])
 def test_steps_of_a_machine_of_known_cost_come_close_to_the_target(token_ms: float, row_ms: float, known: bool) -> None:
-    """10 ms a step, so much a row, 5 % of noise; the prompt never ends."""
+    """10 ms a step, so much a row, 5 % of noise; the prompt never ends. A tile is taken where half of one fits."""
     noise = random.Random(1)
     pace, streams = Pace(0.1, 1024), 8
 
@@ -72,4 +72,35 @@ def test_steps_of_a_machine_of_known_cost_come_close_to_the_target(token_ms: flo
         for _ in range(20):
             step(streams, 0)
     took = [step(streams, pace.prefill_budget(streams)) for _ in range(40)]
-    assert all(0.075 <= seconds <= 0.125 for seconds in took[20:])
+    tile_s = (10 + row_ms * streams + token_ms * (TILE + 1)) / 1e3 * 1.05
+    assert all(0.075 <= seconds <= max(0.125, tile_s) for seconds in took[20:])
+
+
+def test_chunks_are_whole_tiles_and_one_row_that_goes_with_the_streams() -> None:
+    pace = Pace(0.1, 512)
+    pace.observe(decode_rows=4, prefill_tokens=0, seconds=0.01)
+    pace.observe(decode_rows=4, prefill_tokens=100, seconds=0.11)  # 90 tokens would fit
+    assert pace.prefill_budget(4) == TILE + 1
+
+
+def test_deep_in_a_long_prompt_chunks_are_smaller_and_the_next_prompt_begins_with_large_ones_again() -> None:
+    """10 ms a step, and a token that costs 0.2 ms at the beginning of a prompt and 1.2 ms after 4,000 tokens."""
+    pace = Pace(0.1, 1024)
+    for _ in range(20):
+        pace.observe(decode_rows=4, prefill_tokens=0, seconds=0.01)
+
+    def prompt() -> list[tuple[int, float]]:
+        position, made = 0, []
+        while position < 4_000:
+            tokens = pace.prefill_budget(4, position)
+            seconds = 0.01 + sum(0.0002 + 0.001 * (position + n) / 4_000 for n in range(tokens))
+            pace.observe(decode_rows=4, prefill_tokens=tokens, position=position, seconds=seconds)
+            made.append((tokens, seconds))
+            position += tokens
+        return made
+
+    prompt()
+    again = prompt()
+    assert again[0][0] > again[-1][0]
+    assert all(seconds < 0.16 for _, seconds in again)
+    assert all(seconds > 0.05 for _, seconds in again[1:-1])

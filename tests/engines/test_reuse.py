@@ -160,3 +160,30 @@ def texts_of(model: LlamaModel) -> dict[str, str]:
         for event in model.step():
             texts[event.key] = texts.get(event.key, "") + event.text
     return texts
+
+
+@pytest.mark.parametrize("write", [tiny_gguf.write_tiny_llama, tiny_gguf.write_tiny_swa])
+def test_a_slot_between_two_that_work_keeps_its_cache(
+    write: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gets a row in every step, to make one pass of two, and forgets it again."""
+    path = write(tmp_path / "model.gguf")
+    prompts = [tokens_of(path, text) for text in PROMPTS[8:11]]
+    with loaded(exact(path, slots=3)) as model:
+        alone = [cold(model, prompts[n], 60) for n in (0, 2)]
+    with loaded(exact(path, slots=3)) as model:
+        for n, prompt in enumerate(prompts):
+            model.admit(sequence(prompt, 60 if n != 1 else 4, key=str(n)))
+        rows = count_rows(model, monkeypatch)
+        outputs: dict[str, str] = {}
+        while model.busy:
+            for event in model.step():
+                outputs[event.key] = outputs.get(event.key, "") + event.text
+        assert [outputs["0"], outputs["2"]] == alone
+        assert rows[-3:] == [3, 3, 3]  # two that work and the one between
+        assert model._slots[1].run is None
+        longer = (*model._slots[1].cached, 400)
+        rows.clear()
+        warm = text_of(model, longer)
+        assert rows[0] == 1
+        assert warm == cold(model, longer)

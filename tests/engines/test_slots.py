@@ -99,3 +99,19 @@ def test_any_reuse_is_of_a_free_slot_and_of_what_is_cached(
 def test_no_prefix_is_left_that_a_copy_would_have_saved(prompt: list[int], slots: list[Slot]) -> None:
     best = max(common_prefix(prompt[:-1], s.cached) for s in slots)
     assert find_reuse(prompt, slots, may_copy=True).keep > best - MIN_COPY
+
+
+def test_of_the_older_free_slots_one_beside_those_that_work_is_taken() -> None:
+    """A step over neighbours is one pass; see `engines.llamacpp.batch`."""
+    slots = [slot(0, [7], used=1), slot(1, [8], used=2), slot(2, busy=True), slot(3, [9], used=3), slot(4, [6], used=4)]
+    assert reuse([1, 2], *slots) == Reuse(1, 0)
+
+
+def test_a_hole_is_filled_before_the_row_grows() -> None:
+    slots = [slot(0), slot(1, busy=True), slot(2), slot(3, busy=True), slot(4), slot(5)]
+    assert reuse([1, 2], *slots) == Reuse(2, 0)
+
+
+def test_the_newer_half_of_what_is_cached_is_not_given_up_for_that() -> None:
+    slots = [slot(0, busy=True), slot(1, [8], used=9), slot(2, [7], used=2), slot(3, [6], used=1), slot(4, [5], used=8)]
+    assert reuse([1, 2], *slots) == Reuse(2, 0)
