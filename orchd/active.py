@@ -9,10 +9,11 @@ from pathlib import Path
 from engines.api import Footprint, Vocab
 from engines.errors import InvalidPrompt, LoadFailed
 from orchd import models
-from orchd.errors import InvalidParams, PoolUnavailable
+from orchd.errors import UNREADY_RETRY_S, InvalidParams, PoolUnavailable
 from orchd.schemas import TaskRequest
 
-_RETRY_S = 2.0
+INLINE_CHARS = 2000
+"""Prompts up to this length are tokenised on the event loop; longer ones on a thread, so that nobody's stream waits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +47,8 @@ class ActiveModel:
         """Raise `PoolUnavailable` if the request pins another model."""
         if request.model_ref is not None and not self.is_named(request.model_ref):
             raise PoolUnavailable(
-                f"the task asked for {request.model_ref!r} and its pool now serves {self.id!r}", retry_after_s=_RETRY_S
+                f"the task asked for {request.model_ref!r} and its pool now serves {self.id!r}",
+                retry_after_s=UNREADY_RETRY_S,
             )
 
     def tokenize(self, request: TaskRequest, *, ctx: int) -> array.array[int]:

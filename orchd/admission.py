@@ -8,17 +8,11 @@ import uuid
 from collections.abc import Mapping
 
 from engines.errors import EngineDead
-from orchd.active import ActiveModel
-from orchd.errors import InvalidParams, PoolUnavailable, PoolUnready
+from orchd.active import INLINE_CHARS, ActiveModel
+from orchd.errors import UNREADY_RETRY_S, InvalidParams, PoolUnavailable, PoolUnready
 from orchd.pools import Pool
 from orchd.schemas import TaskRequest
 from orchd.tasks import Task
-
-INLINE_CHARS = 2000
-"""Prompts up to this length are tokenised on the event loop; longer ones on a thread, so that nobody's stream waits."""
-
-UNREADY_RETRY_S = 2.0
-"""Pause to suggest where no queue's speed says how long it will take."""
 
 
 def check_room(pools: Mapping[str, Pool]) -> None:
@@ -97,7 +91,6 @@ async def prepare(pool: Pool, request: TaskRequest) -> Task:
 
 
 async def _tokenize(model: ActiveModel, request: TaskRequest, ctx: int) -> array.array[int]:
-    size = len(request.prompt or "") + sum(len(m.content) for m in request.messages or ())
-    if size <= INLINE_CHARS:
+    if request.prompt_chars <= INLINE_CHARS:
         return model.tokenize(request, ctx=ctx)
     return await asyncio.get_running_loop().run_in_executor(None, lambda: model.tokenize(request, ctx=ctx))

@@ -19,6 +19,9 @@ from __future__ import annotations
 
 import enum
 
+UNREADY_RETRY_S = 2.0
+"""Pause to suggest where no queue's speed says how long it will take."""
+
 
 class Code(str, enum.Enum):
     """The closed list of codes in an error envelope."""

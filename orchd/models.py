@@ -24,7 +24,7 @@ from engines.api import ProgressCallback
 from engines.errors import LoadFailed
 from orchd.errors import ConfigError, InvalidParams
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 SUFFIX = ".gguf"
 SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
@@ -196,7 +196,7 @@ def check_digest(path: Path, *, on_progress: ProgressCallback | None = None) -> 
     digests = {file: expected for file in files if (expected := _expected_digest(file))}
     if unchecked := [file.name for file in files if file not in digests]:
         more = f" and {len(unchecked) - 1} more" if len(unchecked) > 1 else ""
-        log.warning("%s%s not verified: there is no %s.sha256 beside it", unchecked[0], more, unchecked[0])
+        _log.warning("%s%s not verified: there is no %s.sha256 beside it", unchecked[0], more, unchecked[0])
     try:
         total_bytes = sum(file.stat().st_size for file in digests) or 1
         done_bytes = 0

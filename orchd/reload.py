@@ -13,18 +13,14 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from engines.errors import LoadFailed, OutOfDeviceMemory
-from orchd.active import ActiveModel
-from orchd.admission import INLINE_CHARS
+from orchd.active import INLINE_CHARS, ActiveModel
 from orchd.errors import DecodeTimeout, ReloadFailed, TaskError
+from orchd.pools import Pool
 from orchd.scheduler import Place
 from orchd.tasks import Task
 from orchd.worker import Host
-
-if TYPE_CHECKING:
-    from orchd.pools import Pool
 
 _log = logging.getLogger(__name__)
 
@@ -70,19 +66,19 @@ class Reload:
         pool, old = self._pool, self._pool.model
         assert old is not None  # a pool is not reloaded before it is loaded
         try:
-            new = await pool.open(self._path)
+            new = await pool.loader.open(self._path)
         except LoadFailed as error:
             raise self._failed("vetting", error, f"{old.id} still serves") from None
         try:
-            async with pool.loading_turn:
+            async with pool.loader.turn:
                 if pool.config.reload == "auto" and await self._fits_beside(new):
                     await self._beside(old, new)
                 else:
                     await self._instead(old, new)
         except BaseException:
-            pool.discard(new)
+            pool.loader.discard(new)
             raise
-        pool.discard(old)
+        pool.loader.discard(old)
         return old
 
     def _failed(self, step: str, error: LoadFailed, now: str) -> ReloadFailed:
@@ -100,7 +96,7 @@ class Reload:
 
     async def _beside(self, old: ActiveModel, new: ActiveModel) -> None:
         try:
-            await self._switch(new, await self._pool.load_hosts(new))
+            await self._switch(new, await self._pool.loader.load_hosts(new))
         except LoadFailed as error:
             raise self._failed("loading", error, f"{old.id} still serves") from None
 
@@ -117,7 +113,7 @@ class Reload:
             if stuck:
                 raise LoadFailed(f"{old.id} could not be taken down, because a worker hangs in a step")
             await self._await_room(new)
-            await self._switch(new, await pool.load_hosts(new))
+            await self._switch(new, await pool.loader.load_hosts(new))
         except Exception as error:
             now = await self._roll_back(old, stuck)
             if isinstance(error, LoadFailed):
@@ -142,7 +138,7 @@ class Reload:
         pool = self._pool
         lost, now = stuck, f"{old.id} was loaded again and serves"
         try:
-            hosts = await pool.load_hosts(old, without=stuck)
+            hosts = await pool.loader.load_hosts(old, without=stuck)
         except Exception as error:
             _log.error("pool %s: %s cannot be loaded again either: %s", pool.id, old.id, error)
             hosts = [None] * len(pool.replicas)
@@ -158,7 +154,7 @@ class Reload:
         try:
             tokens = await self._tokenize_waiting(new)
         except BaseException:
-            pool.discard_hosts(hosts)
+            pool.loader.discard_hosts(hosts)
             raise
         for task in pool.scheduler.waiting():
             if isinstance(outcome := tokens.get(task.id), TaskError) and pool.scheduler.cancel(task) is Place.WAITING:
@@ -171,7 +167,7 @@ class Reload:
         ctx = self._pool.config.ctx
         for _ in range(_MAX_ROUNDS):
             waiting = self._untokenized(tokens)
-            if sum(_size(task) for task in waiting) <= INLINE_CHARS:
+            if sum(task.request.prompt_chars for task in waiting) <= INLINE_CHARS:
                 break
             tokens |= await asyncio.to_thread(_tokenize, new, waiting, ctx)
         return tokens | _tokenize(new, self._untokenized(tokens), ctx)
@@ -181,11 +177,6 @@ class Reload:
 
 
 _MAX_ROUNDS = 8  # each leaves only what came in meanwhile
-
-
-def _size(task: Task) -> int:
-    request = task.request
-    return len(request.prompt or "") + sum(len(message.content) for message in request.messages or ())
 
 
 def _tokenize(model: ActiveModel, tasks: Sequence[Task], ctx: int) -> Tokens:

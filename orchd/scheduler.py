@@ -229,6 +229,11 @@ class Scheduler:
             seat.claims = 0
             self._place_all()
 
+    def note_free_bytes(self, seat: Seat, free_bytes: int) -> None:
+        """Free memory of a replica's device, as measured last; counts from the next placement on."""
+        with self._lock:
+            seat.free_bytes = free_bytes
+
     def note_stall(self, seat: Seat) -> list[str]:
         """A replica's worker hangs: tasks placed there are placed elsewhere, until it moves again.
 

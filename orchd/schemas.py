@@ -58,6 +58,11 @@ class TaskRequest(StrictWire, frozen=True, kw_only=True):
     repeat_penalty: Annotated[float, Meta(gt=0, le=10)] = 1.0
     ignore_eos: bool = False
 
+    @property
+    def prompt_chars(self) -> int:
+        """Characters of its prompt or of all its messages."""
+        return len(self.prompt or "") + sum(len(message.content) for message in self.messages or ())
+
 
 class Accepted(Wire, frozen=True, kw_only=True):
     """Body of a 202.

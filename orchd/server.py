@@ -27,6 +27,7 @@ from orchd.http.connection import serving
 from orchd.loader import Loader
 from orchd.metrics import Metrics
 from orchd.observer import Observer, PoolSummary, Summary
+from orchd.pool_loader import PoolLoader
 from orchd.pools import Pool
 from orchd.service import Service
 from orchd.telemetry import PERIOD_S, Telemetry
@@ -172,10 +173,9 @@ class Server:
             pool.id: Pool(
                 pool,
                 placed,
+                PoolLoader(pool, placed, loader, step_target_s=config.workers.step_target_ms / 1000),
                 capacity=config.queue.capacity,
                 worker_of=self._worker_of,
-                loader=loader,
-                step_target_s=config.workers.step_target_ms / 1000,
                 stall_s=config.workers.stall_s,
                 clock=time.monotonic,
             )
@@ -200,7 +200,7 @@ class Server:
     def _note_readings(self, service: Service) -> None:
         down = [report for pool in service.pools.values() for report in pool.note_readings(self._telemetry)]
         if down:
-            service.post(list(down))
+            service.post(down)
 
     @contextlib.asynccontextmanager
     async def _http(self, service: Service, listening: socket.socket) -> AsyncIterator[None]:

@@ -15,9 +15,9 @@ from typing import Any, Literal, TypeVar
 
 from engines.api import FinishReason
 from orchd import admission, models
-from orchd.admission import UNREADY_RETRY_S
 from orchd.config import TasksConfig
 from orchd.errors import (
+    UNREADY_RETRY_S,
     DecodeTimeout,
     InvalidParams,
     NotFound,

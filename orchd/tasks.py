@@ -140,10 +140,6 @@ class TaskStore:
         """Keep a task."""
         self._tasks[task.id] = task
 
-    def discard(self, task: Task) -> None:
-        """Forget a task that was not accepted after all."""
-        self._tasks.pop(task.id, None)
-
     def note_end(self, task: Task) -> None:
         """Begin a task's retention."""
         self._left.pop(task.id, None)

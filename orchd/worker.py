@@ -291,11 +291,11 @@ class Worker:
     def _abandon(self, replica: Replica, host: Host, error: Exception) -> None:
         """A model is beyond repair: with it goes its replica, unless a reload has replaced it already."""
         if host is replica.seat.host:
-            self.give_up(replica, str(error))
+            self._give_up(replica, str(error))
         else:
             self._end_all(replica, host, FinishReason.ERROR, _lost())  # and then it is retired
 
-    def give_up(self, replica: Replica, why: str) -> None:
+    def _give_up(self, replica: Replica, why: str) -> None:
         """Close everything a replica has; whoever listens to `ReplicaDown` brings it back."""
         replica.scheduler.set_ready(replica.seat, ready=False)
         replica.setbacks += 1

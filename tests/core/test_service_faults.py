@@ -22,6 +22,7 @@ from orchd.errors import AdmissionReject, PoolUnavailable
 from orchd.loader import Loader
 from orchd.metrics import Metrics
 from orchd.observer import Summary
+from orchd.pool_loader import PoolLoader
 from orchd.pools import MAX_RECOVERY_PAUSE_S, Pool
 from orchd.schemas import Priority, TaskRequest
 from orchd.service import Service
@@ -163,19 +164,19 @@ async def make_stage(
     devices = [Device(f"cpu#{index}", DeviceSpec("cpu")) for index in range(replicas)]
     workers = {device.name: Worker(device.name, clock=clock) for device in devices}
     loader = Loader(engine, Quiet())
+    configs = [PoolConfig(id=name, slots=slots, ctx=64) for name in pools]
     made = {
-        name: Pool(
-            PoolConfig(id=name, slots=slots, ctx=64),
+        config.id: Pool(
+            config,
             devices,
+            PoolLoader(config, devices, loader, step_target_s=0.1),
             capacity=capacity,
             worker_of=lambda device: workers[device.name],
-            loader=loader,
-            step_target_s=0.1,
             stall_s=60,
             clock=clock,
             sleep=pauses,
         )
-        for name in pools
+        for config in configs
     }
     service = Service(made, TasksConfig(), clock=clock)
     stage = Stage(engine, service, list(workers.values()), pauses, clock)
@@ -289,7 +290,9 @@ async def test_one_lost_pool_leaves_the_other_on_the_same_device_alone(tiny_mode
         hang = Hang()
         stage.model(0).step_faults.append(hang)
         stage.model(0).always = BROKEN
-        lost = [await stage.submit() for _ in range(6)]
+        lost = [await stage.submit()]
+        await stage.until(hang.began.is_set)  # alone, so that the others take three steps, which all fail
+        lost += [await stage.submit() for _ in range(5)]
         fine = [await stage.submit(pool="other", max_tokens=20) for _ in range(6)]
         hang.release.set()
         assert await stage.ends_of(fine) == {"length": 6}

@@ -282,10 +282,3 @@ def test_a_forgotten_task_can_still_be_left() -> None:
     store.leave(task)
     clock.now += 10
     assert store.sweep() == []
-
-
-def test_a_discarded_task_is_gone() -> None:
-    store = make_store(Clock())
-    store.add(task := _accepted_task())
-    store.discard(task)
-    assert store.get(task.id) is None

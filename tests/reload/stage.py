@@ -18,6 +18,7 @@ from orchd.devices import Device
 from orchd.loader import Loader
 from orchd.models import ModelState, model_id
 from orchd.observer import Summary
+from orchd.pool_loader import PoolLoader
 from orchd.pools import Pool
 from orchd.schemas import TaskRequest
 from orchd.service import Service
@@ -130,7 +131,7 @@ class Stage:
 
     async def idle_loader(self) -> None:
         """Whatever the loading thread was given is done, closing included."""
-        await self.pool._loader.run(lambda: None)
+        await self.pool.loader._loader.run(lambda: None)
 
     async def check_leaks(self) -> None:
         """Handles that nobody uses are closed, once, and the others are not; workers may take a moment."""
@@ -200,13 +201,13 @@ async def staged(
     for pool_id in pools:
         devices = [Device(f"cpu#{pool_id}{i}", DeviceSpec("cpu", ordinal=i)) for i in range(replicas)]
         own = {device.name: Worker(device.name, clock=time.monotonic) for device in devices}
+        config = PoolConfig(id=pool_id, slots=slots, ctx=ctx, reload=mode)  # type: ignore[arg-type]
         made[pool_id] = Pool(
-            PoolConfig(id=pool_id, slots=slots, ctx=ctx, reload=mode),  # type: ignore[arg-type]
+            config,
             devices,
+            PoolLoader(config, devices, loader, step_target_s=0.1),
             capacity=16,
             worker_of=lambda device, own=own: own[device.name],  # type: ignore[misc]
-            loader=loader,
-            step_target_s=0.1,
             stall_s=stall_s,
             clock=time.monotonic,
             sleep=pause,

@@ -504,8 +504,8 @@ async def test_a_load_is_cut_short_at_shutdown(tmp_path: Path) -> None:
         stage.engine.hook = hook
         reload = asyncio.create_task(stage.service.reload("default", "b"))
         await until(there.is_set, "it is under way")
-        closing = asyncio.create_task(asyncio.to_thread(stage.pool._loader.close))
-        await until(lambda: stage.pool._loader._closing, "the loader is told")
+        closing = asyncio.create_task(asyncio.to_thread(stage.pool.loader._loader.close))
+        await until(lambda: stage.pool.loader._loader._closing, "the loader is told")
         go_on.set()
         await closing
         with pytest.raises(ReloadFailed, match="the server is shutting down"):

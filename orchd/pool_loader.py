@@ -1,0 +1,127 @@
+"""From a file to the handles of a pool's replicas: looked at from outside, vetted, measured, loaded on each device."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
+
+from engines.api import ModelSpec
+from engines.errors import LoadFailed
+from orchd import memory, models
+from orchd.active import ActiveModel
+from orchd.config import PoolConfig
+from orchd.devices import Device
+from orchd.loader import Loader
+from orchd.worker import Host
+
+_log = logging.getLogger(__name__)
+
+
+class PoolLoader:
+    """What one pool loads, on its devices and with its settings. Event loop thread only.
+
+    Args:
+        config: The pool's settings.
+        devices: One replica on each.
+        loader: Does the loading, for all pools.
+        step_target_s: See `engines.api.ModelSpec`.
+    """
+
+    def __init__(self, config: PoolConfig, devices: Sequence[Device], loader: Loader, *, step_target_s: float) -> None:
+        self.turn = loader.turn
+        """To be held from `check_fit` until the model is loaded."""
+        self._config = config
+        self._devices = devices
+        self._loader = loader
+        self._step_target_s = step_target_s
+
+    async def open(self, path: Path) -> ActiveModel:
+        """Look at a file from outside, then where it can do no harm, then open its tokenizer. Raises `LoadFailed`."""
+        fingerprint = models.fingerprint(path)
+        await self._loader.run(lambda: models.looks_like_gguf(path))
+        await self._loader.run(lambda: models.check_digest(path, on_progress=self._digest_progress(path)))
+        footprint = await self._loader.vet(self._spec(path))
+        if models.fingerprint(path) != fingerprint:
+            raise LoadFailed(f"{path.name} changed while it was being vetted; ask again when it is complete")
+        return ActiveModel(
+            models.model_id(path), path, await self._loader.vocab(path), footprint=footprint, fingerprint=fingerprint
+        )
+
+    async def check_fit(self, model: ActiveModel, *, leaving: ActiveModel | None = None) -> None:
+        """Raise `OutOfDeviceMemory` unless every device has room for its replicas now, or without a model it has."""
+        places = Counter(memory.place_of(device) for device in self._devices)
+        needs = {place: memory.need(model.footprint, replicas, place=place) for place, replicas in places.items()}
+        free = await self._loader.run(lambda: {place: memory.free_bytes(place) for place in places})
+        freed = {} if leaving is None else {place: leaving.footprint.total * n for place, n in places.items()}
+        memory.check_fit(model.path.name, needs, free, leaving=freed)
+
+    async def load_hosts(self, model: ActiveModel, *, without: Collection[int] = ()) -> list[Host | None]:
+        """A handle for every replica but some, or `LoadFailed` and none."""
+        hosts: list[Host | None] = []
+        try:
+            for index in range(len(self._devices)):
+                hosts.append(None if index in without else await self.load_host(index, model))
+        except BaseException:
+            self.discard_hosts(hosts)
+            raise
+        return hosts
+
+    async def load_host(self, index: int, model: ActiveModel) -> Host:
+        """A handle for one replica, of the very files that were vetted. Raises `LoadFailed`."""
+        device = self._devices[index]
+        label = f"{self._config.id}/{index} {model.id} on {device.name}"
+        model.check_unchanged()
+        try:
+            host = Host(await self._loader.model(self._spec(model.path), device.spec, label=label))
+        except LoadFailed as error:
+            if len(self._devices) == 1:
+                raise
+            raise type(error)(f"{error} (replica {index} on {device.name})") from None
+        try:
+            model.check_unchanged()
+        except LoadFailed:
+            self.discard_hosts([host])
+            raise
+        return host
+
+    def discard(self, model: ActiveModel) -> None:
+        """Close the tokenizer of a model that the pool does not serve."""
+        self._loader.discard(model.vocab)
+
+    def discard_hosts(self, hosts: Iterable[Host | None]) -> None:
+        """Close handles that no worker was given."""
+        self._loader.discard(*(host.model for host in hosts if host is not None))
+
+    def trim(self) -> None:
+        """Give the system back what workers closed."""
+        self._loader.trim()
+
+    def _digest_progress(self, path: Path) -> Callable[[float], None]:
+        """Logs every tenth of the way; called on the loading thread."""
+        tenth = 0
+
+        def log(share: float) -> None:
+            nonlocal tenth
+            self._loader.check_open()
+            if int(share * 10) > tenth:
+                tenth = int(share * 10)
+                _log.info("pool %s: %d %% of %s compared with its checksum", self._config.id, 10 * tenth, path.name)
+
+        return log
+
+    def _spec(self, path: Path) -> ModelSpec:
+        config = self._config
+        return ModelSpec(
+            path,
+            slots=config.slots,
+            ctx=config.ctx,
+            batch=config.batch,
+            flash_attn=config.flash_attn,
+            cache_type_k=config.cache_type_k,
+            cache_type_v=config.cache_type_v,
+            swa_full=config.swa_full,
+            mmap=config.mmap,
+            step_target_s=self._step_target_s,
+        )
