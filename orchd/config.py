@@ -41,6 +41,8 @@ CacheType = Literal["f16", "q8_0", "q4_0", "f32", "bf16"]
 
 
 class ServerConfig(Strict, frozen=True):
+    """Where it listens, who gets in, and its limits."""
+
     host: Annotated[str, Meta(min_length=1, description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65535, description="TCP port; 0 takes a free one.")] = 8737
     token: Annotated[str | None, Meta(description="The token that every request must carry.")] = None
@@ -68,10 +70,14 @@ class ServerConfig(Strict, frozen=True):
 
 
 class QueueConfig(Strict, frozen=True):
+    """What may wait."""
+
     capacity: Annotated[int, Meta(ge=1, le=1_000_000, description="Tasks that may wait in each pool's queue.")] = 64
 
 
 class TasksConfig(Strict, frozen=True):
+    """How long tasks are kept."""
+
     retention_s: Annotated[
         float, Meta(ge=0, le=30 * DAY_S, description="Seconds that a task's events are kept after its end.")
     ] = 300.0
@@ -85,6 +91,8 @@ class TasksConfig(Strict, frozen=True):
 
 
 class WorkersConfig(Strict, frozen=True):
+    """How devices work."""
+
     stall_s: Annotated[
         float,
         Meta(
@@ -104,10 +112,14 @@ class WorkersConfig(Strict, frozen=True):
 
 
 class ModelsConfig(Strict, frozen=True):
+    """Where models lie."""
+
     roots: Annotated[tuple[Folder, ...], Meta(description="Folders whose models a reload may ask for.")] = ()
 
 
 class PoolConfig(Strict, frozen=True):
+    """One model, a replica of it on each device, one queue before them."""
+
     id: Annotated[PoolId, Meta(description="The pool's name in requests and metrics.")] = "default"
     model: Annotated[
         File | None,

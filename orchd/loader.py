@@ -19,7 +19,8 @@ from orchd.observer import Observer
 class Closeable(Protocol):
     """What can be loaded."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Give its memory back."""
 
 
 T = TypeVar("T")

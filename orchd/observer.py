@@ -48,11 +48,14 @@ class Observer(Protocol):
     def loading(self, label: str, share: float) -> None:
         """A model is being loaded; `share` of it, 0.0 to 1.0, is done."""
 
-    def loaded(self, label: str, seconds: float) -> None: ...
+    def loaded(self, label: str, seconds: float) -> None:
+        """It is loaded, and took so long."""
 
-    def ready(self, summary: Summary) -> None: ...
+    def ready(self, summary: Summary) -> None:
+        """Every pool serves."""
 
     def stopping(self, running: int) -> None:
         """Nothing more is admitted; `running` tasks may still finish."""
 
-    def stopped(self) -> None: ...
+    def stopped(self) -> None:
+        """All is closed; the process ends."""

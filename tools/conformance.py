@@ -119,6 +119,7 @@ def _report(recorder: _Recorder) -> bool:
 
 
 def main() -> int:
+    """The command; 1 if a clause failed or has no test that can fail."""
     parser = argparse.ArgumentParser(prog="python -m tools.conformance")
     parser.add_argument("--write", action="store_true", help="bring the last column of docs/conformance.md up to date")
     parser.add_argument("--collect", metavar="FILE", type=Path, help="write the marked tests there, as JSON")

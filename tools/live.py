@@ -35,6 +35,7 @@ class Answer:
     body: bytes
 
     def json(self) -> Any:
+        """The body, parsed."""
         return json.loads(self.body)
 
 

@@ -192,6 +192,7 @@ def _fetch(url: str) -> str:
 
 
 def main() -> int:
+    """The command; 1 if anything is more, less or different."""
     parser = argparse.ArgumentParser(prog="python -m tools.metrics_lint")
     parser.add_argument("--url", help="lint this server instead of one started here")
     parser.add_argument("--gpu", action="store_true", help="it has GPU replicas")

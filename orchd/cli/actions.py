@@ -41,6 +41,8 @@ from orchd.errors import ConfigError, OrchdError
 
 
 class Exit(enum.IntEnum):
+    """What a command tells the shell."""
+
     OK = 0
     FAILED = 1
     NO_ANSWER = 2
@@ -70,6 +72,7 @@ class Target:
     token: str
 
     def client(self) -> Client:
+        """A client for it, to be entered. Raises `ConfigError` if the address or the token cannot be one."""
         try:
             return Client(self.url, token=self.token)
         except ValueError as error:
@@ -113,6 +116,7 @@ def finish(command: Callable[[], Command], *, interrupted: str | None = None) ->
 
 
 async def health(target: Target, *, as_json: bool) -> Exit:
+    """Asks a server how it is; no answer is an answer too."""
     async with target.client() as client:
         try:
             answer = await client.health()
@@ -129,6 +133,7 @@ async def health(target: Target, *, as_json: bool) -> Exit:
 
 
 async def reload(target: Target, pool_id: str, new_model_ref: str | None, *, as_json: bool) -> Exit:
+    """Replaces a pool's model and says what it was, what it is now and how long that took."""
     async with target.client() as client:
         before = {pool.id: pool.model_id for pool in (await client.health()).pools}
         start = time.monotonic()
@@ -144,6 +149,7 @@ async def reload(target: Target, pool_id: str, new_model_ref: str | None, *, as_
 
 
 def check(config: Config, *, token_file: Path | None, as_json: bool) -> Exit:
+    """Explains a configuration; starts nothing."""
     with _status("looking at devices and models"):
         report = Checkup(config, os.environ, token_file=token_file).run()
     if as_json:

@@ -64,6 +64,7 @@ class ServeConsole:
         self._quarters: dict[str, int] = {}
 
     def loading(self, label: str, share: float) -> None:
+        """A bar on a terminal, else a line for each quarter."""
         if self._live:
             self._show_bar(label, share)
             return
@@ -73,6 +74,7 @@ class ServeConsole:
             self._say(f"loading {label}: {quarter * 25} %")
 
     def loaded(self, label: str, seconds: float) -> None:
+        """The bar goes, a line stays."""
         self._quarters.pop(label, None)
         if self._progress is not None and label in self._bars:
             self._progress.remove_task(self._bars.pop(label))
@@ -81,12 +83,14 @@ class ServeConsole:
         self._say(f"loaded {label} in {seconds:.1f} s")
 
     def ready(self, summary: Summary) -> None:
+        """What to do now: address, token, models, a command to copy."""
         self.close()
         for line in ready_screen(summary):
             self.out.print(line, soft_wrap=True)
         self.out.file.flush()
 
     def stopping(self, running: int) -> None:
+        """What it still waits for."""
         self.close()
         if running:
             tasks = "1 running task" if running == 1 else f"{running} running tasks"
@@ -95,6 +99,7 @@ class ServeConsole:
             self._say("stopping")
 
     def stopped(self) -> None:
+        """The last line."""
         self.close()
         self._say("stopped")
 

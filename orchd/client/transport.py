@@ -25,6 +25,8 @@ _T = TypeVar("_T")
 
 
 class Reply(NamedTuple):
+    """A whole answer."""
+
     status: int
     headers: Mapping[str, str]
     body: bytes
@@ -45,9 +47,11 @@ class Transport:
         self._session: aiohttp.ClientSession | None = None
 
     def open(self) -> None:
+        """Begin; on the event loop that will use it."""
         self._session = aiohttp.ClientSession(headers=self._headers)
 
     async def close(self) -> None:
+        """Close every connection."""
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -118,6 +122,7 @@ class Transport:
             raise self.bad_answer(error.message) from None
 
     def decode(self, reply: Reply, kind: type[_T]) -> _T:
+        """The body as one of our structs. Raises `BadAnswer`."""
         try:
             return msgspec.json.decode(reply.body, type=kind)
         except msgspec.DecodeError as error:
@@ -138,6 +143,7 @@ class Transport:
         )
 
     def bad_answer(self, what: str) -> BadAnswer:
+        """The error for an answer that no orchd server gives."""
         return BadAnswer(f"what answers at {self.base_url} does not speak like an orchd server: {what}")
 
     def _not_reachable(self, error: BaseException) -> NotReachable:
@@ -157,6 +163,7 @@ def _is_address(url: str) -> bool:
 
 
 async def read(response: aiohttp.ClientResponse) -> Reply:
+    """All of an answer."""
     return Reply(response.status, response.headers, await response.read())
 
 

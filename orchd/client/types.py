@@ -38,6 +38,7 @@ class Token(schemas.Token, frozen=True, kw_only=True):
 
     @property
     def text(self) -> str:
+        """The piece."""
         return self.t
 
 

@@ -89,6 +89,7 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
+        """The answer to what is not HTTP, and to a defect that no middleware saw."""
         if request.writer.output_size > 0:
             raise ConnectionError("an answer has begun already; all that is left is to close the connection")
         if isinstance(exc, HttpProcessingError):
@@ -103,6 +104,7 @@ class Connection(web.RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
+        """Sends an answer; one that aiohttp made becomes ours."""
         if isinstance(resp, web.HTTPException):
             resp = errors.from_http_error(resp, request)
         return await super().finish_response(request, resp, start_time)
