@@ -110,7 +110,7 @@ def test_gpus_are_listed_and_measured(tiny_model_path: Path, monkeypatch: pytest
     monkeypatch.setattr(memory, "free_bytes", lambda place: {"gpu:0": 6 * 2**30}[place])
     result = check("-m", str(tiny_model_path))
     assert result.exit_code == 0
-    assert "gpu:0    NVIDIA Test, 6.00 GiB of 8.00 GiB free, GPU-8f5e" in result.stdout
+    assert "gpu:0 NVIDIA Test, 6.00 GiB of 8.00 GiB free, GPU-8f5e" in " ".join(result.stdout.split())
     assert as_json("-m", str(tiny_model_path))["pools"][0]["devices"] == ["gpu:0"]
 
 
