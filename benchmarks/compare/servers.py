@@ -1,7 +1,7 @@
 """One server process, from its start to its exit, and what the kernel says about it.
 
 Guarantee: when `serving` has been left, the process and whatever it started have exited. Two servers never live at the
-same time: waiting OpenMP threads of an idle one spin.
+same time: the threads of an idle one may spin.
 """
 
 from __future__ import annotations

@@ -1,0 +1,127 @@
+"""What a step costs, without a server: the figures behind the choice of slots, of chunk sizes and of defaults.
+
+    python -m benchmarks.steps [--model FILE] [--threads T]
+
+Three tables, in milliseconds: decoding by which slots work; decoding by flash attention and type of the KV cache;
+and a prompt token by the size of the chunk it comes in. Medians; the settings take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from engines.api import ModelSpec
+from engines.llamacpp.native import NativeContext, NativeModel
+from orchd.devices import usable_cores
+from orchd.models import demo_model_path
+
+SLOTS: Final = 8
+CTX: Final = 2048
+WORKING: Final = ([0], [0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 3, 4], [0, 2, 4, 6], [3, 2, 1, 0], list(range(8)))
+CHUNKS: Final = (16, 32, 48, 63, 64, 96, 128, 192, 256, 512)
+DEPTHS: Final = (0, 512, 1024)
+
+
+@contextlib.contextmanager
+def opened(spec: ModelSpec, threads: int) -> Iterator[NativeContext]:
+    """A context with its model."""
+    model = NativeModel(spec.path)
+    try:
+        context = NativeContext(model, spec, threads=threads)
+        try:
+            yield context
+        finally:
+            context.close()
+    finally:
+        model.close()
+
+
+def step_ms(context: NativeContext, slots: Sequence[int], positions: Sequence[int]) -> float:
+    """One step with a row for each position in each slot."""
+    rows = len(slots) * len(positions)
+    context.token[:rows] = np.random.default_rng(rows).integers(1000, 2000, rows)
+    context.pos[:rows] = np.tile(positions, len(slots))
+    context.seq[:rows] = np.repeat(slots, len(positions))
+    context.output[:rows] = 0
+    context.output[rows - 1] = 1
+    began = time.perf_counter()
+    context.decode(rows)
+    return (time.perf_counter() - began) * 1e3
+
+
+def decode_ms(context: NativeContext, slots: Sequence[int], tokens: int) -> float:
+    """Median step of streams that begin together and run for so many tokens."""
+    context.clear()
+    return statistics.median(step_ms(context, slots, [position]) for position in range(tokens))
+
+
+def token_ms(context: NativeContext, chunk: int, depth: int) -> float:
+    """Milliseconds for each token of a prompt's chunks between a depth and 256 tokens more, but two chunks at least."""
+    context.clear()
+    done, steps = 0, []
+    while done < depth + max(256, 2 * chunk):
+        size = min(512, depth - done) if done < depth else chunk
+        took = step_ms(context, [0], range(done, done + size))
+        if done >= depth:
+            steps.append(took / size)
+        done += size
+    return statistics.median(steps)
+
+
+def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print it as Markdown."""
+    print(f"\n{title}\n", "| " + " | ".join(head) + " |", "| --- " * len(head) + "|", sep="\n")
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.steps", description=__doc__)
+    parser.add_argument(
+        "--model", type=Path, default=demo_model_path(), metavar="FILE", help="(default: the demo model)"
+    )
+    parser.add_argument("--threads", type=int, default=usable_cores())
+    options = parser.parse_args()
+    if options.model is None:
+        parser.error("the demo model is not installed; run 'make setup', or give --model FILE")
+    spec = ModelSpec(options.model.resolve(), slots=SLOTS, ctx=CTX)
+
+    with opened(spec, options.threads) as context:
+        decode_ms(context, [0], 50)  # warm-up
+        turns = [[decode_ms(context, slots, 60) for slots in WORKING] for _ in range(3)]
+    by_slots = [f"{statistics.median(column):.1f}" for column in zip(*turns, strict=True)]
+    named = [str(slots).replace(" ", "") for slots in WORKING]
+    table("One row in each of these slots, in this order:", ("slots", "ms"), list(zip(named, by_slots, strict=True)))
+
+    kinds = {
+        "flash attention": spec,
+        "without": replace(spec, flash_attn="off"),
+        "with, KV cache q8_0": replace(spec, cache_type_k="q8_0", cache_type_v="q8_0"),
+    }
+    with contextlib.ExitStack() as stack:
+        contexts = [stack.enter_context(opened(kind, options.threads)) for kind in kinds.values()]
+        rows = []
+        for count in (1, 4, 8):
+            turns = [[decode_ms(context, range(count), 400) for context in contexts] for _ in range(3)]
+            rows.append([str(count), *(f"{statistics.median(column):.1f}" for column in zip(*turns, strict=True))])
+        table("Streams of 400 tokens:", ("streams", *kinds), rows)
+        rows = []
+        for chunk in CHUNKS:
+            cells = [
+                " / ".join(f"{token_ms(context, chunk, depth):.2f}" for depth in DEPTHS) for context in contexts[:2]
+            ]
+            rows.append([str(chunk), *cells])
+        table(f"A prompt token at position {' / '.join(map(str, DEPTHS))}:", ("chunk", *list(kinds)[:2]), rows)
+
+
+if __name__ == "__main__":
+    main()
