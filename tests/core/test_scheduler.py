@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import random
 import threading
 from collections import Counter
@@ -179,7 +180,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def memory_changes(self, data: st.DataObject) -> None:
-        data.draw(st.sampled_from(self.scheduler.seats)).free_bytes = data.draw(st.integers(0, 3))
+        self.scheduler.note_free_bytes(data.draw(st.sampled_from(self.scheduler.seats)), data.draw(st.integers(0, 3)))
 
     @rule(seconds=st.floats(0, 10))
     def time_passes(self, seconds: float) -> None:
@@ -293,6 +294,51 @@ def test_a_stalled_replica_gets_nothing_until_it_moves_again() -> None:
     assert scheduler.any_ready
 
 
+def test_a_replica_that_comes_takes_what_waits() -> None:
+    scheduler = make_scheduler(1)
+    scheduler.set_ready(scheduler.seats[0], ready=False)
+    submit(scheduler, waiting := make_task())
+    assert not scheduler.any_ready
+    scheduler.set_ready(scheduler.seats[0], ready=True)
+    assert scheduler.any_ready
+    assert scheduler.seats[0].claims == 1
+    assert take(scheduler, scheduler.seats[0]) is waiting
+
+
+def test_a_switch_changes_every_host_at_once_and_the_prompts_of_those_that_wait() -> None:
+    scheduler = make_scheduler(1, 2, 1)
+    submit(scheduler, started := make_task(prompt="a"))
+    taken = take_all(scheduler)
+    submit(scheduler, *(waiting := [make_task(prompt="a") for _ in range(4)]))
+    new = array.array("i", [7])
+    scheduler.switch(["new 0", None, "new 2"], {task.id: new for task in [started, waiting[0], waiting[2]]})
+    assert taken == [started]
+    assert [task.tokens is new for task in [started, *waiting]] == [False, True, False, True, False]
+    assert [(seat.host, seat.ready) for seat in scheduler.seats] == [("new 0", True), (None, False), ("new 2", True)]
+    assert [seat.claims for seat in scheduler.seats] == [1, 0, 1]
+    scheduler.check_integrity()
+    found = [scheduler.next_for(seat) for seat in scheduler.seats]
+    assert found == [(waiting[0], "new 0"), None, (waiting[1], "new 2")]
+
+
+def test_a_replica_that_is_brought_back_takes_what_waits_on_its_new_host() -> None:
+    scheduler = make_scheduler(2)
+    seat = scheduler.seats[0]
+    scheduler.switch([None], {})
+    submit(scheduler, *(tasks := [make_task() for _ in range(3)]))
+    assert take(scheduler, seat) is None
+    scheduler.bring_back(seat, "again")
+    assert seat.claims == 2
+    assert scheduler.next_for(seat) == (tasks[0], "again")
+
+
+def test_free_memory_counts_from_the_next_placement_on() -> None:
+    scheduler = make_scheduler(2, 2)
+    scheduler.note_free_bytes(scheduler.seats[1], 2**30)
+    submit(scheduler, make_task())
+    assert [seat.claims for seat in scheduler.seats] == [0, 1]
+
+
 def test_cancelling_a_placed_task_gives_its_slot_to_the_next() -> None:
     scheduler = make_scheduler(1, 1)
     first, second, third = (make_task() for _ in range(3))
@@ -311,6 +357,19 @@ def test_cancelled_tasks_do_not_pile_up_in_the_heap() -> None:
             assert scheduler.cancel(task) is Place.WAITING
     assert len(scheduler._heap) <= 64
     assert scheduler.dropped[INTERACTIVE] == 10_000
+
+
+@pytest.mark.parametrize(
+    ("tasks", "sizes"), [(300, [300, 149, 74, 36]), (131, [131, 65, 32]), (129, [129, 64]), (64, [64])]
+)
+def test_the_heap_is_rebuilt_only_where_it_is_large_and_most_of_it_is_gone(tasks: int, sizes: list[int]) -> None:
+    scheduler = make_scheduler(1, capacity=1000)
+    submit(scheduler, *(waiting := [make_task() for _ in range(tasks)]))
+    seen = [tasks]
+    for task in waiting:
+        scheduler.cancel(task)
+        seen.append(len(scheduler._heap))
+    assert list(dict.fromkeys(seen)) == sizes
 
 
 def test_a_pool_without_a_ready_replica_still_bounds_and_predicts() -> None:

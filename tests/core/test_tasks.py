@@ -110,7 +110,7 @@ def test_nothing_follows_an_end(event: Started | Token | End) -> None:
     log = EventLog()
     log.append(END)
     assert log.ended
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match=r"^an event after the end of its task$"):
         log.append(event)
     assert len(log.frames) == 1
 
