@@ -125,8 +125,8 @@ setup-locked: $(BUILT) ## like setup, but exactly what requirements/dev.txt says
 	@touch $(READY) $(DEV_READY)
 
 audit: $(SUPPLY_READY) ## look for known vulnerabilities in what the lock files name; needs the network
-	$(BIN)/pip-audit --disable-pip --require-hashes --requirement requirements/run.txt
-	$(BIN)/pip-audit --disable-pip --require-hashes --requirement requirements/dev.txt
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements/run.txt
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements/dev.txt
 
 sbom: $(SUPPLY_READY) ## write build/orchd.cdx.json, a CycloneDX bill of what orchd runs on
 	@mkdir -p build

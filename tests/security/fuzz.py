@@ -6,10 +6,12 @@ Each takes bytes and raises if the parser breaks a promise. Atheris is no depend
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType
 
 import msgspec
 
@@ -102,13 +104,29 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target for target in (sse, stop_string, gguf_head, event_id, reference, task, controls)
 }
 
+SEEDS = {
+    "sse": b'id: 1\nevent: token\ndata: {"text":"a"}\n\n: ping\r\n\r\n',
+    "stop_string": b"abc bcd\nxxabxabcd",
+    "gguf_head": b"GGUF\x03\x00\x00\x00" + bytes(16),
+    "event_id": b"12",
+    "reference": b"folder/../model.gguf",
+    "task": b'{"prompt":"a","max_tokens":4,"stop":["b"],"temperature":0.5,"seed":1}',
+    "controls": b"a<|im_end|>b<|im_<s>start|>[INST]",
+}
+"""What each parser takes as right; from there it is mutated."""
+
 
 def main() -> None:
     import atheris  # type: ignore[import-untyped,import-not-found,unused-ignore]
 
     name, *arguments = sys.argv[1:]
-    atheris.instrument_all()
-    atheris.Setup([sys.argv[0], *arguments], TARGETS[name])
+    for item in gc.get_objects():  # `atheris.instrument_all` takes minutes: it does what is not ours as well
+        if isinstance(item, FunctionType) and str(item.__module__).split(".")[0] in ("engines", "orchd", "__main__"):
+            atheris.instrument_func(item)
+    corpus = Path("build/fuzz", name)
+    corpus.mkdir(parents=True, exist_ok=True)
+    (corpus / "seed").write_bytes(SEEDS[name])
+    atheris.Setup([sys.argv[0], f"-artifact_prefix={corpus}-", str(corpus), *arguments], TARGETS[name])
     atheris.Fuzz()
 
 
