@@ -1,0 +1,76 @@
+"""A prompt is tokenised for the model that its pool serves when it is queued, also where a reload comes between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from engines.api import Footprint, Vocab
+from engines.errors import EngineDead
+from orchd import admission
+from orchd.active import INLINE_CHARS, ActiveModel
+from orchd.config import PoolConfig
+from orchd.errors import PoolUnavailable
+from orchd.pools import Pool
+from orchd.schemas import TaskRequest
+
+
+class Tokenizer:
+    """Every prompt is one token; something may happen before it answers."""
+
+    def __init__(self, token: int, before: Callable[[], None] = lambda: None) -> None:
+        self.token = token
+        self.before = before
+
+    def tokenize(self, text: str) -> list[int]:
+        self.before()
+        return [self.token]
+
+
+class Serving:
+    """As much of a pool as admission looks at."""
+
+    id = "default"
+    config = PoolConfig(ctx=512)
+
+    def __init__(self, model: ActiveModel) -> None:
+        self.model = model
+
+
+def model(name: str, vocab: Tokenizer) -> ActiveModel:
+    return ActiveModel(name, Path(f"{name}.gguf"), cast(Vocab, vocab), footprint=Footprint(0, 0, 0), fingerprint=())
+
+
+def reloaded_while_tokenising(error: Exception | None) -> Pool:
+    pool = Serving(new := model("new", Tokenizer(2)))
+
+    def replace() -> None:
+        pool.model = new
+        if error is not None:
+            raise error
+
+    pool.model = model("old", Tokenizer(1, replace))
+    return cast(Pool, pool)
+
+
+@pytest.mark.parametrize("error", [None, EngineDead("the vocabulary is closed")])
+@pytest.mark.parametrize("chars", [1, INLINE_CHARS + 1])
+async def test_a_reload_that_comes_between_tokenises_again(error: Exception | None, chars: int) -> None:
+    task = await admission.prepare(reloaded_while_tokenising(error), TaskRequest(prompt="x" * chars))
+    assert list(task.tokens) == [2]
+
+
+async def test_a_reload_that_comes_between_may_take_away_the_model_that_was_asked_for() -> None:
+    with pytest.raises(PoolUnavailable, match="asked for 'old' and its pool now serves 'new'"):
+        await admission.prepare(reloaded_while_tokenising(None), TaskRequest(prompt="x", model_ref="old"))
+
+
+async def test_a_closed_vocabulary_that_nobody_replaced_is_an_error() -> None:
+    def fail() -> None:
+        raise EngineDead("the vocabulary is closed")
+
+    with pytest.raises(EngineDead):
+        await admission.prepare(cast(Pool, Serving(model("only", Tokenizer(1, fail)))), TaskRequest(prompt="x"))
