@@ -372,6 +372,61 @@ def test_the_heap_is_rebuilt_only_where_it_is_large_and_most_of_it_is_gone(tasks
     assert list(dict.fromkeys(seen)) == sizes
 
 
+def prediction(scheduler: Scheduler) -> tuple[int, int]:
+    """Place in the queue and milliseconds to the start that the next task is told."""
+    scheduler.reserve()
+    answer, _ = scheduler.submit(task := make_task())
+    assert answer.task_id == task.id
+    return answer.queue_position, answer.predicted_start_ms
+
+
+def test_a_start_is_predicted_from_how_long_tasks_took_and_when_those_that_run_began() -> None:
+    scheduler = make_scheduler(1, 1, clock=(clock := Clock()))
+    submit(scheduler, first := make_task())
+    take_all(scheduler)
+    clock.now += 4
+    scheduler.release(scheduler.seats[0], first, completed=True)
+    assert prediction(scheduler) == (0, 0)
+    take_all(scheduler)
+    clock.now += 1
+    assert prediction(scheduler) == (0, 0)  # the other replica is idle
+    take_all(scheduler)
+    assert [prediction(scheduler) for _ in range(4)] == [(0, 3000), (1, 4000), (2, 7000), (3, 8000)]
+
+
+def test_a_slot_of_any_replica_is_a_start_at_once() -> None:
+    for idle in range(3):
+        scheduler = make_scheduler(1, 1, 1)
+        submit(scheduler, *(make_task() for _ in range(3)))
+        running = {seat.index: task for seat in scheduler.seats if (task := take(scheduler, seat)) is not None}
+        scheduler.release(scheduler.seats[idle], running[idle], completed=False)
+        assert prediction(scheduler) == (0, 0)
+
+
+def test_a_replica_that_hangs_is_not_counted_on() -> None:
+    scheduler = make_scheduler(1, 1, clock=(clock := Clock()))
+    submit(scheduler, make_task())
+    take_all(scheduler)
+    clock.now += 1
+    submit(scheduler, make_task())
+    take_all(scheduler)
+    scheduler.note_stall(scheduler.seats[0])
+    assert prediction(scheduler) == (0, 2000)
+
+
+def test_nobody_is_made_to_wait_for_a_promise_while_nobody_waits() -> None:
+    scheduler = make_scheduler(1, capacity=1, clock=(clock := Clock()))
+    submit(scheduler, running := make_task())
+    take_all(scheduler)
+    submit(scheduler, waiting := make_task())
+    with pytest.raises(AdmissionReject):
+        scheduler.reserve()
+    clock.now += 1
+    scheduler.release(scheduler.seats[0], running, completed=False)
+    assert take_all(scheduler) == [waiting]
+    scheduler.reserve()
+
+
 def test_a_pool_without_a_ready_replica_still_bounds_and_predicts() -> None:
     scheduler = make_scheduler(1, capacity=2)
     scheduler.set_ready(scheduler.seats[0], ready=False)
