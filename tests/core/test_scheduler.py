@@ -323,6 +323,12 @@ def test_a_switch_changes_every_host_at_once_and_the_prompts_of_those_that_wait(
     assert found == [(waiting[0], "new 0"), None, (waiting[1], "new 2")]
 
 
+def test_a_switch_leaves_no_replica_out() -> None:
+    scheduler = make_scheduler(1, 1)
+    with pytest.raises(ValueError, match="shorter"):
+        scheduler.switch(["new"], {})
+
+
 def test_a_replica_that_is_brought_back_takes_what_waits_on_its_new_host() -> None:
     scheduler = make_scheduler(2)
     seat = scheduler.seats[0]
