@@ -25,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from engines.llamacpp.vocab import LlamaVocab
 from tests.soak.clients import BEARER, PATIENCE_S, Client
 from tests.soak.ledger import Ledger, Samples
-from tests.soak.server import GOOD, POOLS, RETENTION_S, Usage, served, write_models
+from tests.soak.server import GOOD, LONG_RETENTION_S, POOLS, RETENTION_S, Usage, served, write_models
 
 EXECUTOR_THREADS = 32
 """Most threads that asyncio makes for long prompts, as they are needed, and keeps."""
@@ -70,10 +70,11 @@ class Report:
 async def soak(home: Path, *, seconds: float, clients: int = 48, seed: int = 0) -> Report:
     """Run a server and the campaign against it."""
     bad = write_models(home)
+    retention_s = RETENTION_S if seconds < 120 else LONG_RETENTION_S
     began = time.monotonic()
-    with served(home) as process:
+    with served(home, retention_s=retention_s) as process:
         port = await asyncio.to_thread(process.wait_ready)
-        campaign = _Campaign(port, process.popen.pid, Ledger(), bad, random.Random(seed), clients)
+        campaign = _Campaign(port, process.popen.pid, Ledger(), bad, random.Random(seed), clients, retention_s)
         usages = []
         for share in (0.2, 0.4, 0.4):
             await campaign.load(seconds * share)
@@ -91,6 +92,7 @@ class _Campaign:
     bad: Sequence[str]
     chance: random.Random
     clients: int
+    retention_s: float
 
     async def load(self, seconds: float) -> None:
         """Clients and reloads for a while; returns when every client has finished its last task."""
@@ -151,7 +153,7 @@ class _Campaign:
                 await asyncio.sleep(0.1)
             else:
                 self.ledger.complain(f"{busy} slots are held though every client has left")
-        await asyncio.sleep(RETENTION_S + 0.5)
+        await asyncio.sleep(self.retention_s + 0.5)
         return Usage.of(self.pid)
 
     async def verdict(self, model: Path, usages: Sequence[Usage]) -> list[str]:

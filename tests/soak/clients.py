@@ -8,6 +8,7 @@ import json
 import random
 import socket
 import struct
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -118,7 +119,11 @@ class Client:
         headers = BEARER | ({} if last is None else {"Last-Event-ID": str(last)})
         async with self.session.get(f"{self.url}/v1/tasks/{task_id}/stream", headers=headers) as response:
             if response.status not in (200, 204):
-                self.ledger.complain(f"{task_id}: its stream is {response.status}")
+                task = self.ledger.tasks[task_id]
+                age_s = time.monotonic() - task.heard
+                self.ledger.complain(
+                    f"{task_id} ({task.behaviour}): its stream is {response.status} {age_s:.1f} s after its 202"
+                )
             try:
                 yield _events(response)
             finally:

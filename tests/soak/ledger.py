@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,12 +23,14 @@ class Accepted:
         behaviour: Of its client.
         end: Data of its one `end` event.
         started: Whether it had a `started` event.
+        heard: When its 202 was read, in monotonic seconds.
     """
 
     request: dict[str, Any]
     behaviour: str
     end: dict[str, Any] | None = None
     started: bool = False
+    heard: float = field(default_factory=time.monotonic)
 
 
 @dataclass
@@ -100,7 +103,7 @@ class Ledger:
 
         def expect(what: str, counted: float, least: int, most: int | None = None) -> None:
             if not least <= counted <= (least if most is None else most):
-                wrong.append(f"{what}: the server counted {counted:g}, the clients {least}")
+                wrong.append(f"{what}: the server counted {counted:.0f}, the clients {least}")
 
         tasks = self.tasks.values()
         expect("waiting tasks", total("queue_depth"), 0)
