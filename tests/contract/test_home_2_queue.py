@@ -43,11 +43,7 @@ async def held(server: Running) -> str:
     """Hold the server with a task on its slot; returns the task."""
     server.brake.hold()
     task_id = await server.submit(max_tokens=2)
-
-    async def runs() -> bool:  # not only has a slot that waits for it
-        return await server.total("tasks_enqueued_total") == 1
-
-    await until(runs, "the first task runs")
+    await server.started(1)  # not only has a slot that waits for it
     return task_id
 
 
@@ -131,7 +127,7 @@ async def test_nothing_that_runs_is_preempted(tiny_model_path: Path) -> None:
     async with serving(tiny_model_path, **ONE_SLOT) as server:
         server.brake.hold()
         batch = await server.submit(priority="batch", max_tokens=30)
-        await until(server.busy, "the batch task runs")
+        await server.started(1)
         server.brake.allow(5)
         interactive = [await server.submit(max_tokens=1) for _ in range(3)]
         async with server.listen(interactive[0]) as listener:

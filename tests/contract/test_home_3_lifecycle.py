@@ -10,7 +10,7 @@ import pytest
 
 from orchd.models import ModelState
 from tests.contract.forbidden import CANARIES, DRAINS, METHODS
-from tests.support.harness import Running, serving, text_of, until
+from tests.support.harness import Running, serving, text_of
 from tools.live import Live
 
 
@@ -73,7 +73,7 @@ async def test_a_reload_is_atomic_and_what_runs_ends_on_its_own_model(models_fol
         alone = text_of(await server.run(max_tokens=12))
         server.brake.hold()
         running = await server.submit(max_tokens=12)
-        await until(server.busy, "the task runs")
+        await server.started(1)
         waiting = await server.submit(max_tokens=12)
         assert (await reload(server, "tiny-b")).json() == {"pool_id": "default", "model_id": "tiny-b"}
         server.brake.release()

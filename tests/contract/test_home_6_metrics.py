@@ -55,7 +55,7 @@ async def test_queue_depth_counts_what_waits(tiny_model_path: Path) -> None:
     async with serving(tiny_model_path, pool={"slots": 1}) as server:
         server.brake.hold()
         await server.submit(max_tokens=2)
-        await until(server.busy, "the first task runs")
+        await server.started(1)
         for priority in ("batch", "interactive", "batch"):
             await server.submit(priority=priority, max_tokens=2)
         assert await server.total("queue_depth", priority="interactive") == 1
@@ -87,7 +87,7 @@ async def test_rejections_are_counted_by_reason(tiny_model_path: Path) -> None:
             assert (await server.post(prompt="the", model_ref="another")).status == 503
         server.brake.hold()
         await server.submit()
-        await until(server.busy, "the first task runs")
+        await server.started(1)
         await server.submit()
         for _ in range(3):
             assert (await server.post(prompt="the")).status == 429

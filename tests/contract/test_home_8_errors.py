@@ -9,7 +9,7 @@ import pytest
 
 from orchd.errors import Code
 from tests.contract.forbidden import words_in
-from tests.support.harness import serving, until
+from tests.support.harness import serving
 from tools.live import Live
 
 ERRORS: tuple[tuple[int, str, str, bytes | None, dict[str, str]], ...] = (
@@ -46,7 +46,7 @@ async def test_the_error_in_an_end_event_is_the_same_envelope(tiny_model_path: P
     async with serving(tiny_model_path) as server:
         server.brake.hold()
         task_id = await server.submit(max_tokens=4)
-        await until(server.busy, "the task runs")
+        await server.started(1)
         server.brake.fail("a step that fails")
         end = (await server.events(task_id))[-1]
     assert end.data["finish_reason"] == "error"
@@ -58,7 +58,7 @@ async def test_backpressure_says_when_to_come_back(tiny_model_path: Path) -> Non
     async with serving(tiny_model_path, pool={"slots": 1}, queue={"capacity": 1}) as server:
         server.brake.hold()
         await server.submit(max_tokens=4)
-        await until(server.busy, "the first task runs")
+        await server.started(1)
         await server.submit(max_tokens=4)
         refusals = [await server.post(prompt="the") for _ in range(4)]
     for refusal in refusals:
@@ -73,7 +73,7 @@ async def test_a_429_has_no_policy_label_in_body_or_headers(tiny_model_path: Pat
     async with serving(tiny_model_path, pool={"slots": 1}, queue={"capacity": 1}) as server:
         server.brake.hold()
         await server.submit(max_tokens=4)
-        await until(server.busy, "the first task runs")
+        await server.started(1)
         await server.submit(max_tokens=4)
         refusal = await server.request(
             "POST", "/v1/tasks", headers={"X-Policy-Label": "gold"}, body=b'{"prompt": "the"}'
