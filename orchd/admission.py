@@ -48,7 +48,9 @@ def choose_pool(pools: Mapping[str, Pool], request: TaskRequest) -> Pool:
                 f"no pool serves {request.model_ref!r} now; /health tells which models are served",
                 retry_after_s=UNREADY_RETRY_S,
             )
-    pool = min(chosen, key=lambda pool: (not pool.ready, sum(pool.scheduler.depth().values())))
+    pool = chosen[0]
+    if len(chosen) > 1:
+        pool = min(chosen, key=lambda pool: (not pool.ready, sum(pool.scheduler.depth().values())))
     check_open(pool)
     return pool
 

@@ -327,8 +327,10 @@ class Scheduler:
         return self._drain.schedule(now, started, free_slots)
 
     def _free_places(self) -> int:
-        free_slots = sum(seat.free for seat in self.seats)
-        return self.capacity + free_slots - (len(self._waiting) - self._claims()) - self._reserved
+        places = self.capacity - len(self._waiting) - self._reserved
+        for seat in self.seats:
+            places += seat.free + seat.claims
+        return places
 
     def _has_room(self, free_places: int) -> bool:
         if free_places <= 0:

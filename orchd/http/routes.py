@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
 import uuid
-from collections.abc import Iterator
 from typing import TypeVar
 
 import msgspec
@@ -45,18 +43,26 @@ def _json(body: object, status: int = 200) -> web.Response:
 
 
 async def _body(request: web.Request) -> bytes:
+    limit = request.client_max_size
     try:
-        if request.content.is_eof():  # all of it has arrived: no timer for the usual case
-            return await request.read()
-        async with timeout(BODY_S):
-            return await request.read()
+        if request.content.is_eof():  # all of it has arrived, as is usual: neither a timer nor a copy
+            body = request.content.read_nowait()
+        else:
+            async with timeout(BODY_S):
+                body = await request.read()
     except asyncio.TimeoutError:
         raise InvalidParams(f"the body did not arrive within {BODY_S:g} s; send it at once") from None
     except web.HTTPRequestEntityTooLarge:
-        limit = request.client_max_size
-        raise InvalidParams(f"the body is larger than {limit} bytes (server.max_body_bytes); send less") from None
+        raise _too_large(limit) from None
     except web.RequestPayloadError:
         raise InvalidParams("the body is not encoded as its headers say; send it as plain JSON") from None
+    if len(body) > limit:
+        raise _too_large(limit)
+    return body
+
+
+def _too_large(limit: int) -> InvalidParams:
+    return InvalidParams(f"the body is larger than {limit} bytes (server.max_body_bytes); send less")
 
 
 def _decode(body: bytes, decoder: msgspec.json.Decoder[_WireT]) -> _WireT:
@@ -66,10 +72,14 @@ def _decode(body: bytes, decoder: msgspec.json.Decoder[_WireT]) -> _WireT:
         raise explain(error, decoder.type) from None
 
 
-@contextlib.contextmanager
-def _counting_rejections(service: Service) -> Iterator[None]:
+async def submit(request: web.Request) -> web.Response:
+    """``POST /v1/tasks``."""
+    service = request.app[SERVICE]
     try:
-        yield
+        if not 0 < (request.content_length or 0) <= SMALL_BODY_BYTES:
+            service.check_room()  # refused unread, unless it may be a retry of a task that is known
+        wanted = _decode(await _body(request), _decode_task)
+        return _json(await service.submit(wanted), 202)
     except TaskError as error:
         service.count_rejection(error)
         raise
@@ -78,16 +88,6 @@ def _counting_rejections(service: Service) -> Iterator[None]:
     except Exception:
         service.count_rejection(Internal("a defect"))
         raise
-
-
-async def submit(request: web.Request) -> web.Response:
-    """``POST /v1/tasks``."""
-    service = request.app[SERVICE]
-    with _counting_rejections(service):
-        if not 0 < (request.content_length or 0) <= SMALL_BODY_BYTES:
-            service.check_room()  # refused unread, unless it may be a retry of a task that is known
-        wanted = _decode(await _body(request), _decode_task)
-        return _json(await service.submit(wanted), 202)
 
 
 def _task_id(request: web.Request) -> str:
