@@ -34,11 +34,13 @@ class DeviceSpec:
         kind: What it is.
         ordinal: Index among the GPUs this process can see, in the order of ``CUDA_VISIBLE_DEVICES``; 0 for a CPU.
         threads: Compute threads on the host. For a GPU they only run what llama.cpp leaves on the host.
+        cpus: CPUs to keep the compute threads on, one each, the thread that steps included; empty lets them move.
     """
 
     kind: Literal["cpu", "gpu"]
     ordinal: int = 0
     threads: int = 1
+    cpus: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -164,7 +164,7 @@ def _named(key: str, gpus: Sequence[Gpu]) -> list[Gpu]:
 
 
 def assign(
-    pools: Sequence[PoolConfig], gpus: Sequence[Gpu], *, gpu_build: bool, cores: int
+    pools: Sequence[PoolConfig], gpus: Sequence[Gpu], *, gpu_build: bool, cores: int, cpus: Sequence[int] = ()
 ) -> tuple[list[list[Device]], list[Gpu]]:
     """Devices for each pool, and the GPUs in the order of their CUDA ordinals.
 
@@ -176,24 +176,28 @@ def assign(
         gpus: The ones this process may use.
         gpu_build: Whether llama.cpp was built for GPUs.
         cores: Cores this process may use.
+        cpus: The numbers of those cores, where computing on all of them leaves none to move to: see `crowded_cpus`.
 
     Raises:
         ConfigError: A pool names a GPU that is not there or cannot be used.
     """
     wanted = [_wanted(pool, gpus, gpu_build=gpu_build) for pool in pools]
     used = [gpu for gpu in gpus if any(gpu in entry for entry in wanted)]
-    cpus = max((entry.count(None) for entry in wanted), default=0)
-    share = max(1, cores // max(1, cpus))
+    workers = max((entry.count(None) for entry in wanted), default=0)
+    share = max(1, cores // max(1, workers))
     devices = []
     for pool, entry in zip(pools, wanted, strict=True):
         seen_cpus = 0
         mine = []
+        threads = pool.threads or share
         for gpu in entry:
             if gpu is not None:
-                mine.append(Device(f"gpu:{gpu.index}", DeviceSpec("gpu", used.index(gpu), pool.threads or share)))
+                mine.append(Device(f"gpu:{gpu.index}", DeviceSpec("gpu", used.index(gpu), threads)))
             else:
-                name = "cpu" if cpus == 1 else f"cpu#{seen_cpus}"
-                mine.append(Device(name, DeviceSpec("cpu", threads=pool.threads or share)))
+                name = "cpu" if workers == 1 else f"cpu#{seen_cpus}"
+                own = tuple(cpus[seen_cpus * share : (seen_cpus + 1) * share])
+                kept_on = own if 1 < threads == len(own) else ()
+                mine.append(Device(name, DeviceSpec("cpu", threads=threads, cpus=kept_on)))
                 seen_cpus += 1
         devices.append(mine)
     return devices, used
@@ -246,3 +250,15 @@ def usable_cores(cpus: Path = Path("/sys/devices/system/cpu")) -> int:
         except OSError:
             cores.add(str(thread))
     return len(cores)
+
+
+def crowded_cpus() -> tuple[int, ...]:
+    """The CPUs this process may run on, if there is one for each of `usable_cores`; empty if there are more.
+
+    Threads that compute on all of them are best kept where they are. The system would put two of them on one CPU while
+    another program has theirs, and each would spin out its time there waiting for the other.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return ()
+    cpus = sorted(os.sched_getaffinity(0))
+    return tuple(cpus) if len(cpus) == usable_cores() else ()

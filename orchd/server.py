@@ -66,6 +66,7 @@ def serve(config: Config, credentials: Credentials, *, observer: Observer) -> in
         devices.visible(devices.find_gpus(), os.environ),
         gpu_build=has_cuda(),
         cores=devices.usable_cores(),
+        cpus=devices.crowded_cpus(),
     )
     devices.show_only(used, os.environ)
     from engines.llamacpp.engine import (

@@ -23,6 +23,7 @@ from engines.llamacpp.native import NativeContext, NativeModel
 from engines.llamacpp.pace import Pace
 from engines.llamacpp.slots import Reuse, Run, Slot, find_donor, find_leader, find_reuse
 from engines.llamacpp.text import OutputText
+from engines.llamacpp.threads import free_to_move
 from engines.llamacpp.vocab import Pieces
 
 
@@ -49,18 +50,8 @@ class LlamaModel:
         try:
             if not self._native.generates:
                 raise LoadFailed(f"{spec.path.name} does not generate text (an embedding or encoder model)")
-            self._context = NativeContext(self._native, spec, threads=device.threads)
-            try:
-                # A GPU takes memory for some kernels when they first run: a full batch now, not in the middle of work.
-                rows = 1 if gpu is None else min(self._context.n_rows, spec.ctx)
-                self._context.try_step(max(self._native.bos, 0), rows)
-                if gpu is None:
-                    self._context.choose_threads(spec.slots)
-            except BaseException as error:
-                self._context.close()
-                if not isinstance(error, EngineError):
-                    raise
-                raise LoadFailed(f"{spec.path.name} loads, but its first step fails: {error}") from None
+            with free_to_move():
+                self._context = self._open_context(device)
         except BaseException:
             self._native.close()
             raise
@@ -68,6 +59,23 @@ class LlamaModel:
         self._pace = Pace(spec.step_target_s, self._context.n_rows)
         self._slots = [Slot(index) for index in range(spec.slots)]
         self._admissions = 0
+
+    def _open_context(self, device: DeviceSpec) -> NativeContext:
+        """A context that has shown that it works."""
+        spec = self._spec
+        context = NativeContext(self._native, spec, threads=device.threads, cpus=device.cpus)
+        try:
+            # A GPU takes memory for some kernels when they first run: a full batch now, not in the middle of work.
+            rows = min(context.n_rows, spec.ctx) if device.kind == "gpu" else 1
+            context.try_step(max(self._native.bos, 0), rows)
+            if device.kind == "cpu":
+                context.choose_threads(spec.slots)
+        except BaseException as error:
+            context.close()
+            if not isinstance(error, EngineError):
+                raise
+            raise LoadFailed(f"{spec.path.name} loads, but its first step fails: {error}") from None
+        return context
 
     @property
     def free_slots(self) -> int:

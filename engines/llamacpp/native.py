@@ -212,7 +212,7 @@ class NativeContext:
         OutOfDeviceMemory: KV cache or compute buffers do not fit.
     """
 
-    def __init__(self, model: NativeModel, spec: ModelSpec, *, threads: int) -> None:
+    def __init__(self, model: NativeModel, spec: ModelSpec, *, threads: int, cpus: Sequence[int] = ()) -> None:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = spec.slots * spec.ctx
         params.n_batch = params.n_ubatch = max(spec.batch, spec.slots)
@@ -239,7 +239,7 @@ class NativeContext:
         self.n_rows = int(llama_cpp.llama_n_batch(handle))
         try:
             self._make_batch()
-            self._threads = ComputeThreads(handle, threads)
+            self._threads = ComputeThreads(handle, threads, cpus)
         except BaseException:
             llama_cpp.llama_free(handle)
             raise

@@ -2,13 +2,17 @@
 
 llama.cpp's default pool spins for milliseconds after each step to save the next one a wake-up. Beside an event loop
 that has to write what the step made, on a machine with few cores, that spinning takes the loop's core away. Within a
-step the threads spin for each other all the same.
+step the threads spin for each other all the same, so they may be kept on one CPU each: two of them on one CPU, while
+another program has the next, would each spin out its time there waiting for the other.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 _MAX_THREADS = 512  # GGML_MAX_N_THREADS
@@ -40,22 +44,31 @@ class ComputeThreads:
     Args:
         context: A ``llama_context``.
         count: Threads, the caller included.
+        cpus: A CPU for each of them to be kept on, or none.
     """
 
-    def __init__(self, context: Any, count: int) -> None:
+    def __init__(self, context: Any, count: int, cpus: Sequence[int] = ()) -> None:
         self.count = count
+        self._callers_cpu = max(cpus, default=None)  # ggml takes them in ascending order, and the caller last
+        self._kept: int | None = None  # the thread that stays there
         self._context = ctypes.c_void_p(context)
         self._llama, self._ggml = _loaded("llama"), _loaded("ggml-cpu")
         self._ggml.ggml_threadpool_new.restype = ctypes.c_void_p
         self._pools: dict[int, Any] = {}
         for size in {1, count}:
-            params = _Params(n_threads=size, poll=0)
+            params = _Params(n_threads=size, poll=0, strict_cpu=True)
+            if size > 1:
+                for cpu in cpus:
+                    params.cpumask[cpu] = True
             self._pools[size] = ctypes.c_void_p(self._ggml.ggml_threadpool_new(ctypes.byref(params)))
         self._used = 0
         self.use(count)
 
     def use(self, count: int) -> None:
-        """Compute the next steps with all threads, or with 1."""
+        """Compute the next steps with all threads, or with 1; the calling thread stays on its CPU from then on."""
+        if self._callers_cpu is not None and self._kept != threading.get_ident():
+            os.sched_setaffinity(0, {self._callers_cpu})
+            self._kept = threading.get_ident()
         if count != self._used:
             pool = self._pools[count]
             self._llama.llama_set_n_threads(self._context, count, count)
@@ -67,3 +80,16 @@ class ComputeThreads:
         pools, self._pools = self._pools, {}
         for pool in pools.values():
             self._ggml.ggml_threadpool_free(pool)
+
+
+@contextlib.contextmanager
+def free_to_move() -> Iterator[None]:
+    """Let the calling thread, whatever it computes meanwhile, run on the same CPUs as before when this is left."""
+    if not hasattr(os, "sched_getaffinity"):
+        yield
+        return
+    cpus = os.sched_getaffinity(0)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cpus)

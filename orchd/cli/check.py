@@ -162,7 +162,9 @@ class Checkup:
         if gpus and not cuda:
             self._notes.append("there are GPUs, but llama.cpp was built for the CPU only; make BACKEND=cuda setup")
         try:
-            return devices.assign(self._config.pools, gpus, gpu_build=cuda, cores=devices.usable_cores())[0]
+            return devices.assign(
+                self._config.pools, gpus, gpu_build=cuda, cores=devices.usable_cores(), cpus=devices.crowded_cpus()
+            )[0]
         except ConfigError as error:
             self._problems.append(str(error))
             return [[] for _ in self._config.pools]
