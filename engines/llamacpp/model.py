@@ -21,6 +21,7 @@ from engines.llamacpp import sampling
 from engines.llamacpp.batch import Chunk, Demand, bridged, first_prompt, plan
 from engines.llamacpp.native import NativeContext, NativeModel
 from engines.llamacpp.pace import Pace
+from engines.llamacpp.priority import run_aside
 from engines.llamacpp.slots import Reuse, Run, Slot, find_donor, find_leader, find_reuse
 from engines.llamacpp.text import OutputText
 from engines.llamacpp.threads import free_to_move
@@ -46,7 +47,7 @@ class LlamaModel:
         self._spec = spec
         self._clock = clock
         gpu = device.ordinal if device.kind == "gpu" else None
-        self._native = NativeModel(spec.path, gpu=gpu, mmap=spec.mmap, on_progress=on_progress)
+        self._native = run_aside(lambda: NativeModel(spec.path, gpu=gpu, mmap=spec.mmap, on_progress=on_progress))
         try:
             if not self._native.generates:
                 raise LoadFailed(f"{spec.path.name} does not generate text (an embedding or encoder model)")

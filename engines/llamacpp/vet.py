@@ -21,10 +21,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engines.api import Footprint, ModelSpec
 from engines.errors import EngineError, LoadFailed
+from engines.llamacpp.priority import give_way
 
 if TYPE_CHECKING:
     from engines.llamacpp.native import NativeModel
@@ -38,9 +39,9 @@ SLOWEST_READ = 100e6
 DECODE_UP_TO = 4 * 2**30
 """Weights up to so many bytes are read and used for one token; of larger ones only the structure is looked at."""
 
-GIVE_WAY = 5
-"""Nice value of the process: where cores are few, running sequences come first. It takes it by itself, because whoever
-starts it holds Python's lock until it runs."""
+_OWN_GROUP: dict[str, Any] = {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
+"""A Ctrl-C for the server says nothing about the file. A session of its own would say that too, but there Linux may
+give it the same time as the whole server, whatever its nice value."""
 
 _PROBE_CELLS = 256  # llama.cpp rounds a context up to this
 _PROBE_BATCH = 32
@@ -61,27 +62,32 @@ def vet(spec: ModelSpec, *, time_limit_s: float | None = None) -> Footprint:
         command += [f"--{field.replace('_', '-')}", str(getattr(spec, field))]
     name = spec.path.name
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             command,
             cwd="/",  # where `-m` looks for modules first
             env=_environment(),
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=limit_s,
-            check=False,
-            start_new_session=True,  # a Ctrl-C for the server says nothing about the file
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            **_OWN_GROUP,
         )
-    except subprocess.TimeoutExpired:
-        raise LoadFailed(f"{name} could not be opened within {limit_s:.0f} s") from None
     except OSError as error:
         raise LoadFailed(f"{name} could not be vetted: no process for it ({error.strerror})") from None
-    if done.returncode < 0:
-        raise LoadFailed(f"{name} {_cause_of_death(-done.returncode)}")
+    with process:
+        try:
+            give_way(process.pid)
+            output, _ = process.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            raise LoadFailed(f"{name} could not be opened within {limit_s:.0f} s") from None
+        finally:
+            process.kill()
+    if process.returncode < 0:
+        raise LoadFailed(f"{name} {_cause_of_death(-process.returncode)}")
     try:
-        answer = json.loads(done.stdout.splitlines()[-1])
+        answer = json.loads(output.splitlines()[-1])
     except (ValueError, IndexError):
         raise LoadFailed(
-            f"{name} could not be vetted: the process left with {done.returncode}, saying nothing"
+            f"{name} could not be vetted: the process left with {process.returncode}, saying nothing"
         ) from None
     if not answer["ok"]:
         said = answer["error"].replace(f"{os.path.abspath(spec.path.parent)}/", "")
@@ -138,7 +144,6 @@ def main() -> int:
         parser.add_argument(f"--{field.replace('_', '-')}", type=kind, default=default)
     options = vars(parser.parse_args())
     spec = ModelSpec(options.pop("file"), **options)
-    os.nice(GIVE_WAY)
     try:
         size = file_bytes(spec.path)
         _limit(size)

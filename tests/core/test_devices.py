@@ -8,7 +8,7 @@ import pytest
 
 from engines.api import DeviceSpec
 from orchd.config import PoolConfig
-from orchd.devices import Device, Gpu, assign, show_only, usable_cores, visible
+from orchd.devices import Device, Gpu, assign, crowded_cpus, show_only, usable_cores, visible
 from orchd.errors import ConfigError
 
 GIB = 2**30
@@ -180,3 +180,29 @@ def test_two_threads_of_one_core_count_once(tmp_path: Path, monkeypatch: pytest.
         folder.mkdir(parents=True)
         (folder / "thread_siblings_list").write_text(siblings + "\n")
     assert usable_cores(tmp_path) == 3, "two cores of two threads, and one thread that nothing is known of"
+
+
+def test_threads_on_every_core_are_kept_there() -> None:
+    pools = [make_pool("cpu", "cpu"), make_pool("cpu", pool_id="b")]
+    devices, _ = assign(pools, [], gpu_build=False, cores=4, cpus=(0, 2, 4, 6))
+    assert [[device.spec.cpus for device in entry] for entry in devices] == [[(0, 2), (4, 6)], [(0, 2)]]
+
+
+@pytest.mark.parametrize("threads", [1, 3, 8])
+def test_other_numbers_of_threads_may_move(threads: int) -> None:
+    devices, _ = assign([make_pool("cpu", threads=threads)], [], gpu_build=False, cores=4, cpus=(0, 1, 2, 3))
+    assert devices[0][0].spec.cpus == ()
+
+
+def test_a_thread_alone_may_move() -> None:
+    devices, _ = assign([make_pool("cpu", "cpu")], [], gpu_build=False, cores=2, cpus=(0, 1))
+    assert [device.spec.cpus for device in devices[0]] == [(), ()]
+
+
+@pytest.mark.parametrize(("cores", "crowded"), [(4, (0, 1, 2, 3)), (2, ())])
+def test_cpus_are_crowded_where_each_is_a_core(
+    monkeypatch: pytest.MonkeyPatch, cores: int, crowded: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 1, 0, 2})
+    monkeypatch.setattr("orchd.devices.usable_cores", lambda: cores)
+    assert crowded_cpus() == crowded
