@@ -15,7 +15,7 @@ import pytest
 from engines.llamacpp.engine import LlamaCppEngine
 from engines.llamacpp.vocab import LlamaVocab
 from tests.support import damaged_gguf
-from tests.support.harness import Running, engine_text, serving, text_of
+from tests.support.harness import Event, Running, engine_text, serving, text_of
 from tests.support.tiny_gguf import PIECES, write_tiny_bert, write_tiny_llama
 
 POOL: dict[str, Any] = {"devices": ["cpu", "cpu"], "slots": 4, "ctx": 512}
@@ -65,11 +65,12 @@ async def test_no_file_whatever_is_in_it_disturbs_a_stream(tmp_path: Path, monke
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as patient,
     ):
         server = dataclasses.replace(server, session=patient)  # its streams take longer than the harness allows
-        undisturbed = [text_of(each) for each in await run_all(server)]
+        streams = await start_all(server)
+        await server.started(STREAMS)
+        server.brake.release()
+        undisturbed = [text_of(await stream) for stream in streams]
 
-        server.brake.hold()
-        tasks = [await server.submit(prompt=prompt, max_tokens=TOKENS) for prompt in prompts()]
-        streams = [asyncio.create_task(server.events(task)) for task in tasks]
+        streams = await start_all(server)
         await server.started(2 * STREAMS)
         loaded = 0
         for name, status in bad.items():
@@ -96,8 +97,11 @@ async def test_no_file_whatever_is_in_it_disturbs_a_stream(tmp_path: Path, monke
         assert health["pools"][0]["model_id"] == "b"
 
 
-async def run_all(server: Running) -> list[Any]:
-    return await asyncio.gather(*(server.run(prompt=prompt, max_tokens=TOKENS) for prompt in prompts()))
+async def start_all(server: Running) -> list[asyncio.Task[list[Event]]]:
+    """Streams that begin with the same step, once the brake allows one: its number of rows decides how sums round."""
+    server.brake.hold()
+    tasks = [await server.submit(prompt=prompt, max_tokens=TOKENS) for prompt in prompts()]
+    return [asyncio.create_task(server.events(task)) for task in tasks]
 
 
 async def reload(server: Running, name: str) -> tuple[int, str]:
