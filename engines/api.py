@@ -69,7 +69,7 @@ class ModelSpec:
     cache_type_v: str = "f16"
     swa_full: bool = True
     mmap: bool = True
-    step_target_s: float = 0.1
+    step_target_s: float = 0.12
 
 
 @dataclass(frozen=True)

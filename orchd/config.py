@@ -108,7 +108,7 @@ class WorkersConfig(Strict, frozen=True):
             le=60_000,
             description="Longest step while a task is streaming, in milliseconds; sizes prefill.",
         ),
-    ] = 100
+    ] = 120
 
 
 class ModelsConfig(Strict, frozen=True):

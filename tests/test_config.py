@@ -77,7 +77,7 @@ def test_defaults_are_those_of_the_contract(read: Loader) -> None:
         64 << 20,
         5,
     )
-    assert (config.workers.stall_s, config.workers.step_target_ms) == (60, 100)
+    assert (config.workers.stall_s, config.workers.step_target_ms) == (60, 120)
     assert (config.pools[0].slots, config.pools[0].ctx, config.pools[0].batch) == (4, 4096, 512)
 
 

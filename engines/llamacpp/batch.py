@@ -1,8 +1,10 @@
 """Which rows the next step has: functions of plain values.
 
-llama.cpp computes the rows of a step in one pass where each slot's cache is next to the previous row's, and in one more
-for each gap. A pass reads all weights, a row adds little: that is why rows are in the order of their slots, why small
-gaps are filled with rows that nobody needs (`bridged`), and why slots are given away side by side (`slots.find_reuse`).
+llama.cpp computes the rows of a step in one pass where each slot's cache is next to the previous row's, as many rows of
+each slot, and in further passes what is left over. A pass reads all weights, a row adds little: that is why streams are
+in the order of their slots, why small gaps are filled with rows that nobody needs (`bridged`), and why slots are given
+away side by side (`slots.find_reuse`). A pass looks at as many cells of every slot as the fullest one has: that is why
+a prompt gets a pass of its own, before the streams.
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ from typing import NamedTuple
 
 MAX_GAP = 2
 """Most rows that may be spent on joining two passes."""
+
+CELLS = 256
+"""A pass looks at a multiple of so many cells."""
 
 
 class Demand(NamedTuple):
@@ -47,7 +52,7 @@ class Chunk(NamedTuple):
 
 
 def plan(demands: Sequence[Demand], *, prefill_budget: int, max_rows: int) -> list[Chunk]:
-    """Every decoding slot gets its row; the rest of the rows go to prompts, one after the other; by slot.
+    """Every decoding slot gets its row; the rest of the rows go to prompts, one after the other; in order for one step.
 
     One prompt at a time, urgent ones first, then by admission: that ends each as early as possible and delays nobody
     more than sharing the rows out would.
@@ -65,7 +70,16 @@ def plan(demands: Sequence[Demand], *, prefill_budget: int, max_rows: int) -> li
         count = min(demand.tokens, room)
         chunks.append(Chunk(demand.slot, count, output=count == demand.tokens))
         room -= count
-    return sorted(chunks)
+    return _in_passes(chunks)
+
+
+def _in_passes(chunks: Sequence[Chunk]) -> list[Chunk]:
+    """Prompts before streams, or after them where the first stream's slot is next to the last prompt's; by slot."""
+    prompts = sorted(chunk for chunk in chunks if chunk.rows > 1)
+    streams = sorted(chunk for chunk in chunks if chunk.rows == 1)
+    if prompts and streams and prompts[-1].slot + 1 == streams[0].slot:
+        return streams + prompts
+    return prompts + streams
 
 
 def first_prompt(demands: Sequence[Demand]) -> int | None:
@@ -79,16 +93,21 @@ def _turn(demand: Demand) -> tuple[bool, int]:
 
 
 def bridged(chunks: Sequence[Chunk], idle: Container[int]) -> list[Chunk]:
-    """The chunks of a plan with one more row in each slot of their small gaps, if those can take one.
+    """The chunks of a plan with one more row in each slot of the small gaps between streams, if those can take one.
 
     Args:
-        chunks: In the order of their slots.
-        idle: Slots that can.
+        chunks: As `plan` puts them.
+        idle: Slots that can: see `reach`.
     """
     joined = list(chunks[:1])
     for chunk in chunks[1:]:
         gap = range(joined[-1].slot + 1, chunk.slot)
-        if len(gap) <= MAX_GAP and all(slot in idle for slot in gap):
+        if joined[-1].rows == chunk.rows == 1 and len(gap) <= MAX_GAP and all(slot in idle for slot in gap):
             joined += [Chunk(slot, 1, output=False, bridge=True) for slot in gap]
         joined.append(chunk)
     return joined
+
+
+def reach(cached: int) -> int:
+    """Cells that a pass looks at in every slot, where the fullest one has so many, and is given one more."""
+    return (cached // CELLS + 1) * CELLS

@@ -18,7 +18,7 @@ import numpy as np
 from engines.api import DeviceSpec, FinishReason, ModelSpec, ProgressCallback, Sequence, StepEvent
 from engines.errors import DecodeFailed, EngineError, LoadFailed
 from engines.llamacpp import sampling
-from engines.llamacpp.batch import Chunk, Demand, bridged, first_prompt, plan
+from engines.llamacpp.batch import Chunk, Demand, bridged, first_prompt, plan, reach
 from engines.llamacpp.native import NativeContext, NativeModel
 from engines.llamacpp.pace import Pace
 from engines.llamacpp.priority import run_aside
@@ -162,8 +162,9 @@ class LlamaModel:
         )
         planned = sum(chunk.rows for chunk in chunks)
         if not self._native.is_recurrent and planned + len(self._slots) <= self._context.n_rows:
-            idle = {slot.index for slot in self._slots if len(slot.cached) < self._spec.ctx}
-            chunks = bridged(chunks, idle)
+            fullest = max((len(self._slots[chunk.slot].cached) for chunk in chunks if chunk.rows == 1), default=0)
+            cells = min(reach(fullest), self._spec.ctx)
+            chunks = bridged(chunks, {slot.index for slot in self._slots if len(slot.cached) < cells})
         rows = self._fill(chunks)
         started = self._clock()
         self._context.decode(rows)

@@ -47,7 +47,7 @@ class Pace:
         left_s = max(self._target_s - decode_s, decode_s)
         tokens = max(MIN_CHUNK, int(left_s / self._token_s.at(position)))
         if tokens >= TILE // 2:
-            tokens = max(1, round(tokens / TILE)) * TILE + 1  # one is computed in the same pass as the streams' rows
+            tokens = max(1, tokens // TILE) * TILE
         return min(tokens, self._max_rows)
 
     def observe(self, *, decode_rows: int, prefill_tokens: int, seconds: float, position: int = 0) -> None:

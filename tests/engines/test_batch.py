@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.llamacpp.batch import MAX_GAP, Chunk, Demand, bridged, first_prompt, plan
+from engines.llamacpp.batch import CELLS, MAX_GAP, Chunk, Demand, bridged, first_prompt, plan, reach
 
 
 def decoding(slot: int) -> Demand:
@@ -17,12 +19,12 @@ def prompt(slot: int, tokens: int, *, urgent: bool = True, order: int | None = N
 
 
 def test_a_decoding_slot_gets_its_row_before_prompts() -> None:
-    assert plan([prompt(0, 9), decoding(1)], prefill_budget=4, max_rows=8) == [Chunk(0, 4, False), Chunk(1, 1, True)]
+    assert plan([prompt(0, 9), decoding(1)], prefill_budget=4, max_rows=8) == [Chunk(1, 1, True), Chunk(0, 4, False)]
 
 
 def test_decoding_rows_come_off_the_rows_and_not_off_the_budget() -> None:
-    assert plan([decoding(0), prompt(1, 9)], prefill_budget=4, max_rows=5)[1].rows == 4
-    assert plan([decoding(0), prompt(1, 9)], prefill_budget=4, max_rows=3)[1].rows == 2
+    assert plan([decoding(0), prompt(1, 9)], prefill_budget=4, max_rows=5)[0].rows == 4
+    assert plan([decoding(0), prompt(1, 9)], prefill_budget=4, max_rows=3)[0].rows == 2
 
 
 def test_one_prompt_is_finished_before_the_next_begins() -> None:
@@ -89,9 +91,23 @@ def test_any_prompt_left_out_comes_after_all_that_were_taken(situation: tuple[li
     assert begun == sorted(begun, reverse=True)
 
 
-def test_rows_are_in_the_order_of_their_slots() -> None:
-    chunks = plan([decoding(3), prompt(1, 9, urgent=False), prompt(2, 2)], prefill_budget=8, max_rows=8)
-    assert chunks == [Chunk(1, 5, False), Chunk(2, 2, True), Chunk(3, 1, True)]
+def test_prompts_and_streams_are_in_the_order_of_their_slots_prompts_first() -> None:
+    demands = [decoding(1), decoding(0), prompt(3, 9, urgent=False), prompt(2, 2)]
+    chunks = plan(demands, prefill_budget=8, max_rows=10)
+    assert chunks == [Chunk(2, 2, True), Chunk(3, 6, False), Chunk(0, 1, True), Chunk(1, 1, True)]
+
+
+def test_streams_come_first_where_the_first_one_would_continue_the_prompts() -> None:
+    chunks = plan([decoding(3), prompt(1, 9, urgent=False), prompt(2, 2)], prefill_budget=8, max_rows=9)
+    assert chunks == [Chunk(3, 1, True), Chunk(1, 6, False), Chunk(2, 2, True)]
+
+
+@given(situations())
+def test_no_prompt_is_next_to_a_stream(situation: tuple[list[Demand], int, int]) -> None:
+    demands, budget, max_rows = situation
+    chunks = plan(demands, prefill_budget=budget, max_rows=max_rows)
+    for left, right in itertools.pairwise(chunks):
+        assert (left.rows == 1) == (right.rows == 1) or right.slot != left.slot + 1
 
 
 def test_the_first_prompt_is_the_one_that_a_plan_serves_first() -> None:
@@ -100,8 +116,17 @@ def test_the_first_prompt_is_the_one_that_a_plan_serves_first() -> None:
 
 
 def test_a_small_gap_between_working_slots_is_bridged() -> None:
-    chunks = [Chunk(0, 1, True), Chunk(2, 7, False)]
+    chunks = [Chunk(0, 1, True), Chunk(2, 1, True)]
     assert bridged(chunks, {1}) == [chunks[0], Chunk(1, 1, output=False, bridge=True), chunks[1]]
+
+
+def test_a_gap_beside_a_prompt_is_not_bridged() -> None:
+    chunks = [Chunk(0, 7, False), Chunk(2, 1, True)]
+    assert bridged(chunks, {1}) == chunks
+
+
+def test_a_pass_looks_at_whole_groups_of_cells_and_one_more_than_there_are() -> None:
+    assert [reach(cached) for cached in (0, CELLS - 1, CELLS, 2 * CELLS)] == [CELLS, CELLS, 2 * CELLS, 3 * CELLS]
 
 
 @given(st.sets(st.integers(0, 20), min_size=1), st.sets(st.integers(0, 20)))
