@@ -20,7 +20,8 @@ from typing import Final
 import numpy as np
 
 from engines.api import ModelSpec
-from engines.llamacpp.native import NativeContext, NativeModel
+from engines.llamacpp.native.context import NativeContext
+from engines.llamacpp.native.model import NativeModel
 from orchd.devices import usable_cores
 from orchd.models import demo_model_path
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from engines.api import DeviceSpec, Footprint, ModelSpec, ProgressCallback
-from engines.llamacpp import native
 from engines.llamacpp.model import LlamaModel
+from engines.llamacpp.native import library
 from engines.llamacpp.vet import vet
 from engines.llamacpp.vocab import LlamaVocab
 
@@ -15,7 +15,7 @@ class LlamaCppEngine:
     """Stateless. Importing this module loads llama.cpp, which reads ``CUDA_VISIBLE_DEVICES`` then and never again."""
 
     name = "llamacpp"
-    version = native.version
+    version = library.version
 
     def vet(self, spec: ModelSpec) -> Footprint:
         """See `engines.api.Engine`."""

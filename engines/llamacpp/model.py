@@ -19,12 +19,13 @@ from engines.api import DeviceSpec, FinishReason, ModelSpec, ProgressCallback, S
 from engines.errors import DecodeFailed, EngineError, LoadFailed
 from engines.llamacpp import sampling
 from engines.llamacpp.batch import Chunk, Demand, bridged, first_prompt, plan, reach
-from engines.llamacpp.native import NativeContext, NativeModel
+from engines.llamacpp.native.context import NativeContext
+from engines.llamacpp.native.model import NativeModel
+from engines.llamacpp.native.threads import free_to_move
 from engines.llamacpp.pace import Pace
 from engines.llamacpp.priority import run_aside
 from engines.llamacpp.slots import Reuse, Run, Slot, find_donor, find_leader, find_reuse
 from engines.llamacpp.text import OutputText
-from engines.llamacpp.threads import free_to_move
 from engines.llamacpp.vocab import Pieces
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engines.api import SamplingParams
-from engines.llamacpp.native import NativeSampler
+from engines.llamacpp.native.sampler import NativeSampler
 
 COLDEST = 1e-6
 """Temperatures below are greedy: a logit divided by one may overflow a float, and then any token is chosen."""

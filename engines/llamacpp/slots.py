@@ -6,7 +6,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from engines.api import Sequence
-from engines.llamacpp.native import NativeSampler
+from engines.llamacpp.native.sampler import NativeSampler
 from engines.llamacpp.text import OutputText
 
 MIN_COPY = 32

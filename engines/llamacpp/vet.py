@@ -28,7 +28,7 @@ from engines.errors import EngineError, LoadFailed
 from engines.llamacpp.priority import give_way
 
 if TYPE_CHECKING:
-    from engines.llamacpp.native import NativeModel
+    from engines.llamacpp.native.model import NativeModel
 
 TIME_LIMIT_S = 60.0
 """For a file of no size; `SLOWEST_READ` is added for what has to be read."""
@@ -173,7 +173,8 @@ def _allow_at_most(what: int, amount: int) -> None:
 
 def _examine(spec: ModelSpec, *, decode: bool) -> dict[str, int]:
     """Add up what the whole shape would allocate, and use the model: with one small slot, or only its tokenizer."""
-    from engines.llamacpp.native import NativeContext, NativeModel  # loads llama.cpp: only in this process
+    from engines.llamacpp.native.context import NativeContext  # loads llama.cpp: only in this process
+    from engines.llamacpp.native.model import NativeModel
 
     model = NativeModel(spec.path, no_alloc=True)
     if not model.generates:

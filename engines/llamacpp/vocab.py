@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engines.errors import EngineDead, InvalidPrompt
 from engines.llamacpp.chat import ChatTemplate
-from engines.llamacpp.native import NativeModel
+from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.priority import run_aside
 
 

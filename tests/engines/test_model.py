@@ -12,7 +12,7 @@ from engines.api import DeviceSpec, FinishReason, SamplingParams
 from engines.errors import DecodeFailed, EngineDead, LoadFailed
 from engines.llamacpp.engine import LlamaCppEngine
 from engines.llamacpp.model import LlamaModel
-from engines.llamacpp.native import NativeModel
+from engines.llamacpp.native.model import NativeModel
 from tests.engines.support import GREEDY, PROMPTS, Output, count_rows, exact, finish, loaded, run, sequence, tokens_of
 from tests.support import tiny_gguf
 

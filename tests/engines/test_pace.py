@@ -59,7 +59,7 @@ def test_any_budget_is_within_its_bounds(
 @pytest.mark.parametrize("row_ms", [0.5, 2.0])
 @pytest.mark.parametrize("token_ms", [0.1, 0.4, 2.0])
 def test_steps_of_a_machine_of_known_cost_come_close_to_the_target(token_ms: float, row_ms: float, known: bool) -> None:
-    """10 ms a step, so much a row, 5 % of noise; the prompt never ends. A tile is taken where half of one fits."""
+    """10 ms a step, so much a row, 5 % of noise; the prompt never ends. A tile is taken where a part of one fits."""
     noise = random.Random(1)
     pace, streams = Pace(0.1, 1024), 8
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from engines.errors import EngineDead, InvalidPrompt
 from engines.llamacpp.chat import SEAM, ChatTemplate
-from engines.llamacpp.native import NativeModel
+from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.vocab import LlamaVocab
 from tests.support.tiny_gguf import BOS, CHATML, IM_END, IM_START, write_tiny_llama
 

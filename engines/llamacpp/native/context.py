@@ -1,0 +1,197 @@
+"""A context: the KV caches of a model's slots, the batch they are fed with, and the logits that come of it."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from engines.api import ModelSpec
+from engines.errors import DecodeFailed, EngineDead, LoadFailed
+from engines.llamacpp.native.library import captured
+from engines.llamacpp.native.model import NativeModel
+from engines.llamacpp.native.sampler import NativeSampler
+from engines.llamacpp.native.threads import ComputeThreads
+from engines.llamacpp.report import Buffers, load_error
+
+CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
+FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
+LONG_STEP_S = 0.001
+"""A step that takes as long is not made faster by leaving threads asleep."""
+WORTH_WAKING = 1.5
+"""How much faster than one thread all have to be: beside short steps an event loop needs a core of its own."""
+
+
+class NativeContext:
+    """Owner of a ``llama_context`` with one KV stream per slot, and of the batch it is fed with.
+
+    Raises:
+        LoadFailed: llama.cpp refuses the parameters.
+        OutOfDeviceMemory: KV cache or compute buffers do not fit.
+    """
+
+    def __init__(self, model: NativeModel, spec: ModelSpec, *, threads: int, cpus: Sequence[int] = ()) -> None:
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = spec.slots * spec.ctx
+        params.n_batch = params.n_ubatch = max(spec.batch, spec.slots)
+        params.n_seq_max = spec.slots
+        params.n_outputs_max = spec.slots
+        params.n_threads = params.n_threads_batch = threads
+        params.flash_attn_type = FLASH_ATTN[spec.flash_attn]
+        params.type_k = CACHE_TYPES[spec.cache_type_k]
+        params.type_v = CACHE_TYPES[spec.cache_type_v]
+        params.swa_full = spec.swa_full
+        params.kv_unified = False  # no slot can use up another's cells
+        params.no_perf = True
+        with captured() as lines:
+            handle = llama_cpp.llama_init_from_model(model.handle, params)
+        if not handle:
+            raise load_error(f"a context of {spec.slots} slots x {spec.ctx} tokens for {model.name}", lines)
+        if not llama_cpp.llama_get_memory(handle):  # an encoder: nothing to continue from
+            llama_cpp.llama_free(handle)
+            raise LoadFailed(f"{model.name} does not generate text (an embedding or encoder model)")
+        self._handle: Any = handle
+        self._name = model.name
+        self._n_vocab = model.n_vocab
+        self.buffers = Buffers(lines)
+        self.n_rows = int(llama_cpp.llama_n_batch(handle))
+        try:
+            self._make_batch()
+            self._threads = ComputeThreads(handle, threads, cpus)
+        except BaseException:
+            llama_cpp.llama_free(handle)
+            raise
+        self._lone_rows = 0  # most rows that one thread computes faster than all of them
+
+    def _make_batch(self) -> None:
+        self._batch = llama_cpp.llama_batch_init(self.n_rows, 0, 1)
+        self.token = _view(self._batch.token, self.n_rows, np.int32)
+        self.pos = _view(self._batch.pos, self.n_rows, np.int32)
+        self.output = _view(self._batch.logits, self.n_rows, np.int8)
+        self.seq = np.zeros(self.n_rows, np.int32)  # row r's slot; the batch's pointers lead here, once and for all
+        for row in range(self.n_rows):
+            self._batch.n_seq_id[row] = 1
+        self._own_seq_ids = self._swap_seq_ids()
+
+    def _swap_seq_ids(self) -> list[Any]:
+        """Point ``batch.seq_id[row]`` into `seq`; returns llama.cpp's own pointers, which `close` puts back."""
+        slots = ctypes.cast(self._batch.seq_id, ctypes.POINTER(ctypes.c_void_p))
+        own = [slots[row] for row in range(self.n_rows)]
+        for row in range(self.n_rows):
+            slots[row] = self.seq.ctypes.data + row * self.seq.itemsize
+        return own
+
+    @property
+    def handle(self) -> Any:
+        """The pointer. Raises `EngineDead` once closed."""
+        if self._handle is None:
+            raise EngineDead(f"the context of {self._name} is closed")
+        return self._handle
+
+    @property
+    def _memory(self) -> Any:
+        return llama_cpp.llama_get_memory(self.handle)
+
+    def decode(self, n_rows: int) -> None:
+        """Run the first rows of `token`, `pos`, `seq`, `output` through the model. Raises `DecodeFailed`."""
+        self._batch.n_tokens = n_rows
+        self._threads.use(1 if n_rows <= self._lone_rows else self._threads.count)
+        code = llama_cpp.llama_decode(self.handle, self._batch)
+        llama_cpp.llama_synchronize(self.handle)  # a GPU may still be at work, and a step's time is measured
+        if code == 0:
+            return
+        reason = {1: "no room in the KV cache", 2: "it was aborted", -1: "the batch was refused"}.get(
+            code, "fatal error"
+        )
+        raise DecodeFailed(f"llama_decode returned {code}: {reason}")
+
+    def logits(self, n_outputs: int) -> npt.NDArray[np.float32]:
+        """Logits of the last decode's output rows in batch order, shape (n_outputs, n_vocab); valid until the next."""
+        pointer = llama_cpp.llama_get_logits(self.handle)
+        return _view(pointer, n_outputs * self._n_vocab, np.float32).reshape(n_outputs, self._n_vocab)
+
+    def keep(self, slot: int, n_tokens: int) -> bool:
+        """Cut a slot's cache to its first tokens; False if this memory cannot, and then nothing is certain about it."""
+        return bool(llama_cpp.llama_memory_seq_rm(self._memory, slot, n_tokens, -1))
+
+    def clear_slot(self, slot: int) -> None:
+        """Empty one slot's cache."""
+        llama_cpp.llama_memory_seq_rm(self._memory, slot, -1, -1)
+
+    def copy_slot(self, source: int, target: int) -> None:
+        """Replace a slot's cache by a copy of another's; done on the device, before the next decode."""
+        self.clear_slot(target)
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def first_pos(self, slot: int) -> int:
+        """The lowest position that a slot's cache still holds in every layer, -1 if there is none."""
+        return int(llama_cpp.llama_memory_seq_pos_min(self._memory, slot))
+
+    def try_step(self, token: int, rows: int = 1) -> None:
+        """Decode a token some times and forget it: pages in the weights and shows that a step works.
+
+        Raises:
+            DecodeFailed: It does not.
+        """
+        self.token[:rows], self.pos[:rows], self.seq[:rows] = token, np.arange(rows), 0
+        self.output[:rows] = 0
+        self.output[rows - 1] = 1
+        self.decode(rows)
+        if not np.isfinite(self.logits(1)).all():
+            raise DecodeFailed("the model computes NaN or infinity instead of logits; its file may be damaged")
+        self.clear()
+
+    def choose_threads(self, n_slots: int) -> None:
+        """Find out for small steps whether waking the other threads is worth it; with tiny models it is not."""
+        lone_rows = 0
+        for rows in (1, n_slots) if self._threads.count > 1 else ():
+            if min(self._step_s(rows, lone_rows=0) for _ in range(4)) > LONG_STEP_S:
+                break
+            pairs = [(self._step_s(rows, lone_rows=0), self._step_s(rows, lone_rows=rows)) for _ in range(8)]
+            together_s, alone_s = map(min, zip(*pairs, strict=True))
+            if alone_s > together_s * WORTH_WAKING:
+                break
+            lone_rows = rows
+        self._lone_rows = lone_rows
+
+    def _step_s(self, rows: int, *, lone_rows: int) -> float:
+        """Seconds of a step with one row in each slot, of a token that was decoded before."""
+        self._lone_rows = lone_rows
+        self.token[:rows], self.pos[:rows], self.output[:rows] = self.token[0], 0, 1
+        self.seq[:rows] = np.arange(rows)
+        began_s = time.perf_counter()
+        self.decode(rows)
+        seconds = time.perf_counter() - began_s
+        self.clear()
+        return seconds
+
+    def clear(self) -> None:
+        """Empty every slot."""
+        llama_cpp.llama_memory_clear(self._memory, True)
+
+    def sample(self, sampler: NativeSampler, row: int) -> int:
+        """The next token after a row of the last batch; the sampler takes note of it."""
+        return int(llama_cpp.llama_sampler_sample(sampler.handle, self.handle, row))
+
+    def close(self) -> None:
+        """Free context and batch. Calling it again does nothing."""
+        handle, self._handle = self._handle, None
+        if handle is None:
+            return
+        slots = ctypes.cast(self._batch.seq_id, ctypes.POINTER(ctypes.c_void_p))
+        for row, pointer in enumerate(self._own_seq_ids):
+            slots[row] = pointer
+        llama_cpp.llama_batch_free(self._batch)
+        llama_cpp.llama_free(handle)
+        self._threads.close()
+
+
+def _view(pointer: Any, n: int, dtype: type[np.generic]) -> npt.NDArray[Any]:
+    """A numpy array over memory that llama.cpp owns."""
+    kind = pointer._type_ * n
+    return np.frombuffer(memoryview(kind.from_address(ctypes.addressof(pointer.contents))), dtype)

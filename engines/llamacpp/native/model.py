@@ -1,0 +1,152 @@
+"""A model's weights and vocabulary."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+
+from engines.errors import EngineDead
+from engines.llamacpp.native.library import captured
+from engines.llamacpp.report import Buffers, load_error
+
+
+class NativeModel:
+    """Owner of a ``llama_model``: weights and vocabulary, or the vocabulary alone.
+
+    Args:
+        path: The GGUF file, or the first part of a split one.
+        gpu: Ordinal of the GPU that holds every layer; None keeps all of it on the CPU.
+        mmap: Map the file instead of reading it.
+        repack: Copy weights into layouts that are faster on this CPU.
+        vocab_only: Load no weights.
+        no_alloc: Load no weights, and let contexts only add up what they would allocate.
+        on_progress: Called with 0.0 to 1.0 on this thread. What it raises ends the loading and is raised from here.
+
+    Raises:
+        LoadFailed: The file is not a model that llama.cpp can load.
+        OutOfDeviceMemory: Its weights do not fit.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        gpu: int | None = None,
+        mmap: bool = True,
+        repack: bool = True,
+        vocab_only: bool = False,
+        no_alloc: bool = False,
+        on_progress: Any = None,
+    ) -> None:
+        params = llama_cpp.llama_model_default_params()
+        params.n_gpu_layers = 0 if gpu is None else -1
+        params.split_mode = llama_cpp.LLAMA_SPLIT_MODE_NONE
+        params.main_gpu = -1 if gpu is None else gpu
+        mapped = mmap and not no_alloc  # llama.cpp aborts if asked for both
+        params.load_mode = llama_cpp.LLAMA_LOAD_MODE_MMAP if mapped else llama_cpp.LLAMA_LOAD_MODE_NONE
+        params.use_extra_bufts = repack
+        params.no_alloc = no_alloc
+        params.vocab_only = vocab_only
+
+        raised: list[BaseException] = []  # an exception cannot pass through llama.cpp
+
+        def progress(share: float, _user_data: object) -> bool:
+            try:
+                if on_progress is not None:
+                    on_progress(share)
+            except BaseException as error:
+                raised.append(error)
+            return not raised
+
+        callback = params.progress_callback = llama_cpp.llama_progress_callback(progress)
+        with captured() as lines:
+            handle = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+        del callback  # it had to stay referenced until here
+        if raised:
+            if handle:
+                llama_cpp.llama_model_free(handle)
+            raise raised[0]
+        if not handle:
+            raise load_error(path.name, lines)
+        self._handle: Any = handle
+        self.name = path.name
+        self.buffers = Buffers(lines)
+        self._vocab: Any = llama_cpp.llama_model_get_vocab(handle)
+        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
+        self.n_swa: int = 0 if vocab_only else llama_cpp.llama_model_n_swa(handle)
+        self.is_recurrent: bool = not vocab_only and (
+            llama_cpp.llama_model_is_recurrent(handle) or llama_cpp.llama_model_is_hybrid(handle)
+        )
+
+    @property
+    def handle(self) -> Any:
+        """The pointer. Raises `EngineDead` once closed."""
+        if self._handle is None:
+            raise EngineDead(f"{self.name} is closed")
+        return self._handle
+
+    @property
+    def vocab(self) -> Any:
+        """The pointer to the vocabulary, which is a part of the model. Raises `EngineDead` once closed."""
+        return self.handle and self._vocab
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model continues text, and needs no encoder for it."""
+        decodes = llama_cpp.llama_model_has_decoder(self.handle) and not llama_cpp.llama_model_has_encoder(self.handle)
+        return bool(decodes) and not llama_cpp.llama_model_is_diffusion(self.handle)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source in the file's metadata."""
+        template = llama_cpp.llama_model_chat_template(self.handle, None)
+        return template.decode("utf-8", "replace") if template else None
+
+    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids of a text. ``llama_tokenize`` is thread-safe."""
+        data = text.encode("utf-8")
+        room = len(data) + 8
+        tokens = (llama_cpp.llama_token * room)()
+        n = llama_cpp.llama_tokenize(self.vocab, data, len(data), tokens, room, add_special, parse_special)
+        if n < 0:  # -n is the room it needs
+            tokens = (llama_cpp.llama_token * -n)()
+            n = llama_cpp.llama_tokenize(self.vocab, data, len(data), tokens, -n, add_special, parse_special)
+        return tokens[:n]
+
+    def piece(self, token: int, *, special: bool) -> bytes:
+        """The bytes a token stands for; control tokens are empty unless ``special``."""
+        buffer = ctypes.create_string_buffer(64)
+        n = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
+        if n < 0:
+            buffer = ctypes.create_string_buffer(-n)
+            n = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
+        return buffer.raw[:n]
+
+    def is_control(self, token: int) -> bool:
+        """Whether a token steers the model instead of standing for text."""
+        attributes = llama_cpp.llama_vocab_get_attr(self.vocab, token)
+        return bool(attributes & (llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN))
+
+    def is_end(self, token: int) -> bool:
+        """Whether a token ends the generation."""
+        return bool(llama_cpp.llama_vocab_is_eog(self.vocab, token))
+
+    @property
+    def bos(self) -> int:
+        """The beginning-of-sequence token, -1 if there is none."""
+        return int(llama_cpp.llama_vocab_bos(self.vocab))
+
+    @property
+    def eos(self) -> int:
+        """The end-of-sequence token, -1 if there is none."""
+        return int(llama_cpp.llama_vocab_eos(self.vocab))
+
+    def close(self) -> None:
+        """Free the model. Its contexts are closed already. Calling it again does nothing."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            llama_cpp.llama_model_free(handle)
