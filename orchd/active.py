@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engines.api import Footprint, Vocab
 from engines.errors import InvalidPrompt, LoadFailed
-from orchd import models
+from orchd import model_files, models
 from orchd.errors import UNREADY_RETRY_S, InvalidParams, PoolUnavailable
 from orchd.schemas import TaskRequest
 
@@ -36,7 +36,7 @@ class ActiveModel:
 
     def check_unchanged(self) -> None:
         """Raise `LoadFailed` if its files are no longer those that were vetted: others could end the process."""
-        if models.fingerprint(self.path) != self.fingerprint:
+        if model_files.fingerprint(self.path) != self.fingerprint:
             raise LoadFailed(f"{self.path.name} was changed after it was vetted; reload it once it is complete")
 
     def is_named(self, model_ref: str) -> bool:

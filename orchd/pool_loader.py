@@ -9,12 +9,12 @@ from pathlib import Path
 
 from engines.api import ModelSpec
 from engines.errors import LoadFailed
-from orchd import memory, models
+from orchd import memory, model_files, models
 from orchd.active import ActiveModel
 from orchd.config import PoolConfig
 from orchd.devices import Device
 from orchd.loader import Loader
-from orchd.worker import Host
+from orchd.replica import Host
 
 _log = logging.getLogger(__name__)
 
@@ -39,11 +39,11 @@ class PoolLoader:
 
     async def open(self, path: Path) -> ActiveModel:
         """Look at a file from outside, then where it can do no harm, then open its tokenizer. Raises `LoadFailed`."""
-        fingerprint = models.fingerprint(path)
-        await self._loader.run(lambda: models.looks_like_gguf(path))
-        await self._loader.run(lambda: models.check_digest(path, on_progress=self._digest_progress(path)))
+        fingerprint = model_files.fingerprint(path)
+        await self._loader.run(lambda: model_files.looks_like_gguf(path))
+        await self._loader.run(lambda: model_files.check_digest(path, on_progress=self._digest_progress(path)))
         footprint = await self._loader.vet(self._spec(path))
-        if models.fingerprint(path) != fingerprint:
+        if model_files.fingerprint(path) != fingerprint:
             raise LoadFailed(f"{path.name} changed while it was being vetted; ask again when it is complete")
         return ActiveModel(
             models.model_id(path), path, await self._loader.vocab(path), footprint=footprint, fingerprint=fingerprint

@@ -17,7 +17,9 @@ from orchd.pool_loader import PoolLoader
 from orchd.scheduler import Scheduler, Seat
 from orchd.schemas import PoolHealth, ReplicaHealth
 from orchd.telemetry import Telemetry
-from orchd.worker import Host, Replica, ReplicaDown, Report, Worker
+from orchd.replica import Host, Replica
+from orchd.reports import ReplicaDown, Report
+from orchd.worker import Worker
 
 _log = logging.getLogger(__name__)
 

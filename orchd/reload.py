@@ -20,7 +20,7 @@ from orchd.errors import DecodeTimeout, ReloadFailed, TaskError
 from orchd.pools import Pool
 from orchd.scheduler import Place
 from orchd.tasks import Task
-from orchd.worker import Host
+from orchd.replica import Host
 
 _log = logging.getLogger(__name__)
 

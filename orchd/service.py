@@ -29,11 +29,12 @@ from orchd.errors import (
 )
 from orchd.mailbox import Mailbox
 from orchd.pools import Pool
+from orchd.registry import Registry
 from orchd.reload import Reload
 from orchd.scheduler import Place
 from orchd.schemas import Accepted, Health, Reloaded, TaskRequest
 from orchd.tasks import Task, TaskState, TaskStore
-from orchd.worker import Begun, Ended, HostClosed, Progress, ReplicaDown, Report
+from orchd.reports import Begun, Ended, HostClosed, Progress, ReplicaDown, Report
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class Service:
         self.pools = dict(pools)
         self._roots = tuple(roots)
         self._grace_s = grace_s
-        self.models = models.Registry()
+        self.models = Registry()
         self.rejected: Counter[str] = Counter()
         """Refused submits by the error's code, for metrics."""
         self.closing = False

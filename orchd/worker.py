@@ -12,103 +12,18 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
-from engines.api import FinishReason, LoadedModel, StepEvent
+from engines.api import FinishReason, StepEvent
 from engines.errors import EngineDead, EngineError
 from orchd.errors import Internal, TaskError, WorkerReset
-from orchd.scheduler import Scheduler, Seat
+from orchd.replica import Host, Replica
+from orchd.reports import Begun, Ended, HostClosed, Progress, ReplicaDown, Report
 from orchd.tasks import Task
 
 _log = logging.getLogger(__name__)
 
 MAX_FAILURES = 3
 """Failed steps in a row after which a replica is given up and loaded anew."""
-
-
-@dataclass(eq=False)
-class Host:
-    """A loaded model on a replica and the tasks that run on it. Worker thread only, once hosted."""
-
-    model: LoadedModel
-    tasks: dict[str, Task] = field(default_factory=dict)
-    failures: int = 0
-
-
-@dataclass(eq=False)
-class Replica:
-    """One pool's place on one device.
-
-    Attributes:
-        id: Its index in the pool, as text.
-        device: Name of its device.
-        seat: Its side of the scheduler.
-        scheduler: Where its tasks come from.
-        hosts: Its models, the current one last; more than one only while a reload lets old tasks finish.
-        tokens_in: Prompt tokens it ever took; written by the worker.
-        tokens_out: Output tokens it ever made; written by the worker.
-        setbacks: Times it was given up since it last finished a task; written by the worker.
-    """
-
-    id: str
-    device: str
-    seat: Seat
-    scheduler: Scheduler
-    hosts: list[Host] = field(default_factory=list)
-    tokens_in: int = 0
-    tokens_out: int = 0
-    setbacks: int = 0
-
-    @property
-    def device_bytes(self) -> int:
-        """Bytes of device memory that its models hold, as their engine counts them; any thread."""
-        hosts = {*self.hosts, self.seat.host} - {None}  # a new one may not have been adopted yet
-        return sum(host.model.device_bytes for host in hosts)
-
-
-@dataclass(frozen=True)
-class Begun:
-    """A task left the queue."""
-
-    task: Task
-
-
-@dataclass(frozen=True)
-class Progress:
-    """A step brought a task forward."""
-
-    task: Task
-    text: str
-    index: int
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A task is over and its slot is free."""
-
-    task: Task
-    reason: FinishReason
-    decode_ms: int = 0
-    error: TaskError | None = None
-
-
-@dataclass(frozen=True)
-class ReplicaDown:
-    """A replica was given up and its seat is not ready. Its models are closed, unless its device is lost."""
-
-    replica: Replica
-    why: str
-
-
-@dataclass(frozen=True)
-class HostClosed:
-    """A model that was replaced has ended its last task and is closed."""
-
-    replica: Replica
-    host: Host
-
-
-Report = Begun | Progress | Ended | ReplicaDown | HostClosed
 
 
 def _lost() -> TaskError:

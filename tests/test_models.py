@@ -16,9 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engines.errors import LoadFailed
-from orchd import models
+from orchd import model_files, models
 from orchd.errors import ConfigError, InvalidParams
-from orchd.models import ModelState, Registry, check_digest, looks_like_gguf, model_id, resolve, resolve_owned
+from orchd.model_files import check_digest, looks_like_gguf
+from orchd.models import model_id, resolve, resolve_owned
+from orchd.registry import ModelState, Registry
 
 HEADER = b"GGUF" + (3).to_bytes(4, "little") + bytes(16)
 
@@ -251,7 +253,7 @@ def test_a_split_model_is_its_first_part(root: Path, reference: str) -> None:
     first = put_split(root, "big", 3)
     assert resolve(reference, [root]) == first
     assert model_id(first) == "big"
-    assert [path.name for path in models.parts(first)] == [f"big-0000{part}-of-00003.gguf" for part in (1, 2, 3)]
+    assert [path.name for path in model_files.parts(first)] == [f"big-0000{part}-of-00003.gguf" for part in (1, 2, 3)]
 
 
 def test_a_later_part_is_told_of_the_first(root: Path) -> None:
@@ -279,7 +281,7 @@ def test_an_absurd_number_of_parts_is_told_in_short(root: Path) -> None:
 def test_a_name_that_only_looks_split_is_an_ordinary_one(root: Path) -> None:
     path = put(root / "x-00003-of-00002.gguf")
     assert resolve("x-00003-of-00002", [root]) == path
-    assert models.parts(path) == (path,)
+    assert model_files.parts(path) == (path,)
 
 
 # What the owner writes
@@ -440,7 +442,7 @@ def test_a_missing_checksum_is_one_warning(root: Path, caplog: pytest.LogCapture
 
 def test_every_part_of_a_split_model_is_checked(root: Path) -> None:
     first = put_split(root, "big", 2)
-    for path in models.parts(first):
+    for path in model_files.parts(first):
         beside(path, sha256(HEADER))
     check_digest(first)
     put(root / "big-00002-of-00002.gguf", b"damage")
@@ -451,7 +453,7 @@ def test_every_part_of_a_split_model_is_checked(root: Path) -> None:
 def test_progress_rises_to_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "CHUNK_BYTES", 10)
     first = put_split(root, "big", 2)
-    for path in models.parts(first):
+    for path in model_files.parts(first):
         beside(path, sha256(HEADER))
     shares: list[float] = []
     check_digest(first, on_progress=shares.append)

@@ -23,7 +23,9 @@ from orchd.devices import gpu_index, usable_cores
 from orchd.scheduler import Scheduler, Seat
 from orchd.schemas import TaskRequest
 from orchd.tasks import Task
-from orchd.worker import Host, Replica, Report, Worker
+from orchd.replica import Host, Replica
+from orchd.reports import Report
+from orchd.worker import Worker
 
 PROMPT_TOKENS = 32
 WARM_UP_STEPS = 20

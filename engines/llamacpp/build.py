@@ -8,6 +8,22 @@ from pathlib import Path
 
 def has_cuda() -> bool:
     """Whether it has a CUDA backend. May be called before ``CUDA_VISIBLE_DEVICES`` is decided."""
+    return "CUDA" in backends()
+
+
+def backends() -> list[str]:
+    """What it can compute on, such as ``["CPU", "CUDA"]``; nothing where it is not installed."""
+    names = {name.partition(".")[0] for name in _libraries() if name.startswith("libggml-")}
+    return sorted(name.removeprefix("libggml-").upper() for name in names - {"libggml-base"})
+
+
+def version(library: str = "llama") -> str | None:
+    """Of llama.cpp, or of its library ``ggml``, such as ``0.5.0``; None where a platform's files do not tell."""
+    found = {name.partition(".so.")[2] for name in _libraries() if name.startswith(f"lib{library}.so.")}
+    return max(found, key=len, default=None)
+
+
+def _libraries() -> list[str]:
     spec = importlib.util.find_spec("llama_cpp")
     folders = spec.submodule_search_locations if spec is not None else None
-    return any((Path(folder) / "lib" / "libggml-cuda.so").exists() for folder in folders or ())
+    return [path.name for folder in folders or () for path in Path(folder, "lib").glob("lib*")]

@@ -23,7 +23,7 @@ from engines.api import Footprint, ModelSpec
 from engines.errors import LoadFailed
 from engines.llamacpp.build import has_cuda
 from engines.llamacpp.vet import vet
-from orchd import credentials, devices, memory, models
+from orchd import credentials, devices, memory, model_files, models
 from orchd.config import Config, PoolConfig
 from orchd.devices import Device
 from orchd.errors import ConfigError
@@ -174,8 +174,8 @@ class Checkup:
         footprint: Footprint | None = None
         try:
             path = self._model_file(pool)
-            models.looks_like_gguf(path)
-            models.check_digest(path)
+            model_files.looks_like_gguf(path)
+            model_files.check_digest(path)
             footprint = vet(_spec(pool, path))
         except (ConfigError, LoadFailed) as error:
             self._problems.append(f'pool "{pool.id}": {error}')

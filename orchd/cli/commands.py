@@ -7,16 +7,17 @@ no server, not the right token), 130 Ctrl-C.
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import io
 import os
 import platform
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from engines.llamacpp import build
 from orchd import __version__
 from orchd.cli import actions
 from orchd.cli.actions import Exit, Target, complain, finish
@@ -83,22 +84,20 @@ def _examples(*lines: str) -> str:
 def _show_version(wanted: bool) -> None:
     if wanted:
         print(f"orchd {__version__}")
-        print(f"llama-cpp-python {_llama_version()}")
+        print("\n".join(_engine_versions()))
         print(f"Python {platform.python_version()}")
         raise typer.Exit
 
 
-def _llama_version() -> str:
-    """With what llama.cpp was built for, read off its libraries' names: loading them takes a second or more."""
+def _engine_versions() -> Iterator[str]:
+    """Read off files: loading the libraries takes a second or more."""
     try:
-        version = importlib.metadata.version("llama-cpp-python")
+        yield f"llama-cpp-python {importlib.metadata.version('llama-cpp-python')}"
     except importlib.metadata.PackageNotFoundError:
-        return "is not installed; run 'make setup'"
-    package = importlib.util.find_spec("llama_cpp")
-    folders = (package.submodule_search_locations if package else None) or []
-    names = {path.stem for folder in folders for path in Path(folder, "lib").glob("libggml-*.so")}
-    backends = sorted(name.removeprefix("libggml-").upper() for name in names - {"libggml-base"})
-    return f"{version} (llama.cpp for {', '.join(backends)})" if backends else version
+        yield "llama-cpp-python is not installed; run 'make setup'"
+        return
+    yield f"llama.cpp {build.version() or 'of its own'} (ggml {build.version('ggml') or 'of its own'})"
+    yield f"Backends {', '.join(build.backends())}"
 
 
 @app.callback(

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
@@ -101,7 +102,9 @@ def test_version_names_orchd_and_llama_cpp_python() -> None:
     result = orchd("--version")
     assert result.exit_code == 0
     assert f"orchd {__version__}\n" in result.stdout
-    assert f"llama-cpp-python {importlib.metadata.version('llama-cpp-python')}" in result.stdout
+    assert f"llama-cpp-python {importlib.metadata.version('llama-cpp-python')}\n" in result.stdout
+    assert re.search(r"^llama.cpp \d+\.\d+\.\d+ \(ggml \d+\.\d+\.\d+\)$", result.stdout, re.MULTILINE)
+    assert re.search(r"^Backends CPU(, CUDA)?$", result.stdout, re.MULTILINE)
 
 
 def test_completion_is_on_offer() -> None:

@@ -13,7 +13,9 @@ from orchd.errors import Code
 from orchd.scheduler import Place, Scheduler, Seat
 from orchd.schemas import Priority
 from orchd.tasks import Task
-from orchd.worker import Begun, Ended, Host, HostClosed, Progress, Replica, ReplicaDown, Report, Worker
+from orchd.replica import Host, Replica
+from orchd.reports import Begun, Ended, HostClosed, Progress, ReplicaDown, Report
+from orchd.worker import Worker
 from tests.core.builders import Clock, make_task
 from tests.support.fake_engine import FakeModel
 

@@ -12,7 +12,7 @@ import pytest
 from engines.api import FinishReason
 from orchd.mailbox import Mailbox
 from orchd.tasks import Task
-from orchd.worker import Begun, Ended, Progress, Report
+from orchd.reports import Begun, Ended, Progress, Report
 from tests.core.builders import make_task
 
 

@@ -10,7 +10,8 @@ from engines.api import FinishReason
 from engines.errors import DecodeFailed, EngineDead
 from orchd.errors import Code, DecodeTimeout
 from orchd.schemas import Priority
-from orchd.worker import MAX_FAILURES, Host
+from orchd.replica import Host
+from orchd.worker import MAX_FAILURES
 from tests.core.rig import make_rig, running
 from tests.support.fake_engine import FakeModel, Hang
 

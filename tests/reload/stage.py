@@ -16,7 +16,8 @@ from engines.errors import EngineDead
 from orchd.config import PoolConfig, TasksConfig
 from orchd.devices import Device
 from orchd.loader import Loader
-from orchd.models import ModelState, model_id
+from orchd.models import model_id
+from orchd.registry import ModelState
 from orchd.observer import Summary
 from orchd.pool_loader import PoolLoader
 from orchd.pools import Pool

@@ -18,7 +18,7 @@ import msgspec
 from engines.errors import LoadFailed
 from engines.llamacpp.chat import SEAM, ControlTexts
 from engines.llamacpp.text import OutputText
-from orchd import models
+from orchd import model_files, models
 from orchd.client.sse import SseReader
 from orchd.errors import InvalidParams
 from orchd.http.explain import explain
@@ -63,7 +63,7 @@ def gguf_head(data: bytes) -> None:
         file.write(data)
         file.flush()
         with contextlib.suppress(LoadFailed):
-            models.looks_like_gguf(Path(file.name))
+            model_files.looks_like_gguf(Path(file.name))
             assert data.startswith(b"GGUF")
 
 

@@ -49,6 +49,8 @@ class ComputeThreads:
 
     def __init__(self, context: Any, count: int, cpus: Sequence[int] = ()) -> None:
         self.count = count
+        if any(cpu >= _MAX_THREADS for cpu in cpus):
+            cpus = ()  # ggml's masks do not reach so far
         self._callers_cpu = max(cpus, default=None)  # ggml takes them in ascending order, and the caller last
         self._kept: int | None = None  # the thread that stays there
         self._context = ctypes.c_void_p(context)
@@ -67,8 +69,9 @@ class ComputeThreads:
     def use(self, count: int) -> None:
         """Compute the next steps with all threads, or with 1; the calling thread stays on its CPU from then on."""
         if self._callers_cpu is not None and self._kept != threading.get_ident():
-            os.sched_setaffinity(0, {self._callers_cpu})
             self._kept = threading.get_ident()
+            with contextlib.suppress(OSError):  # it was taken from this process meanwhile
+                os.sched_setaffinity(0, {self._callers_cpu})
         if count != self._used:
             pool = self._pools[count]
             self._llama.llama_set_n_threads(self._context, count, count)

@@ -1,0 +1,55 @@
+"""What a worker tells the event loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engines.api import FinishReason
+from orchd.errors import TaskError
+from orchd.replica import Host, Replica
+from orchd.tasks import Task
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A task left the queue."""
+
+    task: Task
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A step brought a task forward."""
+
+    task: Task
+    text: str
+    index: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A task is over and its slot is free."""
+
+    task: Task
+    reason: FinishReason
+    decode_ms: int = 0
+    error: TaskError | None = None
+
+
+@dataclass(frozen=True)
+class ReplicaDown:
+    """A replica was given up and its seat is not ready. Its models are closed, unless its device is lost."""
+
+    replica: Replica
+    why: str
+
+
+@dataclass(frozen=True)
+class HostClosed:
+    """A model that was replaced has ended its last task and is closed."""
+
+    replica: Replica
+    host: Host
+
+
+Report = Begun | Progress | Ended | ReplicaDown | HostClosed
