@@ -14,11 +14,11 @@ from orchd.config import PoolConfig
 from orchd.devices import Device
 from orchd.errors import TaskError
 from orchd.pool_loader import PoolLoader
+from orchd.replica import Host, Replica
+from orchd.reports import ReplicaDown, Report
 from orchd.scheduler import Scheduler, Seat
 from orchd.schemas import PoolHealth, ReplicaHealth
 from orchd.telemetry import Telemetry
-from orchd.replica import Host, Replica
-from orchd.reports import ReplicaDown, Report
 from orchd.worker import Worker
 
 _log = logging.getLogger(__name__)

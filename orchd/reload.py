@@ -18,9 +18,9 @@ from engines.errors import LoadFailed, OutOfDeviceMemory
 from orchd.active import INLINE_CHARS, ActiveModel
 from orchd.errors import DecodeTimeout, ReloadFailed, TaskError
 from orchd.pools import Pool
+from orchd.replica import Host
 from orchd.scheduler import Place
 from orchd.tasks import Task
-from orchd.replica import Host
 
 _log = logging.getLogger(__name__)
 

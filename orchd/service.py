@@ -31,10 +31,10 @@ from orchd.mailbox import Mailbox
 from orchd.pools import Pool
 from orchd.registry import Registry
 from orchd.reload import Reload
+from orchd.reports import Begun, Ended, HostClosed, Progress, ReplicaDown, Report
 from orchd.scheduler import Place
 from orchd.schemas import Accepted, Health, Reloaded, TaskRequest
 from orchd.tasks import Task, TaskState, TaskStore
-from orchd.reports import Begun, Ended, HostClosed, Progress, ReplicaDown, Report
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)

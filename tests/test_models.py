@@ -451,7 +451,7 @@ def test_every_part_of_a_split_model_is_checked(root: Path) -> None:
 
 
 def test_progress_rises_to_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "CHUNK_BYTES", 10)
+    monkeypatch.setattr(model_files, "CHUNK_BYTES", 10)
     first = put_split(root, "big", 2)
     for path in model_files.parts(first):
         beside(path, sha256(HEADER))

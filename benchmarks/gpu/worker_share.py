@@ -20,11 +20,11 @@ from pathlib import Path
 
 from engines.api import DeviceSpec, ModelSpec
 from orchd.devices import gpu_index, usable_cores
+from orchd.replica import Host, Replica
+from orchd.reports import Report
 from orchd.scheduler import Scheduler, Seat
 from orchd.schemas import TaskRequest
 from orchd.tasks import Task
-from orchd.replica import Host, Replica
-from orchd.reports import Report
 from orchd.worker import Worker
 
 PROMPT_TOKENS = 32

@@ -7,6 +7,7 @@ of stopping at the first, and never loads llama.cpp into this process.
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import logging
 import os
 import socket
@@ -21,7 +22,7 @@ from rich.text import Text
 
 from engines.api import Footprint, ModelSpec
 from engines.errors import LoadFailed
-from engines.llamacpp.build import has_cuda
+from engines.llamacpp import build
 from engines.llamacpp.vet import vet
 from orchd import credentials, devices, memory, model_files, models
 from orchd.config import Config, PoolConfig
@@ -158,7 +159,7 @@ class Checkup:
             self._problems.append(str(error))
 
     def _placed(self, gpus: list[devices.Gpu]) -> list[list[Device]]:
-        cuda = has_cuda()
+        cuda = build.has_cuda()
         if gpus and not cuda:
             self._notes.append("there are GPUs, but llama.cpp was built for the CPU only; make BACKEND=cuda setup")
         try:
@@ -237,8 +238,19 @@ def show(report: Report, out: Console) -> None:
         out.print(Text.assemble(("ok", "bold green"), ": orchd serve can start with this"))
 
 
+def engine_versions() -> Iterator[str]:
+    """Read off files: loading the libraries takes a second or more."""
+    try:
+        yield f"llama-cpp-python {importlib.metadata.version('llama-cpp-python')}"
+    except importlib.metadata.PackageNotFoundError:
+        yield "llama-cpp-python is not installed; run 'make setup'"
+        return
+    yield f"llama.cpp {build.version() or 'of its own'} (ggml {build.version('ggml') or 'of its own'})"
+    yield f"Backends {', '.join(build.backends())}"
+
+
 def _build() -> str:
-    if not has_cuda():
+    if not build.has_cuda():
         return "built for the CPU"
     architectures = devices.built_architectures()
     return f"built for CUDA, compute capability {', '.join(architectures)}" if architectures else "built for CUDA"

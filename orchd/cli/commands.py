@@ -6,21 +6,19 @@ no server, not the right token), 130 Ctrl-C.
 
 from __future__ import annotations
 
-import importlib.metadata
 import io
 import os
 import platform
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from engines.llamacpp import build
 from orchd import __version__
 from orchd.cli import actions
 from orchd.cli.actions import Exit, Target, complain, finish
+from orchd.cli.check import engine_versions
 from orchd.cli.console import ServeConsole, set_up_logging
 from orchd.client import TaskOptions
 from orchd.client.discovery import find_server
@@ -84,20 +82,9 @@ def _examples(*lines: str) -> str:
 def _show_version(wanted: bool) -> None:
     if wanted:
         print(f"orchd {__version__}")
-        print("\n".join(_engine_versions()))
+        print("\n".join(engine_versions()))
         print(f"Python {platform.python_version()}")
         raise typer.Exit
-
-
-def _engine_versions() -> Iterator[str]:
-    """Read off files: loading the libraries takes a second or more."""
-    try:
-        yield f"llama-cpp-python {importlib.metadata.version('llama-cpp-python')}"
-    except importlib.metadata.PackageNotFoundError:
-        yield "llama-cpp-python is not installed; run 'make setup'"
-        return
-    yield f"llama.cpp {build.version() or 'of its own'} (ggml {build.version('ggml') or 'of its own'})"
-    yield f"Backends {', '.join(build.backends())}"
 
 
 @app.callback(

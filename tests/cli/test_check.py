@@ -106,7 +106,7 @@ def test_a_gpu_that_is_not_there_is_a_problem(tiny_model_path: Path) -> None:
 def test_gpus_are_listed_and_measured(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Gpu(0, "GPU-8f5e0000-0000-0000-0000-000000000000", "NVIDIA Test", 8 * 2**30)
     monkeypatch.setattr(devices, "find_gpus", lambda: [gpu])
-    monkeypatch.setattr("orchd.cli.check.has_cuda", lambda: True)
+    monkeypatch.setattr("engines.llamacpp.build.has_cuda", lambda: True)
     monkeypatch.setattr(memory, "free_bytes", lambda place: {"gpu:0": 6 * 2**30}[place])
     result = check("-m", str(tiny_model_path))
     assert result.exit_code == 0
@@ -116,7 +116,7 @@ def test_gpus_are_listed_and_measured(tiny_model_path: Path, monkeypatch: pytest
 
 def test_a_gpu_without_a_build_for_it_is_a_note(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "find_gpus", lambda: [Gpu(0, "GPU-8f5e", "NVIDIA Test", 2**30)])
-    monkeypatch.setattr("orchd.cli.check.has_cuda", lambda: False)
+    monkeypatch.setattr("engines.llamacpp.build.has_cuda", lambda: False)
     result = check("-m", str(tiny_model_path))
     assert result.exit_code == 0
     assert "note: there are GPUs, but llama.cpp was built for the CPU only" in result.stdout

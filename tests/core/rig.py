@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 from engines.api import FinishReason
 from orchd.errors import Code
+from orchd.replica import Host, Replica
+from orchd.reports import Begun, Ended, HostClosed, Progress, ReplicaDown, Report
 from orchd.scheduler import Place, Scheduler, Seat
 from orchd.schemas import Priority
 from orchd.tasks import Task
-from orchd.replica import Host, Replica
-from orchd.reports import Begun, Ended, HostClosed, Progress, ReplicaDown, Report
 from orchd.worker import Worker
 from tests.core.builders import Clock, make_task
 from tests.support.fake_engine import FakeModel

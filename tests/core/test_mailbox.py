@@ -11,8 +11,8 @@ import pytest
 
 from engines.api import FinishReason
 from orchd.mailbox import Mailbox
-from orchd.tasks import Task
 from orchd.reports import Begun, Ended, Progress, Report
+from orchd.tasks import Task
 from tests.core.builders import make_task
 
 

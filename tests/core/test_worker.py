@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from engines.api import FinishReason
 from engines.errors import DecodeFailed, EngineDead
 from orchd.errors import Code, DecodeTimeout
-from orchd.schemas import Priority
 from orchd.replica import Host
+from orchd.schemas import Priority
 from orchd.worker import MAX_FAILURES
 from tests.core.rig import make_rig, running
 from tests.support.fake_engine import FakeModel, Hang

@@ -17,10 +17,10 @@ from orchd.config import PoolConfig, TasksConfig
 from orchd.devices import Device
 from orchd.loader import Loader
 from orchd.models import model_id
-from orchd.registry import ModelState
 from orchd.observer import Summary
 from orchd.pool_loader import PoolLoader
 from orchd.pools import Pool
+from orchd.registry import ModelState
 from orchd.schemas import TaskRequest
 from orchd.service import Service
 from orchd.tasks import Task, TaskState
