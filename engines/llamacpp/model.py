@@ -23,7 +23,6 @@ from engines.llamacpp.native.context import NativeContext
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.native.threads import free_to_move
 from engines.llamacpp.pace import Pace
-from engines.llamacpp.priority import run_aside
 from engines.llamacpp.slots import Reuse, Run, Slot, find_donor, find_leader, find_reuse
 from engines.llamacpp.text import OutputText
 from engines.llamacpp.vocab import Pieces
@@ -48,7 +47,7 @@ class LlamaModel:
         self._spec = spec
         self._clock = clock
         gpu = device.ordinal if device.kind == "gpu" else None
-        self._native = run_aside(lambda: NativeModel(spec.path, gpu=gpu, mmap=spec.mmap, on_progress=on_progress))
+        self._native = NativeModel(spec.path, gpu=gpu, mmap=spec.mmap, on_progress=on_progress)
         try:
             if not self._native.generates:
                 raise LoadFailed(f"{spec.path.name} does not generate text (an embedding or encoder model)")

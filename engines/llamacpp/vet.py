@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 
 from engines.api import Footprint, ModelSpec
 from engines.errors import EngineError, LoadFailed
-from engines.llamacpp.priority import give_way
 
 if TYPE_CHECKING:
     from engines.llamacpp.native.model import NativeModel
@@ -38,6 +37,9 @@ SLOWEST_READ = 100e6
 
 DECODE_UP_TO = 4 * 2**30
 """Weights up to so many bytes are read and used for one token; of larger ones only the structure is looked at."""
+
+GIVE_WAY = 5
+"""Nice value of the process beside the server's: where cores are few, running sequences come first."""
 
 _OWN_GROUP: dict[str, Any] = {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
 """A Ctrl-C for the server says nothing about the file. A session of its own would say that too, but there Linux may
@@ -75,7 +77,8 @@ def vet(spec: ModelSpec, *, time_limit_s: float | None = None) -> Footprint:
         raise LoadFailed(f"{name} could not be vetted: no process for it ({error.strerror})") from None
     with process:
         try:
-            give_way(process.pid)
+            with contextlib.suppress(OSError):  # it has ended
+                os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + GIVE_WAY)
             output, _ = process.communicate(timeout=limit_s)
         except subprocess.TimeoutExpired:
             raise LoadFailed(f"{name} could not be opened within {limit_s:.0f} s") from None

@@ -10,7 +10,6 @@ from pathlib import Path
 from engines.errors import EngineDead, InvalidPrompt
 from engines.llamacpp.chat import ChatTemplate
 from engines.llamacpp.native.model import NativeModel
-from engines.llamacpp.priority import run_aside
 
 
 class LlamaVocab:
@@ -24,7 +23,7 @@ class LlamaVocab:
     """
 
     def __init__(self, path: Path) -> None:
-        self._native = run_aside(lambda: NativeModel(path, vocab_only=True))
+        self._native = NativeModel(path, vocab_only=True)
         self._lock = threading.Lock()
         self._calls = 0
         self._closed = False

@@ -10,7 +10,6 @@ import pytest
 
 from engines.api import DeviceSpec, ModelSpec, SamplingParams, Sequence
 from engines.llamacpp.model import LlamaModel
-from engines.llamacpp.priority import GIVE_WAY, run_aside
 
 CPUS = sorted(os.sched_getaffinity(0))
 pytestmark = pytest.mark.skipif(len(CPUS) < 2, reason="needs two CPUs")
@@ -44,11 +43,3 @@ def test_threads_move_where_nothing_is_said(tiny_model_path: Path) -> None:
         model = loader.submit(LlamaModel, spec, DeviceSpec("cpu", threads=2)).result()
         assert {frozenset(cpus) for task, cpus in affinities().items() if task not in before} == {frozenset(CPUS)}
         model.close()
-
-
-def test_what_is_done_aside_gives_way_and_raises_here() -> None:
-    mine = os.getpriority(os.PRIO_PROCESS, 0)
-    assert run_aside(lambda: os.getpriority(os.PRIO_PROCESS, 0)) == min(19, mine + GIVE_WAY)
-    assert os.getpriority(os.PRIO_PROCESS, 0) == mine
-    with pytest.raises(ZeroDivisionError):
-        run_aside(lambda: 1 // 0)
