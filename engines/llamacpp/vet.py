@@ -204,7 +204,7 @@ def _cache_lines() -> Iterator[list[str]]:
     """What llama.cpp logs: without allocation it tells the size of a KV cache there alone."""
     lines: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]  # all that it does
     logger = logging.getLogger("engines.llamacpp")
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)

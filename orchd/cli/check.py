@@ -245,7 +245,7 @@ def engine_versions() -> Iterator[str]:
     except importlib.metadata.PackageNotFoundError:
         yield "llama-cpp-python is not installed; run 'make setup'"
         return
-    yield f"llama.cpp {build.version() or 'of its own'} (ggml {build.version('ggml') or 'of its own'})"
+    yield f"llama.cpp {build.version() or 'of unknown version'} (ggml {build.version('ggml') or 'of unknown version'})"
     yield f"Backends {', '.join(build.backends())}"
 
 
@@ -304,7 +304,7 @@ def _spec(pool: PoolConfig, path: Path) -> ModelSpec:
 def _warnings_to(notes: list[str]) -> Iterator[None]:
     """What the parts would log at a start."""
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: notes.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: notes.append(record.getMessage())  # type: ignore[method-assign]  # all that it does
     log = logging.getLogger("orchd")
     log.addHandler(handler)
     try:

@@ -59,7 +59,12 @@ def test_any_budget_is_within_its_bounds(
 @pytest.mark.parametrize("row_ms", [0.5, 2.0])
 @pytest.mark.parametrize("token_ms", [0.1, 0.4, 2.0])
 def test_steps_of_a_machine_of_known_cost_come_close_to_the_target(token_ms: float, row_ms: float, known: bool) -> None:
-    """10 ms a step, so much a row, 5 % of noise; the prompt never ends. A tile is taken where a part of one fits."""
+    """10 ms a step, so much a row, 5 % of noise; the prompt never ends.
+
+    One tile is taken where a part of it fits, of more only those that fit whole: a step may be short of the target by
+    one. Where no step without a prompt was seen, the streams' time counts as the prompt's: a second tile that would
+    just fit seems not to, and steps of half the target stay so.
+    """
     noise = random.Random(1)
     pace, streams = Pace(0.1, 1024), 8
 
@@ -71,9 +76,11 @@ def test_steps_of_a_machine_of_known_cost_come_close_to_the_target(token_ms: flo
     if known:
         for _ in range(20):
             step(streams, 0)
-    took = [step(streams, pace.prefill_budget(streams)) for _ in range(40)]
-    tile_s = (10 + row_ms * streams + token_ms * TILE) / 1e3 * 1.05
-    assert all(0.04 <= seconds <= max(0.125, tile_s) for seconds in took[20:])
+    took = [step(streams, pace.prefill_budget(streams)) for _ in range(60)]
+    tile_s = token_ms * TILE / 1e3
+    least_s = (max(0.1 - tile_s, tile_s) if known else 0.05) * 0.9
+    most_s = max(0.11, 0.01 + row_ms * streams / 1e3 + tile_s) * 1.05
+    assert all(least_s <= seconds <= most_s for seconds in took[40:])
 
 
 def test_chunks_are_whole_tiles() -> None:
@@ -103,4 +110,4 @@ def test_deep_in_a_long_prompt_chunks_are_smaller_and_the_next_prompt_begins_wit
     again = prompt()
     assert again[0][0] > again[-1][0]
     assert all(seconds < 0.16 for _, seconds in again)
-    assert all(seconds > 0.04 for _, seconds in again[1:-1])
+    assert all(seconds > 0.04 for _, seconds in again[1:-1])  # of two tiles that do not quite fit, one is left out

@@ -72,4 +72,4 @@ def test_a_mapped_file_that_is_cut_ends_the_process_and_the_log_says_why(tmp_pat
                 list(follow(port, submit(port, **TASK)))
         assert process.wait() == -signal.SIGBUS
     assert "Bus error" in process.stderr
-    assert "engines/llamacpp/" in process.stderr
+    assert "engines/llamacpp/native/context.py" in process.stderr
