@@ -2,7 +2,7 @@
 
     python -m benchmarks.steps [--model FILE] [--threads T]
 
-Three tables, in milliseconds: decoding by which slots work; decoding by flash attention and type of the KV cache;
+Three tables, in milliseconds: decoding by which slots work, and what a copy between slots adds; decoding by flash attention and type of the KV cache;
 and a prompt token by the size of the chunk it comes in. Medians; the settings take turns.
 """
 
@@ -59,10 +59,15 @@ def step_ms(context: NativeContext, slots: Sequence[int], positions: Sequence[in
     return (time.perf_counter() - began) * 1e3
 
 
-def decode_ms(context: NativeContext, slots: Sequence[int], tokens: int) -> float:
-    """Median step of streams that begin together and run for so many tokens."""
+def decode_ms(context: NativeContext, slots: Sequence[int], tokens: int, *, copied: bool = False) -> float:
+    """Median step of streams that begin together and run for so many tokens, each after a copy of a slot or none."""
     context.clear()
-    return statistics.median(step_ms(context, slots, [position]) for position in range(tokens))
+    steps = []
+    for position in range(tokens):
+        if copied:
+            context.copy_slot(slots[0], SLOTS - 1)
+        steps.append(step_ms(context, slots, [position]))
+    return statistics.median(steps)
 
 
 def token_ms(context: NativeContext, chunk: int, depth: int) -> float:
@@ -98,9 +103,12 @@ def main() -> None:
 
     with opened(spec, options.threads) as context:
         decode_ms(context, [0], 50)  # warm-up
-        turns = [[decode_ms(context, slots, 60) for slots in WORKING] for _ in range(3)]
+        turns = [
+            [*(decode_ms(context, slots, 60) for slots in WORKING), decode_ms(context, WORKING[1], 60, copied=True)]
+            for _ in range(3)
+        ]
     by_slots = [f"{statistics.median(column):.1f}" for column in zip(*turns, strict=True)]
-    named = [str(slots).replace(" ", "") for slots in WORKING]
+    named = [str(slots).replace(" ", "") for slots in WORKING] + ["[0,1,2,3], after a copy of one slot's cache"]
     table("One row in each of these slots, in this order:", ("slots", "ms"), list(zip(named, by_slots, strict=True)))
 
     kinds = {

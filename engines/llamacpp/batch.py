@@ -2,21 +2,14 @@
 
 llama.cpp computes the rows of a step in one pass where each slot's cache is next to the previous row's, as many rows of
 each slot, and in further passes what is left over. A pass reads all weights, a row adds little: that is why streams are
-in the order of their slots, why small gaps are filled with rows that nobody needs (`bridged`), and why slots are given
-away side by side (`slots.find_reuse`). A pass looks at as many cells of every slot as the fullest one has: that is why
-a prompt gets a pass of its own, before the streams.
+in the order of their slots, and why those are kept side by side (`slots.find_reuse`, `layout`). A pass looks at as many
+cells of every slot as the fullest one has: that is why a prompt gets a pass of its own, before the streams.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
-
-MAX_GAP = 2
-"""Most rows that may be spent on joining two passes."""
-
-CELLS = 256
-"""A pass looks at a multiple of so many cells."""
 
 
 class Demand(NamedTuple):
@@ -42,13 +35,11 @@ class Chunk(NamedTuple):
         slot: Its index.
         rows: How many, at least 1.
         output: Whether the last row's logits are needed, to sample from.
-        bridge: Whether it is there to join passes, and forgotten after the step.
     """
 
     slot: int
     rows: int
     output: bool
-    bridge: bool = False
 
 
 def plan(demands: Sequence[Demand], *, prefill_budget: int, max_rows: int) -> list[Chunk]:
@@ -90,24 +81,3 @@ def first_prompt(demands: Sequence[Demand]) -> int | None:
 
 def _turn(demand: Demand) -> tuple[bool, int]:
     return not demand.urgent, demand.order
-
-
-def bridged(chunks: Sequence[Chunk], idle: Container[int]) -> list[Chunk]:
-    """The chunks of a plan with one more row in each slot of the small gaps between streams, if those can take one.
-
-    Args:
-        chunks: As `plan` puts them.
-        idle: Slots that can: see `reach`.
-    """
-    joined = list(chunks[:1])
-    for chunk in chunks[1:]:
-        gap = range(joined[-1].slot + 1, chunk.slot)
-        if joined[-1].rows == chunk.rows == 1 and len(gap) <= MAX_GAP and all(slot in idle for slot in gap):
-            joined += [Chunk(slot, 1, output=False, bridge=True) for slot in gap]
-        joined.append(chunk)
-    return joined
-
-
-def reach(cached: int) -> int:
-    """Cells that a pass looks at in every slot, where the fullest one has so many, and is given one more."""
-    return (cached // CELLS + 1) * CELLS

@@ -8,21 +8,20 @@ Assumes: one thread at a time calls it.
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 
 import numpy as np
 
 from engines.api import DeviceSpec, FinishReason, ModelSpec, ProgressCallback, Sequence, StepEvent
 from engines.errors import DecodeFailed, EngineError, LoadFailed
 from engines.llamacpp import sampling
-from engines.llamacpp.batch import Chunk, Demand, bridged, first_prompt, plan, reach
 from engines.llamacpp.native.context import NativeContext
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.native.threads import free_to_move
-from engines.llamacpp.pace import Pace
+from engines.llamacpp.planner import Planner
 from engines.llamacpp.slots import Reuse, Run, Slot, find_donor, find_leader, find_reuse
 from engines.llamacpp.text import OutputText
 from engines.llamacpp.vocab import Pieces
@@ -57,8 +56,13 @@ class LlamaModel:
             self._native.close()
             raise
         self._pieces = Pieces(self._native)
-        self._pace = Pace(spec.step_target_s, self._context.n_rows)
         self._slots = [Slot(index) for index in range(spec.slots)]
+        self._planner = Planner(
+            self._context,
+            self._slots,
+            step_target_s=spec.step_target_s,
+            apart=self._native.is_recurrent,
+        )
         self._admissions = 0
 
     def _open_context(self, device: DeviceSpec) -> NativeContext:
@@ -111,6 +115,7 @@ class LlamaModel:
         slot.run = Run(sequence, self._admissions, OutputText(sequence.stop), sampler)
         if leader is not None:
             slot.run.leader, slot.run.shared = leader
+        self._planner.slots_changed()
 
     def _take_prefix(self, prompt: list[int], reuse: Reuse) -> None:
         """Make a slot hold the first tokens of a prompt, from its own cache or another's."""
@@ -148,76 +153,30 @@ class LlamaModel:
 
     def step(self) -> list[StepEvent]:
         """See `engines.api.LoadedModel`."""
-        running = [(slot, slot.run) for slot in self._slots if slot.run is not None]
-        if not running:
+        if not self.busy:
             return []
-        decode_rows = sum(run.decoding for _, run in running)
-        demands = [_demand(slot, run) for slot, run in running if run.leader is None]
-        first = first_prompt(demands)
-        position = 0 if first is None else len(self._slots[first].cached)
-        chunks = plan(
-            demands,
-            prefill_budget=self._pace.prefill_budget(decode_rows, position),
-            max_rows=self._context.n_rows,
-        )
-        planned = sum(chunk.rows for chunk in chunks)
-        if not self._native.is_recurrent and planned + len(self._slots) <= self._context.n_rows:
-            fullest = max((len(self._slots[chunk.slot].cached) for chunk in chunks if chunk.rows == 1), default=0)
-            cells = min(reach(fullest), self._spec.ctx)
-            chunks = bridged(chunks, {slot.index for slot in self._slots if len(slot.cached) < cells})
-        rows = self._fill(chunks)
+        step = self._planner.next()
         started = self._clock()
-        self._context.decode(rows)
-        seconds = self._clock() - started
-        for chunk in chunks:
-            if chunk.bridge:
-                self._context.keep(chunk.slot, len(self._slots[chunk.slot].cached))
-        self._pace.observe(
-            decode_rows=decode_rows, prefill_tokens=planned - decode_rows, position=position, seconds=seconds
-        )
-        self._release_followers()  # before a leader that ends leaves its slot to somebody else
-        return self._sample(chunks)
+        self._context.decode(step.n_rows)
+        self._planner.done(step, self._clock() - started)
+        if step.prefill_tokens:
+            self._release_followers()  # before a leader that ends leaves its slot to somebody else
+        return self._sample(step.outputs)
 
-    def _fill(self, chunks: list[Chunk]) -> int:
-        """Write the chunks into the batch and note them as cached; returns the number of rows."""
-        token: list[int] = []  # numpy takes one long list far faster than many short ones
-        pos: list[int] = []
-        seq: list[int] = []
-        output: list[bool] = []
-        for chunk in chunks:
-            slot = self._slots[chunk.slot]
-            start, end = len(slot.cached), len(slot.cached) + chunk.rows
-            if chunk.bridge:
-                token.append(0)
-            else:
-                run = slot.run
-                assert run is not None  # the plan is made of running slots
-                tokens = run.sequence.tokens[start:end] if run.next_token is None else (run.next_token,)
-                slot.cached += tokens
-                token += tokens
-            pos += range(start, end)
-            seq += [slot.index] * chunk.rows
-            output += [False] * (chunk.rows - 1)
-            output.append(chunk.output)
-        context, rows = self._context, len(token)
-        context.token[:rows], context.pos[:rows], context.seq[:rows], context.output[:rows] = token, pos, seq, output
-        return rows
-
-    def _sample(self, chunks: list[Chunk]) -> list[StepEvent]:
-        ends = itertools.accumulate(chunk.rows for chunk in chunks)
-        sampled = [(self._slots[chunk.slot], end - 1) for chunk, end in zip(chunks, ends, strict=True) if chunk.output]
-        if not sampled:
+    def _sample(self, outputs: Seq[tuple[Slot, int]]) -> list[StepEvent]:
+        """The next token of each of these slots, from the logits of a row."""
+        if not outputs:
             return []
-        logits = self._context.logits(len(sampled))
-        runs = [slot.run for slot, _ in sampled]
+        logits = self._context.logits(len(outputs))
+        runs = [slot.run for slot, _ in outputs]
         endless = [n for n, run in enumerate(runs) if run and not run.sampler and run.sequence.sampling.ignore_eos]
-        logits[np.array(endless, int)[:, None], self._pieces.ends] = -math.inf
+        if endless:
+            logits[np.array(endless)[:, None], self._pieces.ends] = -math.inf
         best = logits.argmax(axis=1).tolist()  # the first NaN, if there is one
         if not all(math.isfinite(logits[output, token]) for output, token in enumerate(best)):
             raise DecodeFailed("the model computed NaN or infinity instead of logits; its file may be damaged")
         events = []
-        for (slot, row), token in zip(sampled, best, strict=True):
-            run = slot.run
+        for (slot, row), run, token in zip(outputs, runs, best, strict=True):
             assert run is not None
             if run.sampler is not None:
                 token = self._context.sample(run.sampler, row)
@@ -269,8 +228,4 @@ class LlamaModel:
         if slot.run is not None and slot.run.sampler is not None:
             slot.run.sampler.close()
         slot.run = None
-
-
-def _demand(slot: Slot, run: Run) -> Demand:
-    tokens = len(run.sequence.tokens) - len(slot.cached) if not run.decoding else 0
-    return Demand(slot.index, tokens, urgent=run.sequence.urgent, order=run.order)
+        self._planner.slots_changed()

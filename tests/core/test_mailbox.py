@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from engines.api import FinishReason
-from orchd.mailbox import Mailbox
+from orchd.mailbox import PERIOD_S, Mailbox
 from orchd.reports import Begun, Ended, Progress, Report
 from orchd.tasks import Task
 from tests.core.builders import make_task
@@ -22,6 +22,10 @@ class Loop:
     def __init__(self) -> None:
         self.woken: list[Any] = []
         self.later: list[Any] = []
+        self.now_s = 100.0
+
+    def time(self) -> float:
+        return self.now_s
 
     def call_soon_threadsafe(self, call: Any) -> None:
         self.woken.append(call)
@@ -40,6 +44,12 @@ class Box:
     def text(self, index: int) -> Progress:
         return Progress(self.task, "a", index)
 
+    def stream(self) -> None:
+        """The texts 0 and 1, one right after the other."""
+        for index in range(2):
+            self.mailbox.post([self.text(index)])
+            self.turn()
+
     def turn(self) -> None:
         """The loop does what it was woken for."""
         woken, self.loop.woken = self.loop.woken, []
@@ -48,43 +58,53 @@ class Box:
 
     def tick(self) -> None:
         """The period is over."""
+        self.loop.now_s += PERIOD_S
         later, self.loop.later = self.loop.later, []
         for call in later:
             call()
 
 
-def test_the_first_text_wakes_the_loop_and_what_follows_waits_for_its_look() -> None:
+def test_what_follows_two_quick_texts_waits_for_the_loops_look() -> None:
     box = Box()
-    box.mailbox.post([box.text(0)])
-    assert len(box.loop.woken) == 1
-    box.turn()
-    box.mailbox.post([box.text(1)])
+    box.stream()
     box.mailbox.post([box.text(2)])
+    box.mailbox.post([box.text(3)])
     assert not box.loop.woken
     box.tick()
-    assert box.applied == [box.text(0), box.text(1), box.text(2)]
+    assert box.applied == [box.text(index) for index in range(4)]
+    box.mailbox.post([box.text(4)])
+    assert not box.loop.woken  # as long as its looks find something
+
+
+def test_each_of_some_slow_texts_wakes_the_loop_and_nothing_else_does() -> None:
+    box = Box()
+    for index in range(5):
+        box.mailbox.post([box.text(index)])
+        assert len(box.loop.woken) == 1
+        box.turn()
+        assert not box.loop.later
+        box.loop.now_s += PERIOD_S * 1.1
 
 
 @pytest.mark.parametrize("kind", [Begun, lambda task: Ended(task, FinishReason.STOP)])
 def test_a_begin_or_an_end_is_not_kept_waiting_and_overtakes_nothing(kind: Any) -> None:
     box = Box()
-    box.mailbox.post([box.text(0)])
-    box.turn()
-    box.mailbox.post([box.text(1)])
+    box.stream()
+    box.mailbox.post([box.text(2)])
     box.mailbox.post([kind(box.task)])
     box.turn()
-    assert box.applied == [box.text(0), box.text(1), kind(box.task)]
+    assert box.applied == [*(box.text(index) for index in range(3)), kind(box.task)]
+    assert len(box.loop.later) == 1
 
 
 def test_a_look_that_finds_nothing_is_the_last() -> None:
     box = Box()
-    box.mailbox.post([box.text(0)])
-    box.turn()
+    box.stream()
     box.tick()
     assert not box.loop.later
-    box.mailbox.post([box.text(1)])
+    box.mailbox.post([box.text(2)])
     box.turn()
-    assert box.applied == [box.text(0), box.text(1)]
+    assert box.applied == [box.text(index) for index in range(3)]
 
 
 def test_a_task_that_begins_lets_its_first_text_wake_the_loop() -> None:

@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.llamacpp.batch import CELLS, MAX_GAP, Chunk, Demand, bridged, first_prompt, plan, reach
+from engines.llamacpp.batch import Chunk, Demand, first_prompt, plan
 
 
 def decoding(slot: int) -> Demand:
@@ -113,32 +113,3 @@ def test_no_prompt_is_next_to_a_stream(situation: tuple[list[Demand], int, int])
 def test_the_first_prompt_is_the_one_that_a_plan_serves_first() -> None:
     assert first_prompt([decoding(0)]) is None
     assert first_prompt([prompt(0, 5, urgent=False), decoding(1), prompt(2, 5, order=9), prompt(3, 5, order=4)]) == 3
-
-
-def test_a_small_gap_between_working_slots_is_bridged() -> None:
-    chunks = [Chunk(0, 1, True), Chunk(2, 1, True)]
-    assert bridged(chunks, {1}) == [chunks[0], Chunk(1, 1, output=False, bridge=True), chunks[1]]
-
-
-def test_a_gap_beside_a_prompt_is_not_bridged() -> None:
-    chunks = [Chunk(0, 7, False), Chunk(2, 1, True)]
-    assert bridged(chunks, {1}) == chunks
-
-
-def test_a_pass_looks_at_whole_groups_of_cells_and_one_more_than_there_are() -> None:
-    assert [reach(cached) for cached in (0, CELLS - 1, CELLS, 2 * CELLS)] == [CELLS, CELLS, 2 * CELLS, 3 * CELLS]
-
-
-@given(st.sets(st.integers(0, 20), min_size=1), st.sets(st.integers(0, 20)))
-def test_bridging_adds_idle_slots_in_small_gaps_and_nothing_else(working: set[int], idle: set[int]) -> None:
-    idle -= working
-    chunks = [Chunk(slot, 1, True) for slot in sorted(working)]
-    made = bridged(chunks, idle)
-    assert [chunk for chunk in made if not chunk.bridge] == chunks
-    assert made == sorted(made)
-    added = {chunk.slot for chunk in made if chunk.bridge}
-    assert added <= idle
-    assert all(not chunk.output and chunk.rows == 1 for chunk in made if chunk.bridge)
-    for left, right in zip(sorted(working), sorted(working)[1:], strict=False):
-        gap = set(range(left + 1, right))
-        assert gap & added == (gap if len(gap) <= MAX_GAP and gap <= idle else set())

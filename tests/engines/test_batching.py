@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engines.llamacpp.model import LlamaModel
-from tests.engines.support import PROMPTS, count_rows, exact, finish, loaded, run, sequence, text_of, tokens_of
+from tests.engines.support import PROMPTS, exact, finish, loaded, run, sequence, text_of, tokens_of
 from tests.support import tiny_gguf
 
 ROUNDING = 0.01
@@ -97,21 +97,3 @@ def test_a_stream_goes_on_while_a_long_prompt_comes_in(tiny_model_path: Path) ->
             steps += 1
         assert steps >= len(long) // 32
         finish(model)
-
-
-@pytest.mark.parametrize(("cached", "rows"), [(9, 3), (300, 2)])
-def test_a_slot_between_streams_joins_them_unless_it_is_fuller_than_they(
-    tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch, cached: int, rows: int
-) -> None:
-    tokens = tokens_of(tiny_model_path, " ".join(PROMPTS)) * 2
-    assert len(tokens) > cached
-    with loaded(exact(tiny_model_path, slots=3)) as model:
-        model.admit(sequence(tokens[:7], 200, key="left"))
-        model.admit(sequence(tokens[1 : cached + 1], 1, key="between"))
-        model.admit(sequence(tokens[2:9], 200, key="right"))
-        while "between" not in {event.key for event in model.step()}:
-            pass
-        seen = count_rows(model, monkeypatch)
-        for _ in range(3):
-            assert {event.key for event in model.step()} == {"left", "right"}
-        assert seen == [rows] * 3

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from engines.llamacpp.model import LlamaModel
+from engines.llamacpp.slots import MIN_COPY
 from tests.engines.support import PROMPTS, count_rows, exact, finish, loaded, run, sequence, text_of, tokens_of
 from tests.support import tiny_gguf
 
@@ -163,27 +164,23 @@ def texts_of(model: LlamaModel) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("write", [tiny_gguf.write_tiny_llama, tiny_gguf.write_tiny_swa])
-def test_a_slot_between_two_that_work_keeps_its_cache(
+def test_a_cache_that_makes_room_for_a_stream_serves_on(
     write: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It gets a row in every step, to make one pass of two, and forgets it again."""
+    """The stream of slot 2 moves into slot 1, between it and slot 0, and what was cached there into slot 3."""
     path = write(tmp_path / "model.gguf")
-    prompts = [tokens_of(path, text) for text in PROMPTS[8:11]]
-    with loaded(exact(path, slots=3)) as model:
+    prompts = [tokens_of(path, " ".join(PROMPTS[n : n + 4])) for n in (8, 10, 12)]
+    assert len(prompts[1]) >= MIN_COPY
+    with loaded(exact(path, slots=4)) as model:
         alone = [cold(model, prompts[n], 60) for n in (0, 2)]
-    with loaded(exact(path, slots=3)) as model:
+    with loaded(exact(path, slots=4)) as model:
         for n, prompt in enumerate(prompts):
             model.admit(sequence(prompt, 60 if n != 1 else 4, key=str(n)))
+        texts = texts_of(model)
+        assert [texts["0"], texts["2"]] == alone
+        longer = (*model._slots[3].cached, 400)
+        assert longer[: len(prompts[1])] == prompts[1]
         rows = count_rows(model, monkeypatch)
-        outputs: dict[str, str] = {}
-        while model.busy:
-            for event in model.step():
-                outputs[event.key] = outputs.get(event.key, "") + event.text
-        assert [outputs["0"], outputs["2"]] == alone
-        assert rows[-3:] == [3, 3, 3]  # two that work and the one between
-        assert model._slots[1].run is None
-        longer = (*model._slots[1].cached, 400)
-        rows.clear()
         warm = text_of(model, longer)
         assert rows[0] == 1
         assert warm == cold(model, longer)

@@ -66,6 +66,8 @@ class NativeContext:
         except BaseException:
             llama_cpp.llama_free(handle)
             raise
+        self._logits_of = 0, 0  # address and outputs of `_logits`
+        self._logits: npt.NDArray[np.float32]
         self._lone_rows = 0  # most rows that one thread computes faster than all of them
 
     def _make_batch(self) -> None:
@@ -113,7 +115,11 @@ class NativeContext:
     def logits(self, n_outputs: int) -> npt.NDArray[np.float32]:
         """Logits of the last decode's output rows in batch order, shape (n_outputs, n_vocab); valid until the next."""
         pointer = llama_cpp.llama_get_logits(self.handle)
-        return _view(pointer, n_outputs * self._n_vocab, np.float32).reshape(n_outputs, self._n_vocab)
+        where = ctypes.addressof(pointer.contents), n_outputs
+        if where != self._logits_of:  # nearly always those of the step before
+            view = _view(pointer, n_outputs * self._n_vocab, np.float32)
+            self._logits, self._logits_of = view.reshape(n_outputs, self._n_vocab), where
+        return self._logits
 
     def keep(self, slot: int, n_tokens: int) -> bool:
         """Cut a slot's cache to its first tokens; False if this memory cannot, and then nothing is certain about it."""

@@ -1,0 +1,138 @@
+"""What the next step computes, decided from the slots and written into the context's batch."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+from engines.llamacpp.batch import Chunk, Demand, first_prompt, plan
+from engines.llamacpp.layout import carry_out, find_move
+from engines.llamacpp.native.context import NativeContext
+from engines.llamacpp.pace import Pace
+from engines.llamacpp.slots import Run, Slot
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the batch holds.
+
+    Attributes:
+        n_rows: Its rows.
+        decode_rows: Those of streams.
+        prefill_tokens: Those of prompts.
+        position: Of the first prompt token in its prompt; 0 if there is none.
+        outputs: Slots that get a token, with the row it follows from, in the order of the rows.
+    """
+
+    n_rows: int
+    decode_rows: int
+    prefill_tokens: int
+    position: int
+    outputs: tuple[tuple[Slot, int], ...]
+
+
+class Planner:
+    """See the module. It knows a step's cost from those that were made.
+
+    Args:
+        context: Whose batch is written.
+        slots: One for each of the context's KV streams.
+        step_target_s: How long a step with running streams may take.
+        apart: Whether each slot's rows are computed apart from the others' anyway, and no slot's memory can be copied,
+            as in recurrent models.
+    """
+
+    def __init__(self, context: NativeContext, slots: list[Slot], *, step_target_s: float, apart: bool) -> None:
+        self._context = context
+        self._slots = slots
+        self._apart = apart
+        self._pace = Pace(step_target_s, context.n_rows)
+        self._streams: Step | None = None  # the last step, if it was of streams alone and they are still the same
+
+    def slots_changed(self) -> None:
+        """A sequence came or went: the next step is another one than the last."""
+        self._streams = None
+
+    def next(self) -> Step:
+        """Write the next step into the batch; its tokens count as cached from then on. Some slot has a run."""
+        if self._streams is not None:
+            return self._repeated(self._streams)
+        if not self._apart:
+            self._move_together()
+        running = [(slot, slot.run) for slot in self._slots if slot.run is not None]
+        demands = [_demand(slot, run) for slot, run in running if run.leader is None]
+        decode_rows = sum(run.decoding for _, run in running)
+        first = first_prompt(demands)
+        position = 0 if first is None else len(self._slots[first].cached)
+        budget = self._pace.prefill_budget(decode_rows, position)
+        chunks = plan(demands, prefill_budget=budget, max_rows=self._context.n_rows)
+        prefill_tokens = sum(chunk.rows for chunk in chunks) - decode_rows
+        ends = itertools.accumulate(chunk.rows for chunk in chunks)
+        step = Step(
+            self._fill(chunks),
+            decode_rows,
+            prefill_tokens,
+            position,
+            tuple((self._slots[c.slot], end - 1) for c, end in zip(chunks, ends, strict=True) if c.output),
+        )
+        if decode_rows == len(running):
+            self._streams = step
+        return step
+
+    def done(self, step: Step, seconds: float) -> None:
+        """The step was computed in so many seconds."""
+        self._pace.observe(
+            decode_rows=step.decode_rows, prefill_tokens=step.prefill_tokens, position=step.position, seconds=seconds
+        )
+
+    def _repeated(self, step: Step) -> Step:
+        """The same streams as in the last step, each one token further."""
+        context = self._context
+        for slot, row in step.outputs:
+            assert slot.run is not None  # or it was said that something changed
+            token = slot.run.next_token
+            assert token is not None
+            context.token[row], context.pos[row] = token, len(slot.cached)
+            slot.cached.append(token)
+        return step
+
+    def _move_together(self) -> None:
+        """Let one sequence move next to the others, if that pays."""
+        move = find_move(self._slots)
+        if move is None:
+            return
+        if move.spare is not None:
+            self._context.copy_slot(move.target, move.spare)
+        if self._slots[move.source].cached:
+            self._context.copy_slot(move.source, move.target)
+            self._context.clear_slot(move.source)
+        else:
+            self._context.clear_slot(move.target)
+        carry_out(move, self._slots)
+
+    def _fill(self, chunks: list[Chunk]) -> int:
+        """Write the chunks into the batch and note them as cached; returns the number of rows."""
+        token: list[int] = []  # numpy takes one long list far faster than many short ones
+        pos: list[int] = []
+        seq: list[int] = []
+        output: list[bool] = []
+        for chunk in chunks:
+            slot = self._slots[chunk.slot]
+            start, end = len(slot.cached), len(slot.cached) + chunk.rows
+            run = slot.run
+            assert run is not None  # the plan is made of running slots
+            tokens = run.sequence.tokens[start:end] if run.next_token is None else (run.next_token,)
+            slot.cached += tokens
+            token += tokens
+            pos += range(start, end)
+            seq += [slot.index] * chunk.rows
+            output += [False] * (chunk.rows - 1)
+            output.append(chunk.output)
+        context, rows = self._context, len(token)
+        context.token[:rows], context.pos[:rows], context.seq[:rows], context.output[:rows] = token, pos, seq, output
+        return rows
+
+
+def _demand(slot: Slot, run: Run) -> Demand:
+    tokens = len(run.sequence.tokens) - len(slot.cached) if not run.decoding else 0
+    return Demand(slot.index, tokens, urgent=run.sequence.urgent, order=run.order)
