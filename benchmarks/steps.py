@@ -2,8 +2,9 @@
 
     python -m benchmarks.steps [--model FILE] [--threads T]
 
-Three tables, in milliseconds: decoding by which slots work, and what a copy between slots adds; decoding by flash attention and type of the KV cache;
-and a prompt token by the size of the chunk it comes in. Medians; the settings take turns.
+Three tables, in milliseconds: decoding by which slots work, and with a copy between two slots; decoding by flash
+attention and type of the KV cache; and a prompt token by the size of the chunk it comes in. Medians; the settings take
+turns.
 """
 
 from __future__ import annotations
