@@ -23,6 +23,7 @@ DEV_READY := $(VENV)/.made-dev
 DOCS_READY := $(VENV)/.made-docs
 BENCH_READY := $(VENV)/.made-bench
 SUPPLY_READY := $(VENV)/.made-supply
+RAY := build/ray
 PEER := build/peer/bin/llama-server
 MINUTES ?= 1
 
@@ -41,7 +42,7 @@ say = @printf '==> %s\n'
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test setup lint fmt type cov bench clean distclean check-box FORCE
-.PHONY: docs test-all
+.PHONY: docs test-all test-ray
 .PHONY: conformance metrics-lint schema bench-quick
 .PHONY: soak storm lock setup-locked audit sbom
 FORCE:
@@ -103,6 +104,14 @@ test-all: ## the test suite on each of Python 3.10 to 3.13 that is here
 	    CMAKE_FLAGS='$(CMAKE_FLAGS) -DORCHD_PYTHON=$(CURDIR)/build/python'$$version/bin/python || exit 1; \
 	  tried=$$((tried + 1)); \
 	done; test $$tried -gt 0
+
+test-ray: $(RAY)/.made ## the tests of examples/ray_serve with real Ray, which comes into a folder of its own (0.4 GB)
+	PYTHONPATH=$(CURDIR)/$(RAY) $(BIN)/python -m pytest -q tests/examples/test_ray_serve.py $(ARGS)
+
+$(RAY)/.made: $(DEV_READY)
+	@rm -rf $(RAY)
+	@$(PIP) install --quiet --target $(RAY) 'ray[serve]>=2.50'
+	@touch $@
 
 soak: $(DEV_READY) ## clients of every kind and reloads against a real server for MINUTES=1; nothing may be lost
 	$(BIN)/python -m tests.soak.campaign --minutes $(MINUTES) $(ARGS)
