@@ -99,7 +99,7 @@ async def main() -> None:
         options.out.open("a") as out,
         Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress,
     ):
-        async with Client() as client:
+        async with Client(options.url) as client:
             job = Job(client, out, progress, total=len(left), max_tokens=options.max_tokens)
             await job.run(left, options.in_flight)
     console.print(f"{len(left)} answers in {options.out}, {len(done)} were there; paused {job.pauses} times")
@@ -118,6 +118,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=1000, help="made-up prompts, if no file is given")
     parser.add_argument("--in-flight", type=int, default=32, help="most tasks that wait or run at once")
     parser.add_argument("--max-tokens", type=int, default=32)
+    parser.add_argument("--url", help="where the server is, if not where the configuration says")
     return parser.parse_args()
 
 
