@@ -57,8 +57,21 @@ def test_a_cache_that_is_in_the_way_replaces_the_oldest() -> None:
 
 
 def test_an_empty_slot_is_the_oldest() -> None:
-    slots = [busy(0), idle(1, cached=MIN_COPY, used=9), busy(2), idle(3, cached=99, used=7), idle(4, used=8)]
+    slots = [busy(0), idle(1, cached=MIN_COPY, used=9), busy(2), idle(3, cached=1, used=7), idle(4, used=8)]
     assert find_move(slots) == Move(2, 1, spare=4)
+
+
+def test_a_cache_in_the_way_is_lost_if_it_is_the_oldest() -> None:
+    assert find_move([busy(0), idle(1, cached=MIN_COPY), busy(2)]) == Move(2, 1)
+
+
+def test_of_two_places_the_one_that_is_not_missed_is_taken() -> None:
+    slots = [busy(0), idle(1), idle(2, used=5), busy(3), busy(4), idle(5, used=4)]
+    assert find_move(slots) == Move(0, 5)
+
+
+def test_of_several_that_are_apart_the_farthest_comes_first() -> None:
+    assert find_move([busy(0), busy(1), idle(2), busy(3), idle(4), busy(5)]) == Move(5, 2)
 
 
 def test_a_few_cached_tokens_are_not_worth_a_copy() -> None:
@@ -74,6 +87,13 @@ def test_a_prompt_that_has_not_begun_changes_places() -> None:
     assert [slot.run is not None for slot in slots] == [True, True, False, False]
     assert [len(slot.cached) for slot in slots] == [5, 0, MIN_COPY, 0]
     assert slots[2].used == 9
+
+
+def test_a_slot_that_was_left_is_as_good_as_new() -> None:
+    slots = [busy(0), busy(1), idle(2), busy(3)]
+    carry_out(Move(3, 2), slots)
+    assert slots[3] == Slot(3)
+    assert slots[2].used == 3
 
 
 @st.composite

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.llamacpp.pace import MIN_CHUNK, TILE, Pace
+from engines.llamacpp.pace import MIN_CHUNK, TILE, WORTH_A_TILE, Pace
 
 
 def test_beside_no_stream_the_whole_batch_is_prefilled() -> None:
@@ -39,6 +39,64 @@ def test_a_batch_smaller_than_the_least_chunk_is_the_limit() -> None:
     pace = Pace(0.1, 4)
     pace.observe(decode_rows=1, prefill_tokens=3, seconds=5.0)
     assert pace.prefill_budget(1) == 4
+
+
+def test_a_stream_that_is_alone_takes_its_time_too() -> None:
+    pace = Pace(0.305, 512)
+    pace.observe(decode_rows=1, prefill_tokens=0, seconds=0.1)
+    pace.observe(decode_rows=1, prefill_tokens=10, seconds=0.2)
+    assert pace.prefill_budget(1) == 20
+
+
+def test_streams_never_seen_take_as_long_as_the_nearest_number_of_them() -> None:
+    pace = Pace(0.4, 512)
+    pace.observe(decode_rows=1, prefill_tokens=0, seconds=0.01)
+    pace.observe(decode_rows=8, prefill_tokens=0, seconds=0.2)
+    pace.observe(decode_rows=6, prefill_tokens=10, seconds=0.3)
+    assert pace.prefill_budget(7) == 20
+
+
+def test_one_slow_step_does_not_count_for_all() -> None:
+    pace = Pace(0.405, 512)
+    pace.observe(decode_rows=4, prefill_tokens=0, seconds=0.1)
+    pace.observe(decode_rows=4, prefill_tokens=0, seconds=0.6)  # 0.2 s are expected from here on
+    pace.observe(decode_rows=4, prefill_tokens=10, seconds=0.3)
+    assert pace.prefill_budget(4) == 20
+
+
+def test_a_prompt_that_seems_to_cost_nothing_costs_a_tenth_of_its_step() -> None:
+    pace = Pace(0.61, 512)
+    pace.observe(decode_rows=4, prefill_tokens=0, seconds=0.2)
+    pace.observe(decode_rows=4, prefill_tokens=1, seconds=0.2)
+    assert pace.prefill_budget(4) == 20
+
+
+def test_a_step_of_no_time_at_all_is_survived() -> None:
+    pace = Pace(0.1, 512)
+    pace.observe(decode_rows=4, prefill_tokens=8, seconds=0.0)
+    assert pace.prefill_budget(4) == 512
+
+
+def test_a_price_known_at_one_place_holds_everywhere() -> None:
+    pace = Pace(0.2, 512)
+    pace.observe(decode_rows=4, prefill_tokens=10, seconds=0.1, position=100)
+    assert pace.prefill_budget(4, 0) == pace.prefill_budget(4, 5_000) == 20
+
+
+def test_no_token_is_expected_to_cost_less_than_half_of_the_mean() -> None:
+    pace = Pace(0.5, 512)
+    pace.observe(decode_rows=4, prefill_tokens=1, seconds=0.001, position=1_000)
+    pace.observe(decode_rows=4, prefill_tokens=1, seconds=0.1, position=2_000)  # a mean of 56 ms
+    assert pace.prefill_budget(4, 0) == 17
+
+
+def test_a_whole_tile_is_taken_from_a_certain_part_of_it_on() -> None:
+    pace = Pace(WORTH_A_TILE / 64, 512)
+    pace.observe(decode_rows=4, prefill_tokens=64, seconds=1.0)
+    assert pace.prefill_budget(4) == TILE
+    pace = Pace((WORTH_A_TILE - 0.5) / 64, 512)
+    pace.observe(decode_rows=4, prefill_tokens=64, seconds=1.0)
+    assert pace.prefill_budget(4) == WORTH_A_TILE - 1
 
 
 steps = st.tuples(st.integers(0, 16), st.integers(0, 512), st.floats(0, 100))
