@@ -6,7 +6,10 @@ MIN_CHUNK = 16
 """Prompt tokens in a step even where they do not fit: fewer cost a step nearly as much and starve the prompt."""
 
 TILE = 64
-"""Rows that llama.cpp's flash attention takes at a time on a CPU; of fewer, each costs up to twice as much."""
+"""Rows from which on llama.cpp's flash attention on a CPU works in tiles; of fewer, each costs up to twice as much."""
+
+GRAIN = 32
+"""Chunks of more than a tile are a multiple of so many rows: llama.cpp keeps the graph of a step for one alike."""
 
 WORTH_A_TILE = 24
 """Where so many tokens fit, a whole tile is taken: it takes little longer than they and as many again would."""
@@ -50,7 +53,7 @@ class Pace:
         left_s = max(self._target_s - decode_s, decode_s)
         tokens = max(MIN_CHUNK, int(left_s / self._token_s.at(position)))
         if tokens >= WORTH_A_TILE:
-            tokens = max(1, tokens // TILE) * TILE
+            tokens = max(TILE, tokens // GRAIN * GRAIN)
         return min(tokens, self._max_rows)
 
     def observe(self, *, decode_rows: int, prefill_tokens: int, seconds: float, position: int = 0) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engines.llamacpp.pace import MIN_CHUNK, TILE, WORTH_A_TILE, Pace
+from engines.llamacpp.pace import GRAIN, MIN_CHUNK, TILE, WORTH_A_TILE, Pace
 
 
 def test_beside_no_stream_the_whole_batch_is_prefilled() -> None:
@@ -119,9 +119,8 @@ def test_any_budget_is_within_its_bounds(
 def test_steps_of_a_machine_of_known_cost_come_close_to_the_target(token_ms: float, row_ms: float, known: bool) -> None:
     """10 ms a step, so much a row, 5 % of noise; the prompt never ends.
 
-    One tile is taken where a part of it fits, of more only those that fit whole: a step may be short of the target by
-    one. Where no step without a prompt was seen, the streams' time counts as the prompt's: a second tile that would
-    just fit seems not to, and steps of half the target stay so.
+    One tile is taken where a part of it fits, of more rows whole grains that fit: a step may be short of the target by
+    one of those, and by another where no step without a prompt was seen, and the streams' time counts as the prompt's.
     """
     noise = random.Random(1)
     pace, streams = Pace(0.1, 1024), 8
@@ -135,17 +134,18 @@ def test_steps_of_a_machine_of_known_cost_come_close_to_the_target(token_ms: flo
         for _ in range(20):
             step(streams, 0)
     took = [step(streams, pace.prefill_budget(streams)) for _ in range(60)]
-    tile_s = token_ms * TILE / 1e3
-    least_s = (max(0.1 - tile_s, tile_s) if known else 0.05) * 0.9
+    tile_s, grain_s = token_ms * TILE / 1e3, token_ms * GRAIN / 1e3
+    least_s = max(0.1 - grain_s * (1 if known else 2), tile_s) * 0.9
     most_s = max(0.11, 0.01 + row_ms * streams / 1e3 + tile_s) * 1.05
     assert all(least_s <= seconds <= most_s for seconds in took[40:])
 
 
-def test_chunks_are_whole_tiles() -> None:
-    pace = Pace(0.1, 512)
+@pytest.mark.parametrize(("fit", "taken"), [(TILE, TILE), (90, 64), (100, 96), (200, 192)])
+def test_of_more_than_a_tile_whole_grains_are_taken(fit: int, taken: int) -> None:
+    pace = Pace(0.01 + (fit + 0.5) / 1000, 512)
     pace.observe(decode_rows=4, prefill_tokens=0, seconds=0.01)
-    pace.observe(decode_rows=4, prefill_tokens=100, seconds=0.11)  # 90 tokens would fit
-    assert pace.prefill_budget(4) == TILE
+    pace.observe(decode_rows=4, prefill_tokens=100, seconds=0.11)
+    assert pace.prefill_budget(4) == taken
 
 
 def test_deep_in_a_long_prompt_chunks_are_smaller_and_the_next_prompt_begins_with_large_ones_again() -> None:
@@ -168,4 +168,4 @@ def test_deep_in_a_long_prompt_chunks_are_smaller_and_the_next_prompt_begins_wit
     again = prompt()
     assert again[0][0] > again[-1][0]
     assert all(seconds < 0.16 for _, seconds in again)
-    assert all(seconds > 0.04 for _, seconds in again[1:-1])  # of two tiles that do not quite fit, one is left out
+    assert all(seconds > 0.04 for _, seconds in again[1:-1])  # what does not quite fit is left out

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.http.test_submit import assert_envelope
+from tests.http.envelope import assert_envelope
 from tests.support.harness import TOKEN, Running, serving
 
 ROUTES = {

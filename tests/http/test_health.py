@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.http.test_submit import assert_envelope
+from tests.http.envelope import assert_envelope
 from tests.support.harness import Brake, Running, serving, until
 
 AT_ONCE_S = 0.5

@@ -13,7 +13,7 @@ import pytest
 
 from engines.api import SamplingParams
 from orchd.http import sse
-from tests.http.test_submit import assert_envelope
+from tests.http.envelope import assert_envelope
 from tests.support.harness import TOKEN, Event, Listener, Running, engine_text, new_id, serving, text_of, until
 from tests.support.tiny_gguf import write_tiny_llama
 

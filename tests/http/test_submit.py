@@ -12,31 +12,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.harness import TOKEN, Answer, Running, new_id, serving, text_of
+from tests.http.envelope import assert_envelope, places
+from tests.support.harness import Answer, Running, new_id, serving, text_of
 from tests.support.tiny_gguf import write_tiny_llama
 
 DEEP = 100_000
-
-
-def assert_envelope(answer: Answer, status: int, code: str) -> str:
-    """Check an error's status and shape; returns its message."""
-    assert answer.status == status, answer.body
-    assert answer.headers["Content-Type"] == "application/json"
-    body = answer.json()
-    assert set(body) == {"code", "message", "engine"}
-    assert (body["code"], body["engine"]) == (code, "llamacpp")
-    message = str(body["message"])
-    assert message
-    assert "\n" not in message
-    assert len(message) <= 500
-    return message
-
-
-async def places(server: Running) -> dict[str, float]:
-    """Everything that a task in the queue or on a slot would change."""
-    samples = await server.metrics()
-    counted = ("queue_depth", "tasks_enqueued_total", "tokens_in_total", "tokens_out_total")
-    return {f"{name}{sorted(labels)}": v for (name, labels), v in samples.items() if name in counted}
 
 
 # --- accepted --------------------------------------------------------------------------------------------------------
@@ -360,116 +340,3 @@ async def test_the_same_request_twice_at_once_is_one_task(tiny_model_path: Path)
         assert await server.total("tasks_enqueued_total") == 1
     assert {answer.status for answer in answers} == {202}
     assert len({answer.body for answer in answers}) == 1
-
-
-# --- which pool ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def other_model(tmp_path: Path) -> Path:
-    return write_tiny_llama(tmp_path / "other.gguf", seed=1)
-
-
-async def test_with_several_pools_the_pool_must_be_said(tiny_model_path: Path, other_model: Path) -> None:
-    async with serving(tiny_model_path, other_model) as server:
-        message = assert_envelope(await server.post(prompt="the"), 400, "INVALID_PARAMS")
-        assert "pool_id" in message
-        assert "default" in message
-        assert "pool1" in message
-
-
-async def test_pool_id_and_model_ref_each_choose_the_pool(tiny_model_path: Path, other_model: Path) -> None:
-    async with serving(tiny_model_path, other_model) as server:
-        by_pool = text_of(await server.run(pool_id="pool1", max_tokens=8))
-        by_model = [text_of(await server.run(model_ref=ref, max_tokens=8)) for ref in ("other", "other.gguf")]
-        default = text_of(await server.run(pool_id="default", max_tokens=8))
-        assert await server.total("tasks_enqueued_total", pool_id="pool1") == 3
-    assert by_model == [by_pool, by_pool]
-    assert by_pool != default
-
-
-@pytest.mark.parametrize("fields", [{"model_ref": "nope"}, {"model_ref": "other", "pool_id": "default"}])
-async def test_a_model_that_no_pool_serves_is_503(
-    tiny_model_path: Path, other_model: Path, fields: dict[str, Any]
-) -> None:
-    async with serving(tiny_model_path, other_model) as server:
-        answer = await server.post(prompt="the", **fields)
-        assert_envelope(answer, 503, "POOL_UNAVAILABLE")
-        assert int(answer.headers["Retry-After"]) >= 1
-        assert await server.total("tasks_rejected_total", reason="POOL_UNAVAILABLE") == 1
-
-
-@pytest.mark.parametrize("ref", ["", "a\0b", "x" * 5000, "../../etc/passwd"], ids=["empty", "NUL", "long", "path"])
-async def test_an_odd_model_ref_is_a_refusal(tiny_model_path: Path, ref: str) -> None:
-    async with serving(tiny_model_path) as server:
-        answer = await server.post(prompt="the", model_ref=ref)
-        assert answer.status in (400, 503)
-        assert_envelope(answer, answer.status, answer.json()["code"])
-
-
-# --- a full queue ----------------------------------------------------------------------------------------------------
-
-
-async def _fill(server: Running) -> None:
-    """One task on the only slot, one in the only place."""
-    server.brake.hold()
-    await server.submit()
-    await server.started(1)
-    await server.submit()
-
-
-async def test_a_full_queue_rejects_with_the_pause_to_make(tiny_model_path: Path) -> None:
-    async with serving(tiny_model_path, pool={"slots": 1}, queue={"capacity": 1}) as server:
-        await _fill(server)
-        before = await places(server)
-        answer = await server.post(prompt="the")
-        assert_envelope(answer, 429, "ADMISSION_REJECT")
-        assert await places(server) == before
-        assert await server.total("tasks_rejected_total", reason="ADMISSION_REJECT") == 1
-    assert "policy_label" not in answer.json()
-    retry_after, backoff_ms = answer.headers["Retry-After"], int(answer.headers["X-Backoff-Ms"])
-    assert retry_after.isdigit()
-    assert int(retry_after) == max(1, -(-backoff_ms // 1000))
-    assert backoff_ms >= 1
-
-
-async def test_the_pause_leads_to_a_place(tiny_model_path: Path) -> None:
-    async with serving(tiny_model_path, pool={"slots": 1}, queue={"capacity": 1}) as server:
-        await server.run()  # a service time is known now
-        await _fill(server)
-        pause_s = int((await server.post(prompt="the")).headers["X-Backoff-Ms"]) / 1000
-        server.brake.release()
-        await asyncio.sleep(pause_s)
-        assert (await server.post(prompt="the")).status == 202
-
-
-async def test_a_full_queue_rejects_a_large_body_before_it_is_read(tiny_model_path: Path) -> None:
-    async with serving(tiny_model_path, pool={"slots": 1}, queue={"capacity": 1}) as server:
-        await _fill(server)
-        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-        head = f"POST /v1/tasks HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
-        writer.write(f"{head}Content-Length: 100000\r\n\r\n".encode())
-        assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 429 ")
-        writer.close()
-
-
-async def test_a_retry_gets_its_first_answer_from_a_full_queue_too(tiny_model_path: Path) -> None:
-    async with serving(tiny_model_path, pool={"slots": 1}, queue={"capacity": 1}) as server:
-        server.brake.hold()
-        await server.submit()
-        await server.started(1)
-        task_id = new_id()
-        first = await server.post(prompt="the", task_id=task_id)
-        assert (await server.post(prompt="the")).status == 429
-        again = await server.post(prompt="the", task_id=task_id)
-        assert (again.status, again.body) == (202, first.body)
-
-
-async def test_a_full_pool_does_not_close_another(tiny_model_path: Path, other_model: Path) -> None:
-    async with serving(tiny_model_path, other_model, pool={"slots": 1}, queue={"capacity": 1}) as server:
-        server.brake.hold()
-        await server.submit(pool_id="default")
-        await server.started(1)
-        await server.submit(pool_id="default")
-        assert (await server.post(prompt="the", pool_id="default")).status == 429
-        assert (await server.post(prompt="the", pool_id="pool1")).status == 202

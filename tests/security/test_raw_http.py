@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.http.test_submit import assert_envelope
+from tests.http.envelope import assert_envelope
 from tests.support.harness import TOKEN, Running, new_id, serving
 
 HOST = "Host: localhost\r\n"

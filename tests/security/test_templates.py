@@ -11,7 +11,7 @@ import pytest
 from engines.errors import InvalidPrompt
 from engines.llamacpp import sandbox
 from engines.llamacpp.chat import ChatTemplate
-from tests.http.test_submit import assert_envelope
+from tests.http.envelope import assert_envelope
 from tests.support.harness import serving
 from tests.support.tiny_gguf import CHATML, write_tiny_llama
 

@@ -1,0 +1,253 @@
+"""The queue against a plain model of it: order, bound, one place for each task, no idle slot, exact counts."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import Counter
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from orchd.errors import AdmissionReject
+from orchd.scheduler import Place, Seat
+from orchd.schemas import Priority
+from orchd.tasks import Task
+from tests.core.builders import Clock, make_task, pause_of
+from tests.core.queueing import make_scheduler, take
+
+INTERACTIVE, BATCH = Priority.INTERACTIVE, Priority.BATCH
+priorities = st.sampled_from(Priority)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Random lives of a pool beside lists that say what must be so."""
+
+    @initialize(slots=st.lists(st.integers(1, 3), min_size=1, max_size=3), capacity=st.integers(1, 5))
+    def set_up(self, slots: list[int], capacity: int) -> None:
+        self.clock = Clock()
+        self.scheduler = make_scheduler(*slots, capacity=capacity, clock=self.clock)
+        self.waiting: dict[Priority, list[Task]] = {INTERACTIVE: [], BATCH: []}
+        self.running: list[list[Task]] = [[] for _ in slots]
+        self.gone: list[Task] = []
+        self.reserved = 0
+        self.pauses: list[float] = []
+        self.accepted = 0
+
+    @property
+    def free_slots(self) -> int:
+        seats = self.scheduler.seats
+        return sum(s.slots - len(self.running[s.index]) for s in seats if s.ready and not s.stalled)
+
+    @property
+    def all_waiting(self) -> list[Task]:
+        return self.waiting[INTERACTIVE] + self.waiting[BATCH]
+
+    def _reserve(self) -> bool:
+        room = self.scheduler.capacity + self.free_slots - len(self.all_waiting) - self.reserved
+        idle = self.free_slots > len(self.all_waiting) + self.reserved
+        try:
+            self.scheduler.reserve()
+        except AdmissionReject as error:
+            assert not (idle and room > 0), "refused beside an idle slot"
+            self.pauses.append(pause_of(error))
+            return False
+        assert room > 0, "the bound was exceeded"
+        return True
+
+    def _submit(self, priority: Priority) -> None:
+        task = make_task(priority)
+        ahead = len(self.all_waiting if priority is BATCH else self.waiting[INTERACTIVE])
+        claims = sum(seat.claims for seat in self.scheduler.seats)
+        answer, seat = self.scheduler.submit(task)
+        self.accepted += 1
+        self.waiting[priority].append(task)
+        assert answer.queue_position == max(0, ahead - claims)
+        assert answer.predicted_start_ms >= 0
+        assert answer.backoff_ms >= 0
+        if seat is not None:
+            assert self.scheduler.seats[seat].ready
+            assert self.scheduler.seats[seat].claims
+
+    @rule(priority=priorities)
+    def submit(self, priority: Priority) -> None:
+        if self._reserve():
+            self._submit(priority)
+
+    @rule()
+    def reserve(self) -> None:
+        self.reserved += self._reserve()
+
+    @precondition(lambda self: self.reserved)
+    @rule(priority=priorities)
+    def submit_reserved(self, priority: Priority) -> None:
+        self.reserved -= 1
+        self._submit(priority)
+
+    @precondition(lambda self: self.reserved)
+    @rule()
+    def release_place(self) -> None:
+        self.reserved -= 1
+        self.scheduler.release_place()
+
+    @precondition(lambda self: self.all_waiting)
+    @rule(data=st.data())
+    def cancel_waiting(self, data: st.DataObject) -> None:
+        task = data.draw(st.sampled_from(self.all_waiting))
+        assert self.scheduler.cancel(task) is Place.WAITING
+        self.waiting[task.priority].remove(task)
+        self.gone.append(task)
+        assert self.scheduler.cancel(task) is Place.GONE
+
+    @precondition(lambda self: any(self.running))
+    @rule(data=st.data(), completed=st.booleans())
+    def end(self, data: st.DataObject, completed: bool) -> None:
+        index = data.draw(st.sampled_from([i for i, tasks in enumerate(self.running) if tasks]))
+        task = data.draw(st.sampled_from(self.running[index]))
+        assert self.scheduler.cancel(task) is Place.RUNNING
+        self.scheduler.release(self.scheduler.seats[index], task, completed=completed)
+        self.running[index].remove(task)
+        self.gone.append(task)
+
+    def _turn(self, seat: Seat) -> None:
+        while (found := self.scheduler.next_for(seat)) is not None:
+            task, host = found
+            assert host == seat.host
+            first = self.waiting[INTERACTIVE] or self.waiting[BATCH]
+            assert task is first.pop(0), "not the first in line"
+            self.running[seat.index].append(task)
+            assert len(self.running[seat.index]) <= seat.slots
+
+    @rule(data=st.data())
+    def worker_turn(self, data: st.DataObject) -> None:
+        self._turn(data.draw(st.sampled_from(self.scheduler.seats)))
+
+    @rule()
+    def all_workers_turn(self) -> None:
+        for seat in self.scheduler.seats:
+            self._turn(seat)
+        assert not (self.all_waiting and self.free_slots), "a task waits beside an idle slot"
+
+    @rule(data=st.data())
+    def replica_goes_and_comes(self, data: st.DataObject) -> None:
+        seat = data.draw(st.sampled_from(self.scheduler.seats))
+        if seat.ready:  # its worker ends what it runs
+            self.scheduler.set_ready(seat, ready=False)
+            for task in self.running[seat.index]:
+                self.scheduler.release(seat, task, completed=False)
+            self.gone += self.running[seat.index]
+            self.running[seat.index] = []
+            assert self.scheduler.next_for(seat) is None
+        else:
+            self.scheduler.set_ready(seat, ready=True)
+
+    @rule(data=st.data())
+    def stall(self, data: st.DataObject) -> None:
+        seat = data.draw(st.sampled_from(self.scheduler.seats))
+        self.scheduler.note_stall(seat)
+        assert not seat.free
+        assert not seat.claims
+
+    @rule(data=st.data())
+    def memory_changes(self, data: st.DataObject) -> None:
+        self.scheduler.note_free_bytes(data.draw(st.sampled_from(self.scheduler.seats)), data.draw(st.integers(0, 3)))
+
+    @rule(seconds=st.floats(0, 10))
+    def time_passes(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    @rule()
+    def drain_waiting(self) -> None:
+        assert self.scheduler.drain_waiting() == self.all_waiting
+        self.gone += self.all_waiting
+        self.waiting = {INTERACTIVE: [], BATCH: []}
+
+    @invariant()
+    def nothing_is_lost_or_doubled(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        scheduler = self.scheduler
+        scheduler.check_integrity()
+        assert min(self.pauses, default=1) > 0
+        assert {id(task) for task in scheduler.waiting()} == {id(task) for task in self.all_waiting}
+        assert [set(seat.running) for seat in scheduler.seats] == [{t.id for t in tasks} for tasks in self.running]
+        assert scheduler.depth() == {priority: len(self.waiting[priority]) for priority in Priority}
+        left = sum(sum(seat.enqueued.values()) for seat in scheduler.seats) + sum(scheduler.dropped.values())
+        assert self.accepted == left + len(self.all_waiting)
+        assert self.accepted == len(self.all_waiting) + sum(map(len, self.running)) + len(self.gone)
+
+
+TestScheduler = SchedulerMachine.TestCase
+TestScheduler.settings = settings(
+    max_examples=600, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+def test_threads_that_submit_cancel_and_pull_at_once_lose_and_double_nothing() -> None:
+    scheduler = make_scheduler(3, 2, 1, capacity=20)
+    accepted: list[Task] = []
+    cancelled: list[Task] = []
+    ended: list[Task] = []
+    failures: list[BaseException] = []
+    submitting = threading.Barrier(4)
+    done = threading.Event()
+
+    def guarded(work: object) -> None:
+        try:
+            assert callable(work)
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    def send(seed: int) -> None:
+        choose = random.Random(seed)
+        mine: list[Task] = []
+        submitting.wait()
+        for _ in range(800):
+            try:
+                scheduler.reserve()
+            except AdmissionReject:
+                pass
+            else:
+                task = make_task(choose.choice(list(Priority)))
+                scheduler.submit(task)
+                mine.append(task)
+            if mine and choose.random() < 0.3 and scheduler.cancel(task := choose.choice(mine)) is Place.WAITING:
+                cancelled.append(task)
+        accepted.extend(mine)
+
+    def work(seat: Seat, seed: int) -> None:
+        choose = random.Random(seed)
+        running: list[Task] = []
+        while not done.is_set() or running or scheduler.waiting():
+            while (found := take(scheduler, seat)) is not None:
+                running.append(found)
+                assert len(running) <= seat.slots
+            if running:
+                task = running.pop(choose.randrange(len(running)))
+                scheduler.release(seat, task, completed=True)
+                ended.append(task)
+
+    def flicker() -> None:
+        while not done.is_set():
+            scheduler.note_stall(scheduler.seats[0])
+            scheduler.check_integrity()
+            scheduler.depth()
+
+    senders = [threading.Thread(target=guarded, args=(lambda n=n: send(n),)) for n in range(4)]
+    others = [threading.Thread(target=guarded, args=(lambda s=s: work(s, s.index),)) for s in scheduler.seats]
+    others.append(threading.Thread(target=guarded, args=(flicker,)))
+    for thread in senders + others:
+        thread.start()
+    for thread in senders:
+        thread.join(30)
+    done.set()
+    for thread in others:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in senders + others)
+    assert not failures
+    assert Counter(map(id, accepted)) == Counter(map(id, ended + cancelled))
+    assert sum(sum(seat.enqueued.values()) for seat in scheduler.seats) == len(ended)
+    assert sum(scheduler.dropped.values()) == len(cancelled)
+    scheduler.check_integrity()
