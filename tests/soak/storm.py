@@ -21,6 +21,7 @@ from typing import Any
 
 import aiohttp
 
+from orchd.models import demo_model_path
 from tests.support.harness import until
 from tests.support.process import TOKEN, orchd_serve
 from tests.support.tiny_gguf import write_tiny_llama
@@ -34,13 +35,21 @@ capacity = {capacity}
 [tasks]
 cancel_grace_s = {grace}
 [[pools]]
-model = "tiny.gguf"
 devices = ["cpu"]
 slots = {slots}
+"""
+_TINY = """
+model = "tiny.gguf"
 ctx = 32768
 batch = 64
 threads = 1
 """
+"""Steps of a fraction of a millisecond: the serving path alone, at full speed."""
+_DEMO = """
+model = {model}
+ctx = 2048
+"""
+"""A real model: steps of some ten milliseconds on two cores."""
 
 
 @dataclass(frozen=True)
@@ -70,32 +79,50 @@ class Report:
         )
 
 
-async def storm(home: Path, *, clients: int = 500, spread_s: float = 5.0, quiet_s: float = 4.0) -> Report:
-    """Serve the tiny model and measure; the storm's clients come evenly over ``spread_s``."""
+async def storm(
+    home: Path, *, clients: int = 500, spread_s: float = 5.0, quiet_s: float = 4.0, demo: bool = False
+) -> Report:
+    """Serve the tiny model, or the demo model, and measure; the storm's clients come evenly over ``spread_s``."""
     write_tiny_llama(home / "tiny.gguf", n_ctx_train=65536)
     config = _CONFIG.format(capacity=clients + GOOD, grace=GRACE_S, slots=GOOD + 2)
+    config += _DEMO.format(model=json.dumps(str(demo_model_path()))) if demo else _TINY
     (home / "orchd.toml").write_text(config)
     with orchd_serve("--port", "0", home=home) as process:
         port = await asyncio.to_thread(process.wait_ready)
         timeout = aiohttp.ClientTimeout(total=120)
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
             return await _measure(
-                f"http://127.0.0.1:{port}", port, session, clients=clients, spread_s=spread_s, quiet_s=quiet_s
+                f"http://127.0.0.1:{port}",
+                port,
+                session,
+                clients=clients,
+                spread_s=spread_s,
+                quiet_s=quiet_s,
+                max_tokens=1500 if demo else 32_000,
             )
 
 
 async def _measure(
-    url: str, port: int, session: aiohttp.ClientSession, *, clients: int, spread_s: float, quiet_s: float
+    url: str,
+    port: int,
+    session: aiohttp.ClientSession,
+    *,
+    clients: int,
+    spread_s: float,
+    quiet_s: float,
+    max_tokens: int,
 ) -> Report:
     reads: list[list[float]] = [[] for _ in range(GOOD)]
     with multiprocessing.get_context("spawn").Pool(1) as vanish:
-        await asyncio.to_thread(vanish.apply, run_storm, (port, 1, 0))  # its imports take a core for a second
-        good = [asyncio.create_task(_read(url, session, times)) for times in reads]
+        await asyncio.to_thread(
+            vanish.apply, run_storm, (port, 1, 0, max_tokens)
+        )  # its imports take a core for a second
+        good = [asyncio.create_task(_read(url, session, times, max_tokens)) for times in reads]
         await until(lambda: all(reads), "every good client reads")
         began = time.monotonic()
         await asyncio.sleep(quiet_s)
         rages = time.monotonic()
-        ids, hung_up = await asyncio.to_thread(vanish.apply, run_storm, (port, clients, spread_s))
+        ids, hung_up = await asyncio.to_thread(vanish.apply, run_storm, (port, clients, spread_s, max_tokens))
 
     async def cleared() -> bool:
         return await _left(url, session) <= GOOD
@@ -110,8 +137,8 @@ async def _measure(
     return Report(len(ids), _p99_ms(reads, began, rages), _p99_ms(reads, rages, over), max(0.0, over - hung_up), ends)
 
 
-async def _read(url: str, session: aiohttp.ClientSession, times: list[float]) -> None:
-    request = {"prompt": "the river", "max_tokens": 32000, "temperature": 0, "ignore_eos": True}
+async def _read(url: str, session: aiohttp.ClientSession, times: list[float], max_tokens: int) -> None:
+    request = {"prompt": "the river", "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
     async with session.post(f"{url}/v1/tasks", json=request, headers=BEARER) as response:
         task_id = (await response.json())["task_id"]
     async with session.get(f"{url}/v1/tasks/{task_id}/stream", headers=BEARER) as response:
@@ -138,19 +165,19 @@ def _p99_ms(reads: Sequence[Sequence[float]], since: float, until: float) -> flo
     return 1000 * gaps[int(0.99 * len(gaps))]
 
 
-def run_storm(port: int, clients: int, spread_s: float) -> tuple[list[str], float]:
+def run_storm(port: int, clients: int, spread_s: float, max_tokens: int) -> tuple[list[str], float]:
     """In a process of its own: every client submits, opens its stream, hangs up; the ids, and when the last did."""
-    return asyncio.run(_storm(port, clients, spread_s))
+    return asyncio.run(_storm(port, clients, spread_s, max_tokens))
 
 
-async def _storm(port: int, clients: int, spread_s: float) -> tuple[list[str], float]:
-    ids = await asyncio.gather(*(_vanish(port, number * spread_s / clients) for number in range(clients)))
+async def _storm(port: int, clients: int, spread_s: float, max_tokens: int) -> tuple[list[str], float]:
+    ids = await asyncio.gather(*(_vanish(port, number * spread_s / clients, max_tokens) for number in range(clients)))
     return list(ids), time.monotonic()
 
 
-async def _vanish(port: int, after_s: float) -> str:
+async def _vanish(port: int, after_s: float, max_tokens: int) -> str:
     await asyncio.sleep(after_s)
-    body = json.dumps({"prompt": "the", "max_tokens": 32000, "ignore_eos": True}).encode()
+    body = json.dumps({"prompt": "the", "max_tokens": max_tokens, "ignore_eos": True}).encode()
     head = f"Host: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"POST /v1/tasks HTTP/1.1\r\n{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
@@ -166,9 +193,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak.storm", description=__doc__)
     parser.add_argument("--clients", type=int, default=500)
     parser.add_argument("--spread", type=float, default=5.0, help="seconds over which they come; 0 is all at once")
+    parser.add_argument("--demo", action="store_true", help="with the demo model instead of a tiny one")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
-        print(asyncio.run(storm(Path(home), clients=options.clients, spread_s=options.spread)).line)
+        report = asyncio.run(storm(Path(home), clients=options.clients, spread_s=options.spread, demo=options.demo))
+        print(report.line)
     return 0
 
 
