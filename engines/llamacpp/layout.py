@@ -56,11 +56,11 @@ def find_move(slots: Sequence[Slot]) -> Move | None:
 def carry_out(move: Move, slots: Sequence[Slot]) -> None:
     """Note a move in the slots; the caches themselves are copied by whoever owns them."""
     source, target = slots[move.source], slots[move.target]
-    kept, run = (source.cached, source.used), source.run
+    cached, used, run = source.cached, source.used, source.run
     source.cached, source.used, source.run = [], 0, None
     if move.spare is not None:
         slots[move.spare].cached, slots[move.spare].used = target.cached, target.used
-    (target.cached, target.used), target.run = kept, run
+    target.cached, target.used, target.run = cached, used, run
 
 
 def _find_spare(source: Slot, target: Slot, free: Sequence[Slot]) -> int | None:

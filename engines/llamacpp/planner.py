@@ -57,8 +57,7 @@ class Planner:
         """Write the next step into the batch; its tokens count as cached from then on. Some slot has a run."""
         if self._streams is not None:
             return self._repeated(self._streams)
-        if not self._apart:
-            self._move_together()
+        moved = not self._apart and self._move_together()
         running = [(slot, slot.run) for slot in self._slots if slot.run is not None]
         demands = [_demand(slot, run) for slot, run in running if run.leader is None]
         decode_rows = sum(run.decoding for _, run in running)
@@ -75,7 +74,7 @@ class Planner:
             position,
             tuple((self._slots[c.slot], end - 1) for c, end in zip(chunks, ends, strict=True) if c.output),
         )
-        if decode_rows == len(running):
+        if decode_rows == len(running) and not moved:  # or another may move in the next step
             self._streams = step
         return step
 
@@ -96,11 +95,11 @@ class Planner:
             slot.cached.append(token)
         return step
 
-    def _move_together(self) -> None:
-        """Let one sequence move next to the others, if that pays."""
+    def _move_together(self) -> bool:
+        """Let one sequence move next to the others, if that pays; whether one did."""
         move = find_move(self._slots)
         if move is None:
-            return
+            return False
         if move.spare is not None:
             self._context.copy_slot(move.target, move.spare)
         if self._slots[move.source].cached:
@@ -109,6 +108,7 @@ class Planner:
         else:
             self._context.clear_slot(move.target)
         carry_out(move, self._slots)
+        return True
 
     def _fill(self, chunks: list[Chunk]) -> int:
         """Write the chunks into the batch and note them as cached; returns the number of rows."""

@@ -169,3 +169,16 @@ def test_text_is_the_same_whoever_moves(write: Callable[[Path], Path], tmp_path:
         assert [texts[str(n)] for n in range(6)] == alone
         three = [working for working in together if len(working) == 3]
         assert three[-1] == list(range(three[-1][0], three[-1][0] + 3))  # they were in 0, 2 and 4
+
+
+def test_several_move_one_after_the_other_while_nobody_comes_or_goes(tiny_model_path: Path) -> None:
+    tokens = tokens_of(tiny_model_path, PROMPTS[9])
+    with loaded(exact(tiny_model_path, slots=7)) as model:
+        for n in range(7):
+            model.admit(sequence(tokens[n : n + 4], 40 if n % 3 == 0 else 2, key=str(n)))
+        while sum(slot.run is not None for slot in model._slots) > 3:
+            model.step()
+        assert [slot.index for slot in model._slots if slot.run is not None] == [0, 3, 6]
+        for _ in range(2):
+            model.step()
+        assert [slot.index for slot in model._slots if slot.run is not None] == [0, 1, 2]
