@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
 import math
 import multiprocessing
@@ -215,7 +216,7 @@ async def measure_waiting(model: Path, *, levels: Sequence[int], samples: int) -
                         began = time.perf_counter()
                         ids.append(await submit(session, small))
                         latencies.append(1000 * (time.perf_counter() - began))
-                    await together([lambda task_id=task_id: leave(session, task_id) for task_id in ids], 8)  # type: ignore[misc]
+                    await together([functools.partial(leave, session, task_id) for task_id in ids], 8)
                     while await depth(session) > level:  # noqa: ASYNC110  # another process's event
                         await asyncio.sleep(0.05)
                 health = await pool_health(session)

@@ -196,7 +196,7 @@ def test_paths_in_the_file_start_at_its_folder(read: Loader, tmp_path: Path, mon
 
 
 def test_a_model_after_a_flag_starts_at_the_working_directory(read: Loader, tmp_path: Path) -> None:
-    assert read("", {"pools.model": "./x.gguf"}).pools[0].model == f"{tmp_path}/work/./x.gguf"
+    assert read("", {"pools.model": "./x.gguf"}).pools[0].model == str(tmp_path / "work") + "/./x.gguf"
 
 
 def test_pool_flags_set_the_only_pool(read: Loader) -> None:
@@ -216,7 +216,7 @@ def test_pool_flags_set_the_only_pool(read: Loader) -> None:
 def test_flags_reach_every_section(read: Loader, tmp_path: Path) -> None:
     config = read("", {"queue.capacity": 2, "tasks.retention_s": 9, "models.roots": ["m"]})
     assert (config.queue.capacity, config.tasks.retention_s) == (2, 9)
-    assert config.models.roots == (f"{tmp_path}/work/m",)
+    assert config.models.roots == (str(tmp_path / "work" / "m"),)
 
 
 def test_a_pool_flag_with_several_pools_says_where_to_set_it(read: Loader, tmp_path: Path) -> None:

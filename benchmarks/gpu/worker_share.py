@@ -76,7 +76,7 @@ def share_outside_decode(model: Path, device: str, *, slots: int, steps: int) ->
         decode(n_rows)
         decoded[0] += time.perf_counter() - began
 
-    loaded._context.decode = timed  # type: ignore[method-assign]
+    loaded._context.decode = timed  # type: ignore[method-assign]  # to time it from outside
     reports: list[list[Report]] = []
     worker = Worker(device, clock=time.monotonic)
     worker._post = reports.append  # no thread: rounds are made here

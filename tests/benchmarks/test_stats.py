@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -99,14 +100,17 @@ def test_no_gap_reaches_over_the_edge_of_a_window() -> None:
     assert cut.tokens == 3
 
 
+Direction = Literal["at least", "at most"]
+
+
 @pytest.mark.parametrize(
     ("direction", "value", "met"),
     [("at least", 1.0, True), ("at least", 0.999, False), ("at most", 1.0, True), ("at most", 1.001, False)],
 )
-def test_a_target_holds_at_its_bound(direction: str, value: float, met: bool) -> None:
-    assert Target("tokens_per_s", direction, 1.0).met_by(value) is met  # type: ignore[arg-type]
+def test_a_target_holds_at_its_bound(direction: Direction, value: float, met: bool) -> None:
+    assert Target("tokens_per_s", direction, 1.0).met_by(value) is met
 
 
 @pytest.mark.parametrize("direction", ["at least", "at most"])
-def test_nothing_measured_meets_no_target(direction: str) -> None:
-    assert not Target("tokens_per_s", direction, 1.0).met_by(math.nan)  # type: ignore[arg-type]
+def test_nothing_measured_meets_no_target(direction: Direction) -> None:
+    assert not Target("tokens_per_s", direction, 1.0).met_by(math.nan)

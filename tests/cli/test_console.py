@@ -37,19 +37,20 @@ class Screen:
     """A console whose two streams can be read."""
 
     def __init__(self, *, terminal: bool) -> None:
+        self._out, self._err = io.StringIO(), io.StringIO()
         self.console = ServeConsole(
-            out=Console(file=io.StringIO(), force_terminal=terminal, width=60, highlight=False),
-            err=Console(file=io.StringIO(), force_terminal=terminal, width=100, highlight=False),
+            out=Console(file=self._out, force_terminal=terminal, width=60, highlight=False),
+            err=Console(file=self._err, force_terminal=terminal, width=100, highlight=False),
         )
         self.observer: Observer = self.console
 
     @property
     def out(self) -> str:
-        return self.console.out.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+        return self._out.getvalue()
 
     @property
     def err(self) -> str:
-        return self.console.err.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+        return self._err.getvalue()
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import math
@@ -134,7 +135,7 @@ class Simulation:
                 assert task.accepted is not None
                 if waited > 0 and self.measuring:
                     self.prediction_errors.append(abs(task.accepted.predicted_start_ms / 1000 - waited) / waited)
-                self.after(self._service_s(), lambda seat=seat, task=task: self._end(seat, task))  # type: ignore[misc]
+                self.after(self._service_s(), functools.partial(self._end, seat, task))
 
     def _end(self, seat: Seat, task: Task) -> None:
         self.scheduler.release(seat, task, completed=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import defaultdict
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -38,7 +38,7 @@ class Box:
     def __init__(self) -> None:
         self.loop = Loop()
         self.applied: list[Report] = []
-        self.mailbox = Mailbox(self.applied.append, self.loop)  # type: ignore[arg-type]
+        self.mailbox = Mailbox(self.applied.append, cast(asyncio.AbstractEventLoop, self.loop))
         self.task = make_task()
 
     def text(self, index: int) -> Progress:
