@@ -1,7 +1,7 @@
 """The count: ``python -m tests.soak.campaign --minutes 30`` runs every client behaviour, with reloads all along.
 
-A warm-up, then two halves. After each the clients stop, everything ends and is forgotten, and the server's threads,
-descriptors and memory are read. At the end every accepted task must have had exactly one ``end``, and the server's own
+A warm-up, then two halves. After each the clients stop, everything ends, and the server's threads, descriptors and
+memory are read; after a half it has forgotten every task. At the end every accepted task must have had exactly one ``end``, and the server's own
 metrics must say what its clients saw.
 """
 
@@ -74,11 +74,11 @@ async def soak(home: Path, *, seconds: float, clients: int = 48, seed: int = 0) 
     began = time.monotonic()
     with served(home, retention_s=retention_s) as process:
         port = await asyncio.to_thread(process.wait_ready)
-        campaign = _Campaign(port, process.popen.pid, Ledger(), bad, random.Random(seed), clients, retention_s)
+        campaign = _Campaign(port, process.popen.pid, Ledger(), bad, random.Random(seed), clients)
         usages = []
-        for share in (0.2, 0.4, 0.4):
+        for share, forget_s in ((0.2, 0.0), (0.4, retention_s), (0.4, retention_s)):
             await campaign.load(seconds * share)
-            usages.append(await campaign.quiesce())
+            usages.append(await campaign.quiesce(forget_s))
         faults = campaign.ledger.faults + await campaign.verdict(home / f"{GOOD[0]}.gguf", usages)
         faults += _logged_faults(process.stderr)
     return Report(campaign.ledger, time.monotonic() - began, usages, faults)
@@ -92,7 +92,6 @@ class _Campaign:
     bad: Sequence[str]
     chance: random.Random
     clients: int
-    retention_s: float
 
     async def load(self, seconds: float) -> None:
         """Clients and reloads for a while; returns when every client has finished its last task."""
@@ -136,8 +135,8 @@ class _Campaign:
                 self.ledger.complain(f"a reload to {name} was answered with {response.status}")
             return response.status
 
-    async def quiesce(self) -> Usage:
-        """Wait until nothing runs and all is forgotten, with the same model everywhere; what the server holds then."""
+    async def quiesce(self, forget_s: float) -> Usage:
+        """What the server holds when nothing runs, with the same model everywhere, and after a while of nothing."""
         async with self._session() as session:
             for pool in POOLS:
                 for _ in range(100):
@@ -153,7 +152,7 @@ class _Campaign:
                 await asyncio.sleep(0.1)
             else:
                 self.ledger.complain(f"{busy} slots are held though every client has left")
-        await asyncio.sleep(self.retention_s + 0.5)
+        await asyncio.sleep(forget_s + 0.5)
         return Usage.of(self.pid)
 
     async def verdict(self, model: Path, usages: Sequence[Usage]) -> list[str]:
