@@ -20,14 +20,10 @@ TOKEN = "a-token-for-tests-0123456789"
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An account where orchd never ran, on a machine without GPUs."""
-    for name in [name for name in os.environ if name.startswith(("ORCHD_", "XDG_", "CUDA_"))]:
+def no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("CUDA_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(devices, "find_gpus", list)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def check(*args: str) -> Result:

@@ -5,86 +5,21 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import pty
 import re
-import signal
 import socket
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
-from orchd import __version__, cli
+from orchd import __version__
 from orchd.errors import ConfigError
+from tests.cli.shell import on_terminal, one_line, orchd
 from tests.support import stand_in as s
 from tests.support.stand_in import TOKEN, StandIn
-
-
-@pytest.fixture
-def server() -> Iterator[StandIn]:
-    with s.serving() as stand_in:
-        yield stand_in
-
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An account where orchd never ran."""
-    for name in [name for name in os.environ if name.startswith(("ORCHD_", "XDG_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def orchd(*args: str, stdin: str | bytes | None = None, token: str | None = TOKEN) -> Result:
-    return CliRunner().invoke(cli.app, list(args), input=stdin, env={"ORCHD_TOKEN": token})
-
-
-def spawn(*args: str, **streams: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "orchd", *args],
-        env={**os.environ, "ORCHD_TOKEN": TOKEN, "TERM": "xterm"},
-        text=True,
-        # A shell's background job ignores Ctrl-C, and hands that on to what it starts: the tests, and then this.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        **streams,
-    )
-
-
-def on_terminal(*args: str) -> tuple[str, int]:
-    """What a terminal would be sent, stdout and stderr together, and the exit code."""
-    master, slave = pty.openpty()
-    with spawn(*args, stdin=slave, stdout=slave, stderr=slave) as process:
-        os.close(slave)
-        sent = b""
-        try:
-            while chunk := os.read(master, 4096):
-                sent += chunk
-        except OSError:  # Linux says so when the last process has left the terminal
-            pass
-        os.close(master)
-        return sent.decode(), process.wait(20)
-
-
-def one_line(text: str) -> str:
-    assert text.startswith("orchd: ")
-    assert text.endswith("\n")
-    assert text.count("\n") == 1
-    assert "Traceback" not in text
-    return text
-
-
-def answering(server: StandIn, *pieces: str, reason: str = "stop") -> None:
-    server.on("POST /v1/tasks", s.accept())
-    tokens = [s.token(n, piece) for n, piece in enumerate(pieces, 1)]
-    server.on("GET stream", s.stream(s.started(), *tokens, s.end(len(pieces) + 1, reason)))
-
 
 # Everywhere
 
@@ -199,148 +134,6 @@ def test_a_pipe_gets_no_colour_even_if_the_environment_forces_it(
     server.on("GET /health", s.answer(s.health_body()))
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert "\x1b" not in orchd("health", "--url", server.url).stdout
-
-
-# Run
-
-
-def test_run_prints_the_text_and_nothing_else(server: StandIn) -> None:
-    answering(server, "The", " Rhône")
-    result = orchd("run", "Name a river.", "--url", server.url)
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "The Rhône", "")
-    assert server.seen[0].body["messages"] == [{"role": "user", "content": "Name a river."}]
-
-
-def test_run_sends_what_it_was_told(server: StandIn) -> None:
-    answering(server, "x")
-    options = "--pool p --model-ref m --priority batch --max-tokens 5 --seed 7 --temperature 0 --stop A --stop B"
-    orchd("run", "hi", "--system", "Be brief.", *options.split(), "--url", server.url)
-    body = server.seen[0].body
-    del body["task_id"]
-    assert body == {
-        "pool_id": "p",
-        "model_ref": "m",
-        "priority": "batch",
-        "max_tokens": 5,
-        "seed": 7,
-        "temperature": 0,
-        "stop": ["A", "B"],
-        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}],
-    }
-
-
-@pytest.mark.parametrize(("flags", "content"), [([], "from stdin"), (["--raw"], "from stdin\n")])
-def test_run_reads_stdin(server: StandIn, flags: list[str], content: str) -> None:
-    answering(server, "x")
-    orchd("run", "-", *flags, "--url", server.url, stdin="from stdin\n")
-    body = server.seen[0].body
-    assert (body["prompt"] if flags else body["messages"][0]["content"]) == content
-
-
-def test_stdin_that_is_no_text_is_one_line_and_2(server: StandIn) -> None:
-    result = orchd("run", "-", "--url", server.url, stdin=b"ab\xff")
-    assert result.exit_code == 2
-    assert "not UTF-8 at byte 2" in one_line(result.stderr)
-    assert server.seen == []
-
-
-def test_an_argument_that_is_no_text_is_one_line_and_2(server: StandIn) -> None:
-    result = orchd("run", "caf\udce9", "--url", server.url)
-    assert result.exit_code == 2
-    assert "not UTF-8" in one_line(result.stderr)
-    assert server.seen == []
-
-
-def test_a_terminal_without_unicode_is_no_reason_to_fail(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    answering(server, "Rhône")
-    assert on_terminal("run", "hi", "--url", server.url) == ("Rh?ne\r\n", 0)
-
-
-def test_a_system_message_without_a_template_is_a_wrong_option(server: StandIn) -> None:
-    result = orchd("run", "hi", "--raw", "--system", "x", "--url", server.url)
-    assert result.exit_code == 2
-    assert server.seen == []
-
-
-def test_run_as_json_is_one_object_at_the_end(server: StandIn) -> None:
-    answering(server, "The", " Rhône", reason="length")
-    result = orchd("run", "hi", "--json", "--url", server.url)
-    answer = json.loads(result.stdout)
-    assert answer.pop("task_id") == server.seen[0].body["task_id"]
-    assert answer == {"text": "The Rhône", "finish_reason": "length", "tokens_out": 2, "decode_ms": 12}
-    assert result.exit_code == 0
-
-
-@pytest.mark.parametrize("flags", [[], ["--json"]])
-def test_a_task_that_fails_is_1(server: StandIn, flags: list[str]) -> None:
-    error = {"code": "WORKER_RESET", "message": "The step failed.", "engine": "llamacpp"}
-    server.on("POST /v1/tasks", s.accept())
-    server.on("GET stream", s.stream(s.started(), s.token(1, "The"), s.end(2, "error", error=error)))
-    result = orchd("run", "hi", *flags, "--url", server.url)
-    assert result.exit_code == 1
-    assert one_line(result.stderr) == "orchd: The step failed.\n"
-    assert json.loads(result.stdout)["error"] == error if flags else result.stdout == "The"
-
-
-@pytest.mark.parametrize(
-    ("status", "code"), [(400, "INVALID_PARAMS"), (429, "ADMISSION_REJECT"), (503, "POOL_UNREADY")]
-)
-def test_a_refusal_is_1(server: StandIn, status: int, code: str) -> None:
-    server.on("POST /v1/tasks", s.refuse(status, code, "Not like this.", {"Retry-After": "9"}))
-    result = orchd("run", "hi", "--url", server.url)
-    assert (result.exit_code, result.stderr) == (1, "orchd: Not like this.\n")
-
-
-def test_run_waits_for_room_if_told_to(server: StandIn) -> None:
-    server.on("POST /v1/tasks", s.refuse(429, "ADMISSION_REJECT", "Full.", {"X-Backoff-Ms": "10"}))
-    answering(server, "x")
-    assert orchd("run", "hi", "--wait", "30", "--url", server.url).stdout == "x"
-
-
-def test_a_terminal_gets_a_newline_and_no_control_characters_from_the_model(server: StandIn) -> None:
-    answering(server, "a\x1b]0;title\x07", "\tb")
-    sent, code = on_terminal("run", "hi", "--url", server.url)
-    assert (sent, code) == ("a␛]0;title␇\tb\r\n", 0)
-
-
-def test_a_pipe_gets_the_models_text_as_it_is(server: StandIn) -> None:
-    answering(server, "a\x1b[31m")
-    assert orchd("run", "hi", "--url", server.url).stdout == "a\x1b[31m"
-
-
-def test_a_terminal_sees_its_place_in_the_queue_until_text_comes(server: StandIn) -> None:
-    server.on("POST /v1/tasks", s.accept(queue_position=3, predicted_start_ms=900))
-    server.on("GET stream", s.stream(s.started(), s.token(1, "text"), s.end(2)))
-    sent, code = on_terminal("run", "hi", "--url", server.url)
-    assert "waiting, 3 ahead" in sent
-    assert sent.index("waiting") < sent.index("text")
-    assert code == 0
-
-
-def test_ctrl_c_leaves_the_stream_with_130(server: StandIn) -> None:
-    server.on("POST /v1/tasks", s.accept())
-    server.on("GET stream", s.stream(s.started(), s.token(1, "The"), then="stay"))
-    with spawn("run", "hi", "--url", server.url, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.read(3) == "The"
-        process.send_signal(signal.SIGINT)
-        assert server.left.wait(10)
-        rest, errors = process.communicate(timeout=10)
-    assert (process.returncode, rest, errors) == (130, "", "")
-
-
-def test_a_reader_that_leaves_is_no_error_to_talk_about(server: StandIn) -> None:
-    server.on("POST /v1/tasks", s.accept())
-    server.on("GET stream", s.stream(s.started(), *[s.token(n, "x" * 1000) for n in range(1, 200)], then="stay"))
-    with spawn("run", "hi", "--url", server.url, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.read(1)
-        process.stdout.close()
-        assert server.left.wait(10)
-        assert process.stderr.read() == ""
-        assert process.wait(10) == 141
 
 
 # Reload

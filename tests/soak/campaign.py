@@ -1,8 +1,8 @@
 """The count: ``python -m tests.soak.campaign --minutes 30`` runs every client behaviour, with reloads all along.
 
 A warm-up, then two halves. After each the clients stop, everything ends, and the server's threads, descriptors and
-memory are read; after a half it has forgotten every task. At the end every accepted task must have had exactly one ``end``, and the server's own
-metrics must say what its clients saw.
+memory are read; after a half it has forgotten every task. At the end every accepted task must have had exactly one
+``end``, and the server's own metrics must say what its clients saw.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ CTX = 1024
 CAPACITY = 6
 GRACE_S = 0.3
 RETENTION_S = 15.0
-"""For short runs, which wait for it twice; a client whose window was closed waits for the kernel's next probe, up to 6 s
+"""For short runs, which wait for it twice. A client whose window was closed waits for the kernel's next probe, for 6 s
 after 3 s of crawling, and must still find its task."""
 LONG_RETENTION_S = 30.0
 
