@@ -1,6 +1,8 @@
 """The disconnect storm: ``python -m tests.soak.storm``. Many clients connect and vanish while a few good ones stream.
 
 The good ones are read in this process, the storm comes from another, so that its work is not measured as the server's.
+A step costs more the longer its streams have grown, so that gaps grow without any storm too, those of the tiny model to
+the double in ten seconds: quiet is before the storm and after it.
 """
 
 from __future__ import annotations
@@ -58,23 +60,31 @@ class Report:
 
     Attributes:
         vanished: Clients of the storm.
-        quiet_ms: p99 of the gaps between a good client's reads, before the storm.
+        before_ms: p99 of the gaps between a good client's reads, before the storm.
         storm_ms: The same from the first storm client on, until all their tasks were gone.
+        after_ms: The same after that.
         cleared_s: From the last hang-up until nothing of the storm waited or ran.
         ends: Finish reasons of the storm's tasks.
     """
 
     vanished: int
-    quiet_ms: float
+    before_ms: float
     storm_ms: float
+    after_ms: float
     cleared_s: float
     ends: Counter[str]
 
     @property
+    def quiet_ms(self) -> float:
+        """What the gap would have been at the storm's time without it."""
+        return (self.before_ms + self.after_ms) / 2
+
+    @property
     def line(self) -> str:
         return (
-            f"{self.vanished} clients vanished beside {GOOD} good streams: p99 gap {self.quiet_ms:.1f} ms quiet, "
-            f"{self.storm_ms:.1f} ms in the storm ({self.storm_ms / self.quiet_ms:.2f} times); all gone "
+            f"{self.vanished} clients vanished beside {GOOD} good streams: p99 gap {self.before_ms:.1f} ms before, "
+            f"{self.storm_ms:.1f} ms in the storm, {self.after_ms:.1f} ms after it "
+            f"({self.storm_ms / self.quiet_ms:.2f} times the quiet one); all gone "
             f"{self.cleared_s:.2f} s after the last hang-up (grace {GRACE_S:g} s); ends: {dict(self.ends)}"
         )
 
@@ -129,12 +139,15 @@ async def _measure(
 
     await until(cleared, "nothing of the storm is left")
     over = time.monotonic()
+    await asyncio.sleep(quiet_s)
+    left = time.monotonic()
     if any(task.done() for task in good):
-        raise RuntimeError("a good stream ended before the storm was over; it measured too little")
+        raise RuntimeError("a good stream ended before the measurement was over")
     ends = Counter([await _end(url, session, task_id) for task_id in ids])
     for task in good:
         task.cancel()
-    return Report(len(ids), _p99_ms(reads, began, rages), _p99_ms(reads, rages, over), max(0.0, over - hung_up), ends)
+    before_ms, storm_ms, after_ms = (_p99_ms(reads, a, b) for a, b in itertools.pairwise((began, rages, over, left)))
+    return Report(len(ids), before_ms, storm_ms, after_ms, max(0.0, over - hung_up), ends)
 
 
 async def _read(url: str, session: aiohttp.ClientSession, times: list[float], max_tokens: int) -> None:

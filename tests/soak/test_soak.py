@@ -29,4 +29,4 @@ async def test_clients_that_vanish_leave_nothing_and_disturb_little(tmp_path: Pa
     print(report.line)
     assert report.ends == {"cancelled": 150}
     assert report.cleared_s < GRACE_S + 5
-    assert report.storm_ms < 10 * report.quiet_ms + 500
+    assert report.storm_ms < 5 * report.quiet_ms + 200
