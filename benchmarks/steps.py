@@ -2,9 +2,9 @@
 
     python -m benchmarks.steps [--model FILE] [--threads T]
 
-Three tables, in milliseconds: decoding by which slots work, and with a copy between two slots; decoding by flash
-attention and type of the KV cache; and a prompt token by the size of the chunk it comes in. Medians; the settings take
-turns.
+Four tables, in milliseconds: decoding by which slots work; a step with a copy between two slots, by how many tokens a
+slot has room for; decoding by flash attention and type of the KV cache; and a prompt token by the size of the chunk it
+comes in. Medians; the settings take turns.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from orchd.models import demo_model_path
 SLOTS: Final = 8
 CTX: Final = 2048
 WORKING: Final = ([0], [0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 3, 4], [0, 2, 4, 6], [3, 2, 1, 0], list(range(8)))
+COPIED: Final = (2048, 8192, 32768)
 CHUNKS: Final = (16, 32, 48, 63, 64, 96, 128, 192, 256, 512)
 DEPTHS: Final = (0, 512, 1024)
 
@@ -60,15 +61,21 @@ def step_ms(context: NativeContext, slots: Sequence[int], positions: Sequence[in
     return (time.perf_counter() - began) * 1e3
 
 
-def decode_ms(context: NativeContext, slots: Sequence[int], tokens: int, *, copied: bool = False) -> float:
-    """Median step of streams that begin together and run for so many tokens, each after a copy of a slot or none."""
+def decode_ms(context: NativeContext, slots: Sequence[int], tokens: int) -> float:
+    """Median step of streams that begin together and run for so many tokens."""
     context.clear()
-    steps = []
-    for position in range(tokens):
-        if copied:
-            context.copy_slot(slots[0], SLOTS - 1)
-        steps.append(step_ms(context, slots, [position]))
-    return statistics.median(steps)
+    return statistics.median(step_ms(context, slots, [position]) for position in range(tokens))
+
+
+def copy_ms(spec: ModelSpec, threads: int) -> tuple[float, float]:
+    """Median step of one stream, without and with a copy of its cache to another slot before each."""
+    with opened(replace(spec, slots=2), threads) as context:
+        alone, copied = [], []
+        for position in range(0, 40, 2):
+            alone.append(step_ms(context, [0], [position]))
+            context.copy_slot(0, 1)
+            copied.append(step_ms(context, [0], [position + 1]))
+    return statistics.median(alone), statistics.median(copied)
 
 
 def token_ms(context: NativeContext, chunk: int, depth: int) -> float:
@@ -104,13 +111,16 @@ def main() -> None:
 
     with opened(spec, options.threads) as context:
         decode_ms(context, [0], 50)  # warm-up
-        turns = [
-            [*(decode_ms(context, slots, 60) for slots in WORKING), decode_ms(context, WORKING[1], 60, copied=True)]
-            for _ in range(3)
-        ]
+        turns = [[decode_ms(context, slots, 60) for slots in WORKING] for _ in range(3)]
     by_slots = [f"{statistics.median(column):.1f}" for column in zip(*turns, strict=True)]
-    named = [str(slots).replace(" ", "") for slots in WORKING] + ["[0,1,2,3], after a copy of one slot's cache"]
+    named = [str(slots).replace(" ", "") for slots in WORKING]
     table("One row in each of these slots, in this order:", ("slots", "ms"), list(zip(named, by_slots, strict=True)))
+
+    rows = []
+    for ctx in COPIED:
+        alone, copied = copy_ms(replace(spec, ctx=ctx), options.threads)
+        rows.append([f"{ctx:,}", f"{alone:.1f}", f"{copied:.1f}"])
+    table("One row, without and with a copy of its slot's cache:", ("tokens a slot", "without", "with"), rows)
 
     kinds = {
         "flash attention": spec,
