@@ -17,7 +17,6 @@ from orchd.config import PoolConfig, TasksConfig
 from orchd.devices import Device
 from orchd.loader import Loader
 from orchd.metrics import Metrics
-from orchd.observer import Summary
 from orchd.pool_loader import PoolLoader
 from orchd.pools import Pool
 from orchd.schemas import Priority, TaskRequest
@@ -25,16 +24,7 @@ from orchd.service import Service
 from orchd.tasks import Task
 from orchd.worker import Worker
 from tests.support.fake_engine import FakeEngine, FakeModel
-
-
-class Quiet:
-    """An `orchd.observer.Observer` that says nothing."""
-
-    def loading(self, label: str, share: float) -> None: ...
-    def loaded(self, label: str, seconds: float) -> None: ...
-    def ready(self, summary: Summary) -> None: ...
-    def stopping(self, running: int) -> None: ...
-    def stopped(self) -> None: ...
+from tests.support.observers import Quiet
 
 
 class Pauses:

@@ -19,29 +19,14 @@ from engines.api import DeviceSpec
 from orchd.config import Config, PoolConfig, QueueConfig, TasksConfig
 from orchd.credentials import Credentials
 from orchd.devices import Device
-from orchd.observer import Summary
 from orchd.scheduler import Scheduler
 from orchd.server import Server
 from orchd.tasks import Task
 from tests.support.harness import Brake, BrakedEngine
+from tests.support.observers import WhenReady
 
 TOKEN = "a-token-for-the-tests-of-order"
 CPUS = [Device(f"cpu#{index}", DeviceSpec("cpu", threads=1)) for index in range(2)]
-
-
-class _Observer:
-    """Waits for the server to be ready."""
-
-    def __init__(self) -> None:
-        self.up = asyncio.Event()
-
-    def ready(self, summary: Summary) -> None:
-        self.up.set()
-
-    def loading(self, label: str, share: float) -> None: ...
-    def loaded(self, label: str, seconds: float) -> None: ...
-    def stopping(self, running: int) -> None: ...
-    def stopped(self) -> None: ...
 
 
 @dataclass
@@ -106,7 +91,7 @@ async def serving(
         tasks=TasksConfig(cancel_grace_s=0.0),
         pools=tuple(PoolConfig(id=name, slots=slots, ctx=4096, batch=64) for name in pools),
     )
-    observer, stop, brake = _Observer(), asyncio.Event(), Brake()
+    ready, stop, brake = asyncio.Event(), asyncio.Event(), Brake()
     taken, started = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
     start, pop = Task.start, Scheduler._pop
 
@@ -121,10 +106,11 @@ async def serving(
 
     monkeypatch.setattr(Task, "start", noting_start)
     monkeypatch.setattr(Scheduler, "_pop", noting_pop)
+    observer = WhenReady(lambda _: ready.set())
     server = Server(config, Credentials(TOKEN, "the test"), BrakedEngine(brake), list(pools.values()), observer)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         running = asyncio.create_task(server.run([model] * len(pools), listening, stop=stop))
-        up = asyncio.create_task(observer.up.wait())
+        up = asyncio.create_task(ready.wait())
         await asyncio.wait({running, up}, timeout=60, return_when=asyncio.FIRST_COMPLETED)
         assert up.done(), running
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"

@@ -148,15 +148,18 @@ def test_events_for_a_task_that_has_ended_are_ignored() -> None:
     rig = make_rig()
     model = rig.pools[0].models[0]
     step = model.step
-    model.step = lambda: step() * 2  # type: ignore[method-assign]
+    model.step = lambda: step() * 2  # type: ignore[method-assign]  # a model that repeats itself
     task = rig.submit()
     rig.rounds(2)
     assert rig.end_of(task) == LENGTH
 
 
 def test_a_command_that_fails_does_not_end_the_worker() -> None:
+    def fail() -> None:
+        raise RuntimeError("command")
+
     with running(make_rig()) as rig:
-        rig.workers[0].do(lambda: 1 / 0)  # type: ignore[arg-type]
+        rig.workers[0].do(fail)
         task = rig.submit()
         rig.await_ends(task)
 

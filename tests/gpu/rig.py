@@ -22,7 +22,8 @@ from orchd.credentials import Credentials
 from orchd.server import Server
 from tests.gpu.nvml import Card, FakeNvml
 from tests.support.fake_engine import FakeEngine, FakeModel
-from tests.support.harness import DEADLINE_S, TOKEN, Brake, Running, _Silent
+from tests.support.harness import DEADLINE_S, TOKEN, Brake, Running
+from tests.support.observers import WhenReady
 
 CONTEXT_BYTES = 300 * 2**20
 """What CUDA takes for the process on each card."""
@@ -111,11 +112,11 @@ async def serving(
     listening = socket.create_server(("127.0.0.1", 0))
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=DEADLINE_S)) as session:
         running = OnGpus(f"http://127.0.0.1:{listening.getsockname()[1]}", Brake(), session, engine=engine)
-        composed = Server(config, Credentials(TOKEN, "tests"), engine, placed, _Silent(running.summary))
+        composed = Server(config, Credentials(TOKEN, "tests"), engine, placed, WhenReady(running.summary.set_result))
         stop = asyncio.Event()
         serve = asyncio.create_task(composed.run([model], listening, stop=stop))
         try:
-            await asyncio.wait({serve, running.summary}, return_when=asyncio.FIRST_COMPLETED)  # type: ignore[type-var]
+            await asyncio.wait({serve, running.summary}, return_when=asyncio.FIRST_COMPLETED)  # type: ignore[type-var]  # a task and a future
             if serve.done():
                 serve.result()
             yield running

@@ -17,7 +17,6 @@ from orchd.config import PoolConfig, TasksConfig
 from orchd.devices import Device
 from orchd.loader import Loader
 from orchd.models import model_id
-from orchd.observer import Summary
 from orchd.pool_loader import PoolLoader
 from orchd.pools import Pool
 from orchd.registry import ModelState
@@ -26,6 +25,7 @@ from orchd.service import Service
 from orchd.tasks import Task, TaskState
 from orchd.worker import Worker
 from tests.support.fake_engine import FakeEngine, FakeModel, FakeVocab
+from tests.support.observers import Quiet
 
 DEADLINE_S = 20.0
 SHIFTS = {"a": 0, "b": 1000, "c": 2000}
@@ -77,18 +77,6 @@ class Engine(FakeEngine):
         model = super().load(spec, device, on_progress=on_progress)
         self.of.setdefault(name, []).append(model)
         return model
-
-
-class _Quiet:
-    def loading(self, label: str, share: float) -> None: ...
-
-    def loaded(self, label: str, seconds: float) -> None: ...
-
-    def ready(self, summary: Summary) -> None: ...
-
-    def stopping(self, running: int) -> None: ...
-
-    def stopped(self) -> None: ...
 
 
 @dataclass
@@ -190,7 +178,7 @@ async def staged(
     for name in SHIFTS:
         (folder / f"{name}.gguf").write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))
     engine = Engine(gated=gated)
-    loader = Loader(engine, _Quiet())
+    loader = Loader(engine, Quiet())
     pauses: list[float] = []
 
     async def pause(seconds: float) -> None:

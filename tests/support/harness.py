@@ -30,6 +30,7 @@ from orchd.devices import Device
 from orchd.observer import Summary
 from orchd.server import Server
 from tests.support import openapi_check
+from tests.support.observers import WhenReady
 
 TOKEN = "a-token-for-tests-0123456789"
 DEADLINE_S = 20.0
@@ -262,22 +263,6 @@ async def until(condition: Callable[[], Any], what: str) -> None:
         await asyncio.sleep(0.005)
 
 
-class _Silent:
-    def __init__(self, summary: asyncio.Future[Summary]) -> None:
-        self._summary = summary
-
-    def loading(self, label: str, share: float) -> None: ...
-
-    def loaded(self, label: str, seconds: float) -> None: ...
-
-    def ready(self, summary: Summary) -> None:
-        self._summary.set_result(summary)
-
-    def stopping(self, running: int) -> None: ...
-
-    def stopped(self) -> None: ...
-
-
 @contextlib.asynccontextmanager
 async def serving(
     model: Path,
@@ -318,7 +303,9 @@ async def serving(
     ) as session:
         host, port = listening.getsockname()
         running = Running(f"http://{host}:{port}", brake, session)
-        server = Server(config, Credentials(TOKEN, "tests"), BrakedEngine(brake), placed, _Silent(running.summary))
+        server = Server(
+            config, Credentials(TOKEN, "tests"), BrakedEngine(brake), placed, WhenReady(running.summary.set_result)
+        )
         serve = asyncio.create_task(server.run(paths, listening))
         try:
             done = {serve, running.summary} if ready else {serve, asyncio.create_task(_reachable(running))}
