@@ -1,8 +1,9 @@
 """From workers' threads to the event loop: what a worker reports is applied there, in its order, and soon.
 
-Waking the loop costs a worker more than a step of a small model takes, and the two then fight for Python's lock. So
-while text comes faster than once in `PERIOD_S` the loop looks for more by itself, that much later, and is woken for the
-rest only: a task that begins or ends, a replica that goes down. Steps that take longer are reported at once.
+Each time the loop wakes up, and each client whose text it then sends, takes time from the worker: Python's lock, and on
+few cores the threads that compute. So text that comes faster than a screen shows pictures is shown some pieces at a
+time: the loop looks for more by itself. What somebody waits for wakes it at once: a task that begins or ends, its first
+text, a replica that goes down, and any text that comes more slowly.
 """
 
 from __future__ import annotations
@@ -14,8 +15,17 @@ from collections.abc import Callable
 
 from orchd.reports import Progress, Report
 
-PERIOD_S = 0.002
-"""Longest that text waits for the loop to look: too short to be seen, and many steps of the smallest models."""
+LONGEST_S = 1 / 60
+"""Most that text waits for the loop to look: a screen shows no more pictures than that."""
+
+SHORTEST_S = 0.002
+"""Least that the loop lets gather: many steps of the smallest models, beside which it works."""
+
+TOGETHER = 3
+"""Posts with text that a look should find."""
+
+WORTH_A_LOOK = 2
+"""Those that it has to find; of fewer, each may as well wake the loop."""
 
 
 class Mailbox:
@@ -29,40 +39,50 @@ class Mailbox:
     def __init__(self, apply: Callable[[Report], None], loop: asyncio.AbstractEventLoop) -> None:
         self._apply = apply
         self._loop = loop
-        self._reports: deque[Report] = deque()
+        self._posts: deque[list[Report]] = deque()
         self._woken_at_s = 0.0  # by text
-        self._looks = False  # whether the loop will look without being woken
+        self._looks = False  # whether it will look without being woken
+        self._period_s = LONGEST_S  # how long after it last did
 
     def post(self, reports: list[Report]) -> None:
-        """Take a worker's reports; any thread."""
-        self._reports.extend(reports)
-        if not self._looks or not all(isinstance(report, Progress) for report in reports):
+        """Take a worker's reports, and the list with them; any thread."""
+        self._posts.append(reports)
+        if not self._looks or not all(map(_can_wait, reports)):
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
                 self._loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
-        if self._empty():
+        texts = self._empty()
+        if texts:
             now_s = self._loop.time()
-            if now_s - self._woken_at_s < PERIOD_S:
-                self._look_later()
-            self._woken_at_s = now_s
+            every_s, self._woken_at_s = (now_s - self._woken_at_s) / texts, now_s
+            if every_s * WORTH_A_LOOK < LONGEST_S:
+                self._look_later(every_s)
 
     def _look(self) -> None:
         # Off before looking: a report that is posted after the look wakes the loop itself.
         self._looks = False
-        if self._empty():
-            self._look_later()
+        texts = self._empty()
+        if texts >= WORTH_A_LOOK:
+            self._look_later(self._period_s / texts)
 
-    def _look_later(self) -> None:
+    def _look_later(self, every_s: float) -> None:
+        """Let some text gather, which came once in so many seconds."""
         if not self._looks:
             self._looks = True
-            self._loop.call_later(PERIOD_S, self._look)
+            self._period_s = min(max(SHORTEST_S, every_s * TOGETHER), LONGEST_S)
+            self._loop.call_later(self._period_s, self._look)
 
-    def _empty(self) -> bool:
-        """Apply what there is; whether any of it was text."""
-        progress = False
-        while self._reports:
-            report = self._reports.popleft()
-            progress = progress or isinstance(report, Progress)
-            self._apply(report)
-        return progress
+    def _empty(self) -> int:
+        """Apply what there is; how many posts of it had text."""
+        texts = 0
+        while self._posts:
+            reports = self._posts.popleft()
+            texts += any(isinstance(report, Progress) for report in reports)
+            for report in reports:
+                self._apply(report)
+        return texts
+
+
+def _can_wait(report: Report) -> bool:
+    return isinstance(report, Progress) and not report.first

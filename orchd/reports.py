@@ -19,11 +19,19 @@ class Begun:
 
 @dataclass(frozen=True)
 class Progress:
-    """A step brought a task forward."""
+    """A step brought a task forward.
+
+    Attributes:
+        task: Which one.
+        text: What may be shown.
+        index: Of the last token that it holds.
+        first: Whether none was shown before.
+    """
 
     task: Task
     text: str
     index: int
+    first: bool = False
 
 
 @dataclass(frozen=True)

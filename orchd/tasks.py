@@ -41,8 +41,9 @@ class Task:
         tokens: The prompt in the pool's current vocabulary.
         accepted: The answer its sender got, kept for a retry with the same id.
         log: Its events. Event loop thread only, like `state`.
-        tokens_out: Output tokens so far. Written by its worker, like `first_token_at`.
+        tokens_out: Output tokens so far. Written by its worker, like what follows.
         first_token_at: Monotonic seconds of its first output token.
+        shown: Whether any text was reported.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Task:
     log: EventLog = field(default_factory=EventLog)
     tokens_out: int = 0
     first_token_at: float | None = None
+    shown: bool = False
 
     @property
     def priority(self) -> Priority:

@@ -167,7 +167,8 @@ class Worker:
         if task.first_token_at is None:
             task.first_token_at = self._clock()
         if event.text:
-            self._reports.append(Progress(task, event.text, event.index))
+            self._reports.append(Progress(task, event.text, event.index, first=not task.shown))
+            task.shown = True
         if event.finish is not None:
             del host.tasks[event.key]
             replica.setbacks = 0
