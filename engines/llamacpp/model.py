@@ -22,6 +22,7 @@ from engines.llamacpp.native.context import NativeContext
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.native.threads import free_to_move
 from engines.llamacpp.planner import Planner
+from engines.llamacpp.shortlist import WORTH_IT, shortlist
 from engines.llamacpp.slots import Reuse, Run, Slot, find_donor, find_leader, find_reuse
 from engines.llamacpp.text import OutputText
 from engines.llamacpp.vocab import Pieces
@@ -107,9 +108,7 @@ class LlamaModel:
         leader = find_leader(prompt, len(slot.cached), self._slots, urgent=sequence.urgent) if may_copy else None
         sampler = None
         if not sampling.is_argmax(sequence.sampling):
-            sampler = sampling.build(
-                sequence.sampling, n_vocab=self._native.n_vocab, prompt=prompt, ends=self._pieces.ends
-            )
+            sampler = sampling.build(sequence.sampling, n_vocab=self._native.n_vocab, prompt=prompt)
         self._admissions += 1
         slot.used = self._admissions
         slot.run = Run(sequence, self._admissions, OutputText(sequence.stop), sampler)
@@ -169,17 +168,19 @@ class LlamaModel:
             return []
         logits = self._context.logits(len(outputs))
         runs = [slot.run for slot, _ in outputs]
-        endless = [n for n, run in enumerate(runs) if run and not run.sampler and run.sequence.sampling.ignore_eos]
+        endless = [n for n, run in enumerate(runs) if run and run.sequence.sampling.ignore_eos]
         if endless:
             logits[np.array(endless)[:, None], self._pieces.ends] = -math.inf
         best = logits.argmax(axis=1).tolist()  # the first NaN, if there is one
         if not all(math.isfinite(logits[output, token]) for output, token in enumerate(best)):
             raise DecodeFailed("the model computed NaN or infinity instead of logits; its file may be damaged")
+        many = logits.size >= WORTH_IT
         events = []
-        for (slot, row), run, token in zip(outputs, runs, best, strict=True):
+        for (slot, row), run, token, of_row in zip(outputs, runs, best, logits, strict=True):
             assert run is not None
             if run.sampler is not None:
-                token = self._context.sample(run.sampler, row)
+                few = shortlist(of_row, run.sampler.top_k) if many and run.sampler.top_k else None
+                token = self._context.sample(run.sampler, row) if few is None else run.sampler.choose(few, of_row[few])
             events.append(self._accept(slot, run, token))
         return events
 

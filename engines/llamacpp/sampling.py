@@ -16,18 +16,15 @@ def is_argmax(params: SamplingParams) -> bool:
     return params.temperature < COLDEST and params.repeat_penalty == 1
 
 
-def build(params: SamplingParams, *, n_vocab: int, prompt: Sequence[int], ends: Sequence[int]) -> NativeSampler:
+def build(params: SamplingParams, *, n_vocab: int, prompt: Sequence[int]) -> NativeSampler:
     """The chain for one sequence; the caller closes it.
 
     Args:
         params: What was asked for.
         n_vocab: Size of the model's vocabulary.
         prompt: Its tokens count for the repeat penalty.
-        ends: The tokens that ``ignore_eos`` forbids.
     """
     chain = NativeSampler(n_vocab)
-    if params.ignore_eos:
-        chain.forbid(ends)
     if params.repeat_penalty != 1:
         chain.penalize_repeats(params.repeat_penalty, prompt)
     if params.temperature < COLDEST:

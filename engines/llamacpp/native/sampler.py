@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from typing import Any
 
 import llama_cpp
+import numpy as np
+import numpy.typing as npt
 
 REPEAT_WINDOW = 64
 """Tokens that a repeat penalty looks back over (llama.cpp's own default)."""
 
 
 class NativeSampler:
-    """Owner of a sampler chain. Adding a link hands it over to the chain."""
+    """Owner of a sampler chain. Adding a link hands it over to the chain.
+
+    Attributes:
+        top_k: How many tokens the chain's first link leaves, which are the most likely ones; 0 if it leaves more.
+    """
 
     def __init__(self, n_vocab: int) -> None:
         params = llama_cpp.llama_sampler_chain_default_params()
         params.no_perf = True
         self._n_vocab = n_vocab
         self.handle: Any = llama_cpp.llama_sampler_chain_init(params)
+        self.top_k = 0
+        self._make_room(0)
+
+    def _make_room(self, n_candidates: int) -> None:
+        self._candidates = np.zeros(n_candidates, np.dtype(llama_cpp.llama_token_data))
+        pointer = self._candidates.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token_data))
+        self._array = llama_cpp.llama_token_data_array(data=pointer)
 
     def _add(self, link: Any) -> None:
         llama_cpp.llama_sampler_chain_add(self.handle, link)
-
-    def forbid(self, tokens: Sequence[int]) -> None:
-        """Never choose these tokens."""
-        biases = (llama_cpp.llama_logit_bias * len(tokens))()
-        for bias, token in zip(biases, tokens, strict=True):
-            bias.token, bias.bias = token, float("-inf")
-        self._add(llama_cpp.llama_sampler_init_logit_bias(self._n_vocab, len(tokens), biases))
 
     def penalize_repeats(self, penalty: float, prompt: Sequence[int]) -> None:
         """Divide the logits of tokens among the last `REPEAT_WINDOW`, the prompt's included."""
@@ -44,11 +51,31 @@ class NativeSampler:
     def random(self, *, top_k: int, top_p: float, min_p: float, temperature: float, seed: int) -> None:
         """End of the chain: a random token, in llama.cpp's usual order of filters."""
         if top_k > 0:
+            self.top_k = 0 if llama_cpp.llama_sampler_chain_n(self.handle) else top_k
             self._add(llama_cpp.llama_sampler_init_top_k(top_k))
         self._add(llama_cpp.llama_sampler_init_top_p(top_p, 1))
         self._add(llama_cpp.llama_sampler_init_min_p(min_p, 1))
         self._add(llama_cpp.llama_sampler_init_temp(temperature))
         self._add(llama_cpp.llama_sampler_init_dist(seed % llama_cpp.LLAMA_DEFAULT_SEED))  # which means: draw a seed
+
+    def choose(self, ids: npt.NDArray[np.intp], logits: npt.NDArray[np.float32]) -> int:
+        """The next token, one of these; the chain takes note of it.
+
+        Args:
+            ids: Tokens, shape (n,), n at least 1.
+            logits: Theirs, shape (n,).
+        """
+        n, array = len(ids), self._array
+        if n > len(self._candidates):
+            self._make_room(2 * n)
+            array = self._array
+        self._candidates["id"][:n] = ids
+        self._candidates["logit"][:n] = logits
+        array.size, array.selected, array.sorted = n, -1, False
+        llama_cpp.llama_sampler_apply(self.handle, ctypes.byref(array))
+        token = int(self._candidates["id"][array.selected])
+        llama_cpp.llama_sampler_accept(self.handle, token)
+        return token
 
     def close(self) -> None:
         """Free the chain. Calling it again does nothing."""

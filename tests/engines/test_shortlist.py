@@ -1,0 +1,104 @@
+"""A shortlist holds every token that a sampler could choose, and a sampler chooses from it as from the vocabulary."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engines.api import ModelSpec, SamplingParams
+from engines.llamacpp import model as model_module
+from engines.llamacpp import sampling
+from engines.llamacpp.shortlist import FOLD, shortlist
+from tests.engines.support import Output, loaded, run, sequence, tokens_of
+
+SAMPLED = SamplingParams(temperature=0.8, seed=7)
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> npt.NDArray[np.float32]:
+    """Logits as models make them, with more ties, and with tokens that are ruled out."""
+    n = draw(st.integers(FOLD, 40 * FOLD))
+    numbers = np.random.default_rng(draw(st.integers(0, 1 << 32)))
+    logits = numbers.normal(0, draw(st.sampled_from([0.1, 3, 20])), n).astype(np.float32)
+    logits = logits.round(draw(st.sampled_from([0, 1, 6])))
+    logits[numbers.random(n) < draw(st.sampled_from([0, 0.1, 0.99, 1]))] = -np.inf
+    return logits
+
+
+@given(rows(), st.integers(1, 40))
+def test_all_that_are_as_likely_as_the_kth_are_on_it(logits: npt.NDArray[np.float32], k: int) -> None:
+    ids = shortlist(logits, k)
+    if ids is None:
+        assert k > len(logits) // FOLD
+        return
+    kth = np.sort(logits)[-k]
+    assert ids.tolist() == sorted({*ids.tolist(), *np.flatnonzero(logits >= kth).tolist()})
+
+
+@pytest.mark.parametrize("n_vocab", [32_000, 49_152, 128_256, 151_936, 262_144])
+def test_it_is_short(n_vocab: int) -> None:
+    logits = np.random.default_rng(n_vocab).normal(0, 3, n_vocab).astype(np.float32)
+    ids = shortlist(logits, 40)
+    assert ids is not None
+    assert 40 <= len(ids) <= 80
+
+
+def test_a_vocabulary_of_few_columns_has_none() -> None:
+    assert shortlist(np.zeros(FOLD * 40, np.float32), 41) is None
+
+
+@pytest.mark.parametrize(
+    ("params", "top_k"),
+    [
+        (replace(SAMPLED, top_k=0), 0),
+        (replace(SAMPLED, top_k=20), 20),
+        (replace(SAMPLED, top_k=20, repeat_penalty=1.1), 0),  # which must see all the logits it changes
+    ],
+)
+def test_only_a_chain_that_begins_with_the_most_likely_may_get_one(params: SamplingParams, top_k: int) -> None:
+    with contextlib.closing(sampling.build(params, n_vocab=49_152, prompt=[1, 2])) as sampler:
+        assert sampler.top_k == top_k
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_sampled_text_is_the_same_with_and_without(
+    smollm2_path: Path, monkeypatch: pytest.MonkeyPatch, slots: int
+) -> None:
+    """At temperature 2 from 100 tokens, where the likeliest is seldom chosen."""
+    texts = ("The capital of France is", "Once upon a time", "Name three rivers.", "Water boils at")[:slots]
+    params = [replace(SAMPLED, temperature=2.0, top_k=100, min_p=0.0, seed=seed) for seed in range(slots)]
+    asked = [
+        sequence(tokens_of(smollm2_path, text), 32, key=text, sampling=one)
+        for text, one in zip(texts, params, strict=True)
+    ]
+
+    def outputs(worth_it: int) -> dict[str, Output]:
+        monkeypatch.setattr(model_module, "WORTH_IT", worth_it)
+        with loaded(ModelSpec(smollm2_path, slots=slots, ctx=256)) as model:
+            return run(model, *asked)
+
+    assert outputs(0) == outputs(1 << 40)
+    assert len({output.text for output in outputs(0).values()}) == slots
+
+
+@pytest.mark.parametrize("worth_it", [0, 1 << 40])
+def test_a_sampled_text_goes_on_where_its_end_is_forbidden(
+    smollm2_path: Path, monkeypatch: pytest.MonkeyPatch, worth_it: int
+) -> None:
+    monkeypatch.setattr(model_module, "WORTH_IT", worth_it)
+    prompt = tokens_of(smollm2_path, "<|im_start|>user\nSay yes.<|im_end|>\n<|im_start|>assistant\n")
+    with loaded(ModelSpec(smollm2_path, slots=2, ctx=256)) as model:
+        free, endless = (
+            sequence(prompt, 120, key=key, sampling=replace(SAMPLED, ignore_eos=ignore))
+            for key, ignore in (("free", False), ("endless", True))
+        )
+        done = run(model, free, endless)
+    assert done["free"].tokens_out < 120
+    assert done["endless"].tokens_out == 120
