@@ -2,9 +2,9 @@
 
     python -m benchmarks.steps [--model FILE] [--threads T]
 
-Four tables, in milliseconds: decoding by which slots work; a step with a copy between two slots, by how many tokens a
-slot has room for; decoding by flash attention and type of the KV cache; and a prompt token by the size of the chunk it
-comes in. Medians; the settings take turns.
+Five tables, in milliseconds: decoding by which slots work; a step with a copy between two slots, by how many tokens a
+slot has room for; sampling from the whole vocabulary and from a shortlist; decoding by flash attention and type of the
+KV cache; and a prompt token by the size of the chunk it comes in. Medians; the settings take turns.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ import argparse
 import contextlib
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from engines.api import ModelSpec
+from engines.api import ModelSpec, SamplingParams
+from engines.llamacpp import sampling
 from engines.llamacpp.native.context import NativeContext
 from engines.llamacpp.native.model import NativeModel
+from engines.llamacpp.shortlist import shortlist
 from orchd.devices import usable_cores
 from orchd.models import demo_model_path
 
@@ -48,13 +50,15 @@ def opened(spec: ModelSpec, threads: int) -> Iterator[NativeContext]:
         model.close()
 
 
-def step_ms(context: NativeContext, slots: Sequence[int], positions: Sequence[int]) -> float:
-    """One step with a row for each position in each slot."""
+def step_ms(
+    context: NativeContext, slots: Sequence[int], positions: Sequence[int], *, all_outputs: bool = False
+) -> float:
+    """One step with a row for each position in each slot; logits of the last row, or of all."""
     rows = len(slots) * len(positions)
     context.token[:rows] = np.random.default_rng(rows).integers(1000, 2000, rows)
     context.pos[:rows] = np.tile(positions, len(slots))
     context.seq[:rows] = np.repeat(slots, len(positions))
-    context.output[:rows] = 0
+    context.output[:rows] = all_outputs
     context.output[rows - 1] = 1
     began = time.perf_counter()
     context.decode(rows)
@@ -76,6 +80,36 @@ def copy_ms(spec: ModelSpec, threads: int) -> tuple[float, float]:
             context.copy_slot(0, 1)
             copied.append(step_ms(context, [0], [position + 1]))
     return statistics.median(alone), statistics.median(copied)
+
+
+def sampling_ms(context: NativeContext, slots: int) -> tuple[float, float]:
+    """A token for each slot, of the 40 most likely ones: from the whole vocabulary, and from a shortlist."""
+    context.clear()
+    n_vocab = context.logits(1).shape[1]
+    with contextlib.ExitStack() as stack:
+        chains = [sampling.build(SamplingParams(seed=seed), n_vocab=n_vocab, prompt=()) for seed in range(slots)]
+        for chain in chains:
+            stack.callback(chain.close)
+
+        def whole() -> None:
+            for row, chain in enumerate(chains):
+                context.sample(chain, row)
+
+        def short() -> None:
+            for row, chain in zip(context.logits(slots), chains, strict=True):
+                ids = shortlist(row, chain.top_k)
+                if ids is None:
+                    raise SystemExit("the vocabulary is too small for shortlists")
+                chain.choose(ids, row[ids])
+
+        took: dict[Callable[[], None], list[float]] = {whole: [], short: []}
+        for position in range(100):
+            for sample in took:
+                step_ms(context, range(slots), [2 * position + (sample is short)], all_outputs=True)
+                began = time.perf_counter()
+                sample()
+                took[sample].append((time.perf_counter() - began) * 1e3)
+    return statistics.median(took[whole]), statistics.median(took[short])
 
 
 def token_ms(context: NativeContext, chunk: int, depth: int) -> float:
@@ -121,6 +155,10 @@ def main() -> None:
         alone, copied = copy_ms(replace(spec, ctx=ctx), options.threads)
         rows.append([f"{ctx:,}", f"{alone:.1f}", f"{copied:.1f}"])
     table("One row, without and with a copy of its slot's cache:", ("tokens a slot", "without", "with"), rows)
+
+    with opened(spec, options.threads) as context:
+        rows = [[str(slots), *(f"{ms:.2f}" for ms in sampling_ms(context, slots))] for slots in (1, 4, 8)]
+    table("Sampling a token for each slot:", ("slots", "whole vocabulary", "shortlist"), rows)
 
     kinds = {
         "flash attention": spec,

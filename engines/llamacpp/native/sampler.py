@@ -30,9 +30,11 @@ class NativeSampler:
         self._make_room(0)
 
     def _make_room(self, n_candidates: int) -> None:
-        self._candidates = np.zeros(n_candidates, np.dtype(llama_cpp.llama_token_data))
-        pointer = self._candidates.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token_data))
+        candidates = np.zeros(n_candidates, np.dtype(llama_cpp.llama_token_data))
+        self._ids, self._logits = candidates["id"], candidates["logit"]
+        pointer = candidates.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token_data))
         self._array = llama_cpp.llama_token_data_array(data=pointer)
+        self._array_pointer = ctypes.byref(self._array)
 
     def _add(self, link: Any) -> None:
         llama_cpp.llama_sampler_chain_add(self.handle, link)
@@ -59,23 +61,20 @@ class NativeSampler:
         self._add(llama_cpp.llama_sampler_init_dist(seed % llama_cpp.LLAMA_DEFAULT_SEED))  # which means: draw a seed
 
     def choose(self, ids: npt.NDArray[np.intp], logits: npt.NDArray[np.float32]) -> int:
-        """The next token, one of these; the chain takes note of it.
+        """The next token, one of these. A chain that has `top_k` takes no notes.
 
         Args:
             ids: Tokens, shape (n,), n at least 1.
             logits: Theirs, shape (n,).
         """
-        n, array = len(ids), self._array
-        if n > len(self._candidates):
+        n = len(ids)
+        if n > len(self._ids):
             self._make_room(2 * n)
-            array = self._array
-        self._candidates["id"][:n] = ids
-        self._candidates["logit"][:n] = logits
+        self._ids[:n], self._logits[:n] = ids, logits
+        array = self._array
         array.size, array.selected, array.sorted = n, -1, False
-        llama_cpp.llama_sampler_apply(self.handle, ctypes.byref(array))
-        token = int(self._candidates["id"][array.selected])
-        llama_cpp.llama_sampler_accept(self.handle, token)
-        return token
+        llama_cpp.llama_sampler_apply(self.handle, self._array_pointer)
+        return int(self._ids[array.selected])
 
     def close(self) -> None:
         """Free the chain. Calling it again does nothing."""
