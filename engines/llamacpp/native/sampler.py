@@ -13,6 +13,8 @@ import numpy.typing as npt
 REPEAT_WINDOW = 64
 """Tokens that a repeat penalty looks back over (llama.cpp's own default)."""
 
+_CANDIDATE = np.dtype(llama_cpp.llama_token_data)
+
 
 class NativeSampler:
     """Owner of a sampler chain. Adding a link hands it over to the chain.
@@ -30,7 +32,7 @@ class NativeSampler:
         self._make_room(0)
 
     def _make_room(self, n_candidates: int) -> None:
-        candidates = np.zeros(n_candidates, np.dtype(llama_cpp.llama_token_data))
+        candidates = np.zeros(n_candidates, _CANDIDATE)
         self._ids, self._logits = candidates["id"], candidates["logit"]
         pointer = candidates.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token_data))
         self._array = llama_cpp.llama_token_data_array(data=pointer)
