@@ -5,6 +5,7 @@ from __future__ import annotations
 from engines.api import FinishReason
 from engines.errors import EngineDead
 from orchd.errors import Code, DecodeTimeout
+from orchd.reports import Progress
 from orchd.schemas import Priority
 from tests.core.rig import make_rig, running
 
@@ -25,6 +26,15 @@ def test_a_task_begins_gets_its_text_and_ends() -> None:
     replica = rig.pools[0].replicas[0]
     assert (replica.tokens_in, replica.tokens_out, task.tokens_out) == (1, 3, 3)
     rig.check_all_ended()
+
+
+def test_only_the_first_text_of_each_task_is_marked_as_first() -> None:
+    rig = make_rig(slots=2)
+    tasks = [rig.submit(max_tokens=3) for _ in range(2)]
+    rig.rounds(4)
+    for task in tasks:
+        marks = [report.first for report in rig.reports if isinstance(report, Progress) and report.task is task]
+        assert marks == [True, False, False]
 
 
 def test_what_is_known_is_told_before_a_step_that_may_be_long() -> None:
