@@ -85,7 +85,7 @@ metrics-lint: $(DEV_READY) ## scrape a real server after real work, compare with
 schema: $(DEV_READY) ## write the configuration's JSON Schema and docs/configuration.md
 	$(BIN)/python -m tools.config_schema
 
-bench: $(BENCH_READY) $(PEER) ## orchd beside llama-server and llama_cpp.server; results and docs (half an hour)
+bench: $(BENCH_READY) $(PEER) ## orchd beside llama-server and llama_cpp.server; results and docs (an hour)
 	$(BIN)/python -m benchmarks.compare --publish $(ARGS)
 
 bench-quick: $(BENCH_READY) $(PEER) ## one short pair of each, every target with pass or miss (3 minutes)

@@ -98,10 +98,10 @@ class Worker:
 
     def _run(self) -> None:
         while not self._stopping:
-            self._wake.clear()  # before looking, so that nothing set after it is missed
             if not self.round():
                 self._round_began = None
                 self._wake.wait()
+                self._wake.clear()  # a round follows, so nothing is missed that was set until now
         self._obey()
         for replica in self.replicas:
             for host in replica.hosts:

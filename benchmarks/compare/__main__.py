@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import signal
 import sys
 import time
@@ -30,7 +31,7 @@ from benchmarks.compare.workloads import (
     Shape,
     Use,
     Work,
-    groups,
+    rows,
     sweep,
     warm_up,
 )
@@ -97,21 +98,21 @@ async def measure(options: argparse.Namespace) -> Results:
     tiny = setup.tiny_model()
     results = Results(setup.facts())
     work: tuple[tuple[Use, list[Path]], ...] = (("real", models), ("tiny", [tiny]))
-    for use, files in work:
-        for model in files:
-            for shape, peer, scenarios in groups(set(options.only), quick=options.quick, use=use):
-                if time.monotonic() > deadline:
-                    results.skipped += [f"{scenario.name} {model.stem}" for scenario in scenarios]
-                    continue
-                rows = [Row(scenario.name, model.stem, peer) for scenario in scenarios]
-                results.rows += rows
-                driver = LlamaServer(binaries) if peer == "llama-server" else LlamaCppPython()
-                for pair in range(pairs):
-                    for side in _in_turn(pair):
-                        target = Orchd() if side == "ours" else driver
-                        runs = await one_side(target, _held(shape, model, options), scenarios, pair, options.quick)
-                        for row, figures in zip(rows, runs, strict=True):
-                            getattr(row, side).append(figures)
+    for model, use in ((model, use) for use, files in work for model in files):
+        table = [
+            (scenario, Row(scenario.name, model.stem, peer))
+            for scenario, peer in rows(set(options.only), quick=options.quick, use=use)
+        ]
+        for pair, (scenario, row) in itertools.product(range(pairs), table):
+            if time.monotonic() > deadline:
+                break
+            held = _held(scenario.shape, model, options)
+            peer = LlamaServer(binaries) if row.peer == LlamaServer.name else LlamaCppPython()
+            for side in _in_turn(pair):
+                driver = Orchd() if side == "ours" else peer
+                getattr(row, side).append(await one_run(driver, held, scenario, pair, quick=options.quick))
+        results.rows += [row for _, row in table if row.ours]
+        results.skipped += [f"{row.scenario} {row.model}" for _, row in table if not row.ours]
     if SWEEP in options.only and not options.quick:
         results.sweep = await measure_sweep(tiny, options.threads, pairs=min(pairs, 3))
     if "profile" in options.only and not options.quick:
@@ -120,30 +121,27 @@ async def measure(options: argparse.Namespace) -> Results:
     return results
 
 
-async def one_side(driver: Driver, held: Setup, scenarios: Sequence[Scenario], pair: int, quick: bool) -> list[Metrics]:
-    """Start a server, warm it up, run the scenarios, and see it gone."""
-    runs = []
+async def one_run(driver: Driver, held: Setup, scenario: Scenario, pair: int, *, quick: bool) -> Metrics:
+    """Start a server, warm it up, run the scenario, and see it gone."""
     async with serving(driver, held) as server:
         await warm_up(server, Work(Prompts(held.model, f"warm-up {pair}"), f"warm-up {pair}", quick=quick))
-        for scenario in scenarios:
-            seed = f"{scenario.name} {pair}"
-            figures = await scenario.run(server, Work(Prompts(held.model, seed), seed, quick=quick))
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-            where = f"{scenario.name:14} {held.model.stem:32} {driver.name:17} {held.slots:2} slots"
-            print(f"pair {pair + 1}  {where}  {shown}", flush=True)
-            runs.append(figures)
-    return runs
+        seed = f"{scenario.name} {pair}"
+        figures = await scenario.run(server, Work(Prompts(held.model, seed), seed, quick=quick))
+    shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+    where = f"{scenario.name:14} {held.model.stem:32} {driver.name:17} {held.slots:2} slots"
+    print(f"pair {pair + 1}  {where}  {shown}", flush=True)
+    return figures
 
 
 async def measure_sweep(tiny: Path, threads: int, *, pairs: int) -> dict[int, list[Metrics]]:
     """orchd alone, at more and more slots."""
     figures: dict[int, list[Metrics]] = {slots: [] for slots in SWEEP_SLOTS}
-    shape = Shape("sweep", slots=1, ctx=512, use="tiny")
+    shape = Shape(slots=1, ctx=512, use="tiny")
     scenario = Scenario(SWEEP, "orchd alone", shape, sweep)
     for turn in range(pairs):
         for slots in SWEEP_SLOTS:
             held = Setup(tiny, slots=slots, ctx=shape.ctx, threads=threads)
-            figures[slots] += await one_side(Orchd(), held, [scenario], turn, quick=False)
+            figures[slots].append(await one_run(Orchd(), held, scenario, turn, quick=False))
     return figures
 
 

@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
-import numpy as np
-
 from engines.api import DeviceSpec, FinishReason, ModelSpec, ProgressCallback, Sequence, StepEvent
 from engines.errors import DecodeFailed, EngineError, LoadFailed
 from engines.llamacpp import sampling
@@ -152,9 +150,9 @@ class LlamaModel:
 
     def step(self) -> list[StepEvent]:
         """See `engines.api.LoadedModel`."""
-        if not self.busy:
-            return []
         step = self._planner.next()
+        if step is None:
+            return []
         started = self._clock()
         self._context.decode(step.n_rows)
         self._planner.done(step, self._clock() - started)
@@ -167,17 +165,18 @@ class LlamaModel:
         if not outputs:
             return []
         logits = self._context.logits(len(outputs))
-        runs = [slot.run for slot, _ in outputs]
-        endless = [n for n, run in enumerate(runs) if run and run.sequence.sampling.ignore_eos]
-        if endless:
-            logits[np.array(endless)[:, None], self._pieces.ends] = -math.inf
+        for (slot, _), of_row in zip(outputs, logits, strict=True):
+            if slot.run is not None and slot.run.sequence.sampling.ignore_eos:
+                for token in self._pieces.ends:  # a handful; an array of them as index takes four times as long
+                    of_row[token] = -math.inf
         best = logits.argmax(axis=1).tolist()  # the first NaN, if there is one
         if not all(math.isfinite(logits[output, token]) for output, token in enumerate(best)):
             raise DecodeFailed("the model computed NaN or infinity instead of logits; its file may be damaged")
         many = logits.size >= WORTH_IT
         events = []
-        for (slot, row), run, token, of_row in zip(outputs, runs, best, logits, strict=True):
-            assert run is not None
+        for (slot, row), token, of_row in zip(outputs, best, logits, strict=True):
+            run = slot.run
+            assert run is not None  # it was planned
             if run.sampler is not None:
                 few = shortlist(of_row, run.sampler.top_k) if many and run.sampler.top_k else None
                 token = self._context.sample(run.sampler, row) if few is None else run.sampler.choose(few, of_row[few])

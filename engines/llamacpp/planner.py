@@ -53,12 +53,14 @@ class Planner:
         """A sequence came or went: the next step is another one than the last."""
         self._streams = None
 
-    def next(self) -> Step:
-        """Write the next step into the batch; its tokens count as cached from then on. Some slot has a run."""
+    def next(self) -> Step | None:
+        """Write the next step into the batch; its tokens count as cached from then on. None if no slot has a run."""
         if self._streams is not None:
             return self._repeated(self._streams)
         moved = not self._apart and self._move_together()
         running = [(slot, slot.run) for slot in self._slots if slot.run is not None]
+        if not running:
+            return None
         demands = [_demand(slot, run) for slot, run in running if run.leader is None]
         decode_rows = sum(run.decoding for _, run in running)
         first = first_prompt(demands)
