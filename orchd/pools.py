@@ -16,8 +16,9 @@ from orchd.errors import TaskError
 from orchd.pool_loader import PoolLoader
 from orchd.replica import Host, Replica
 from orchd.reports import ReplicaDown, Report
-from orchd.scheduler import Scheduler, Seat
+from orchd.scheduler import Scheduler
 from orchd.schemas import PoolHealth, ReplicaHealth
+from orchd.seat import Seat
 from orchd.telemetry import Telemetry
 from orchd.worker import Worker
 

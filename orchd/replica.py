@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from engines.api import LoadedModel
-from orchd.scheduler import Scheduler, Seat
+from orchd.scheduler import Scheduler
+from orchd.seat import Seat
 from orchd.tasks import Task
 
 

@@ -1,4 +1,4 @@
-"""One pool's admission and order: a bounded heap, two priorities, first in first out inside each, and Reject when full.
+"""One pool's admission and order: a bounded queue, which replica starts what, and Reject when full.
 
 Guarantees:
 - every interactive task is handed out before any waiting batch task, in order of submission inside each priority;
@@ -13,22 +13,19 @@ from __future__ import annotations
 
 import array
 import enum
-import heapq
-import itertools
 import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from orchd.drain import DrainRate, Promises, Schedule
 from orchd.errors import AdmissionReject
 from orchd.placement import Load, least_loaded
 from orchd.schemas import Accepted, Priority
+from orchd.seat import Seat
+from orchd.task_queue import TaskQueue
 from orchd.tasks import Task
-
-_RANK = {Priority.INTERACTIVE: 0, Priority.BATCH: 1}
 
 
 class Place(enum.Enum):
@@ -37,51 +34,6 @@ class Place(enum.Enum):
     WAITING = enum.auto()
     RUNNING = enum.auto()
     GONE = enum.auto()
-
-
-@dataclass(eq=False)
-class Seat:
-    """A replica as its scheduler sees it. Changed under the scheduler's lock only.
-
-    Attributes:
-        index: Position among the pool's replicas.
-        slots: Tasks it can run at once.
-        ready: It has the model and its worker was not given up.
-        stalled: Its worker has not moved for too long; it gets nothing until it asks for something.
-        free_bytes: Free memory on its device, for placement.
-        claims: Waiting tasks that placement gave one of its slots; its worker takes them at its next step.
-        host: What its worker runs new tasks on; opaque here, but changed and handed out under the lock.
-        running: Tasks its worker took, with the time.
-        enqueued: Tasks it ever took, by priority.
-    """
-
-    index: int
-    slots: int
-    ready: bool = False
-    stalled: bool = False
-    free_bytes: int = 0
-    claims: int = 0
-    host: Any = None
-    running: dict[str, float] = field(default_factory=dict)
-    enqueued: Counter[Priority] = field(default_factory=Counter)
-
-    @property
-    def busy(self) -> int:
-        """Slots in use or given away."""
-        return len(self.running) + self.claims
-
-    @property
-    def free(self) -> int:
-        """Slots that nobody has and that could be filled now."""
-        return max(0, self.slots - self.busy) if self.ready and not self.stalled else 0
-
-
-@dataclass(order=True, slots=True)
-class _Entry:
-    rank: int
-    number: int
-    task: Task = field(compare=False)
-    live: bool = field(default=True, compare=False)
 
 
 class Scheduler:
@@ -98,11 +50,8 @@ class Scheduler:
         self.seats = seats
         self._clock = clock
         self._lock = threading.Lock()
-        self._heap: list[_Entry] = []
-        self._waiting: dict[str, _Entry] = {}
-        self._depth: Counter[Priority] = Counter(dict.fromkeys(Priority, 0))
+        self._queue = TaskQueue()
         self._reserved = 0
-        self._numbers = itertools.count()
         self._drain = DrainRate()
         self._promises = Promises()
         self.dropped: Counter[Priority] = Counter()
@@ -147,10 +96,7 @@ class Scheduler:
         with self._lock:
             self._reserved -= 1
             schedule = self._schedule()
-            ahead = self._depth[Priority.INTERACTIVE]
-            if task.priority is Priority.BATCH:
-                ahead += self._depth[Priority.BATCH]
-            ahead = max(0, ahead - self._claims())
+            ahead = max(0, self._queue.ahead_of(task.priority) - self._claims())
             start_s = schedule.free_at(ahead) - schedule.now
             task.accepted = Accepted(
                 task_id=task.id,
@@ -158,10 +104,7 @@ class Scheduler:
                 predicted_start_ms=math.ceil(start_s * 1000),
                 backoff_ms=self._pause_ms(schedule),
             )
-            entry = _Entry(_RANK[task.priority], next(self._numbers), task)
-            heapq.heappush(self._heap, entry)
-            self._depth[task.priority] += 1
-            self._waiting[task.id] = entry
+            self._queue.push(task)
             return task.accepted, self._place()
 
     # --- going out -------------------------------------------------------------------------------------------------
@@ -178,13 +121,12 @@ class Scheduler:
                 return None
             if seat.claims:
                 seat.claims -= 1
-            elif not seat.free or len(self._waiting) <= self._claims():
+            elif not seat.free or len(self._queue) <= self._claims():
                 return None
-            entry = self._pop()
-            self._leave(entry)
-            seat.running[entry.task.id] = self._clock()
-            seat.enqueued[entry.task.priority] += 1
-            return entry.task, seat.host
+            task = self._queue.pop()
+            seat.running[task.id] = self._clock()
+            seat.enqueued[task.priority] += 1
+            return task, seat.host
 
     def release(self, seat: Seat, task: Task, *, completed: bool) -> None:
         """A task's slot is free again. ``completed`` ones teach the drain rate."""
@@ -194,11 +136,11 @@ class Scheduler:
                 self._drain.observe(self._clock() - started)
 
     def cancel(self, task: Task) -> Place:
-        """Take a waiting task out of the queue; its dead entry leaves the heap later, so this is O(1) amortised."""
+        """Take a task out if it waits; says where it is otherwise."""
         with self._lock:
-            entry = self._waiting.get(task.id)
-            if entry is not None:
-                self._drop(entry)
+            if task.id in self._queue:
+                self._queue.remove(task.id)
+                self._note_dropped(task)
                 return Place.WAITING
             if any(task.id in seat.running for seat in self.seats):
                 return Place.RUNNING
@@ -207,15 +149,15 @@ class Scheduler:
     def waiting(self) -> list[Task]:
         """Every waiting task, in no order."""
         with self._lock:
-            return [entry.task for entry in self._waiting.values()]
+            return list(self._queue)
 
     def drain_waiting(self) -> list[Task]:
         """Take every waiting task out, in order."""
         with self._lock:
-            entries = sorted(self._waiting.values())
-            for entry in entries:
-                self._drop(entry)
-            return [entry.task for entry in entries]
+            tasks = self._queue.clear()
+            for task in tasks:
+                self._note_dropped(task)
+            return tasks
 
     # --- replicas --------------------------------------------------------------------------------------------------
 
@@ -252,8 +194,8 @@ class Scheduler:
         """Give every replica another host at once, None for none, and waiting tasks the prompts that go with it."""
         with self._lock:
             for task_id, prompt in tokens.items():
-                if task_id in self._waiting:
-                    self._waiting[task_id].task.tokens = prompt
+                if task_id in self._queue:
+                    self._queue[task_id].tokens = prompt
             for seat, host in zip(self.seats, hosts, strict=True):
                 self._seat(seat, host)
             self._place_all()
@@ -267,30 +209,28 @@ class Scheduler:
     @property
     def any_ready(self) -> bool:
         """Whether some replica can start tasks."""
-        return any(seat.ready and not seat.stalled for seat in self.seats)
+        return any(seat.serving for seat in self.seats)
 
     # --- looking ---------------------------------------------------------------------------------------------------
 
     def depth(self) -> dict[Priority, int]:
         """Waiting tasks by priority."""
         with self._lock:
-            return dict(self._depth)
+            return dict(self._queue.depth)
 
     def check_integrity(self) -> None:
         """Assert what the module promises; for tests."""
         with self._lock:
-            live = {entry.task.id for entry in self._heap if entry.live}
+            self._queue.check_integrity()
             running = [task_id for seat in self.seats for task_id in seat.running]
-            assert live == set(self._waiting)
             assert len(running) == len(set(running))
-            assert live.isdisjoint(running)
-            assert sum(self._depth.values()) == len(live)
-            assert self._claims() <= len(live) <= self.capacity + sum(seat.slots for seat in self.seats)
+            assert not any(task_id in self._queue for task_id in running)
+            assert self._claims() <= len(self._queue) <= self.capacity + sum(seat.slots for seat in self.seats)
             assert self._reserved >= 0
             for seat in self.seats:
                 assert seat.claims >= 0
                 assert seat.busy <= seat.slots
-                assert (seat.ready and not seat.stalled) or not seat.claims
+                assert seat.serving or not seat.claims
 
     # --- inside the lock -------------------------------------------------------------------------------------------
 
@@ -299,7 +239,7 @@ class Scheduler:
 
     def _place(self) -> int | None:
         """Give one waiting task that has no slot yet a slot of the least-loaded replica; returns its index."""
-        if len(self._waiting) <= self._claims():
+        if len(self._queue) <= self._claims():
             return None
         index = least_loaded(Load(seat.index, seat.free, seat.free_bytes) for seat in self.seats)
         if index is not None:
@@ -320,14 +260,14 @@ class Scheduler:
         started: list[float] = []
         free_slots = 0
         for seat in self.seats:
-            if seat.ready and not seat.stalled:
+            if seat.serving:
                 started += seat.running.values()
                 started += [now] * seat.claims
                 free_slots += seat.free
         return self._drain.schedule(now, started, free_slots)
 
     def _free_places(self) -> int:
-        places = self.capacity - len(self._waiting) - self._reserved
+        places = self.capacity - len(self._queue) - self._reserved
         for seat in self.seats:
             places += seat.free + seat.claims
         return places
@@ -335,7 +275,7 @@ class Scheduler:
     def _has_room(self, free_places: int) -> bool:
         if free_places <= 0:
             return False
-        if sum(seat.free for seat in self.seats) > self._reserved or len(self._waiting) <= self._claims():
+        if sum(seat.free for seat in self.seats) > self._reserved or len(self._queue) <= self._claims():
             return True  # a slot is idle or about to be: nobody is made to wait for a promise
         return self._promises.admits(self._schedule(), free_places)
 
@@ -350,27 +290,13 @@ class Scheduler:
         )
 
     def _pause_ms(self, schedule: Schedule) -> int:
-        over = len(self._waiting) + 1 - max(1, self.capacity // 2)
+        over = len(self._queue) + 1 - max(1, self.capacity // 2)
         if over <= 0:
             return 0
         return max(1, math.ceil((schedule.free_at(over - 1) - schedule.now) * 1000))
 
-    def _pop(self) -> _Entry:
-        while True:
-            entry = heapq.heappop(self._heap)
-            if entry.live:
-                return entry
-
-    def _leave(self, entry: _Entry) -> None:
-        del self._waiting[entry.task.id]
-        self._depth[entry.task.priority] -= 1
-
-    def _drop(self, entry: _Entry) -> None:
-        entry.live = False
-        self._leave(entry)
-        self.dropped[entry.task.priority] += 1
-        if self._claims() > len(self._waiting):
+    def _note_dropped(self, task: Task) -> None:
+        """A task left the queue without a replica: a slot that was kept for one is free again if too few wait now."""
+        self.dropped[task.priority] += 1
+        if self._claims() > len(self._queue):
             max(self.seats, key=lambda seat: (seat.claims > 0, seat.busy, seat.index)).claims -= 1
-        if len(self._heap) > 64 and len(self._heap) > 2 * len(self._waiting):
-            self._heap = [kept for kept in self._heap if kept.live]
-            heapq.heapify(self._heap)

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchd.config import Config, ConfigFile, PoolConfig, ServerConfig, load
+from orchd.config import Config, ConfigFile, PoolConfig, ServerConfig
+from orchd.config_sources import load
 from orchd.errors import ConfigError
 
 Loader = Callable[..., Config]

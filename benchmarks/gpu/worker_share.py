@@ -22,8 +22,9 @@ from engines.api import DeviceSpec, ModelSpec
 from orchd.devices import gpu_index, usable_cores
 from orchd.replica import Host, Replica
 from orchd.reports import Report
-from orchd.scheduler import Scheduler, Seat
+from orchd.scheduler import Scheduler
 from orchd.schemas import TaskRequest
+from orchd.seat import Seat
 from orchd.tasks import Task
 from orchd.worker import Worker
 

@@ -22,7 +22,8 @@ from orchd.cli.check import engine_versions
 from orchd.cli.console import ServeConsole, set_up_logging
 from orchd.client import TaskOptions
 from orchd.client.discovery import find_server
-from orchd.config import Config, load
+from orchd.config import Config
+from orchd.config_sources import load
 from orchd.credentials import Credentials, find_or_create_token
 from orchd.errors import ConfigError
 from orchd.observer import Observer

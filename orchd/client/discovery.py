@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from orchd.config import Config, load
+from orchd.config import Config
+from orchd.config_sources import load
 from orchd.credentials import find_token
 from orchd.errors import ConfigError
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from orchd.config import ConfigFile, load
+from orchd.config import ConfigFile
+from orchd.config_sources import load
 from orchd.errors import ConfigError
 from tests.contract.forbidden import CONFIG_KEYS
 from tools import config_schema

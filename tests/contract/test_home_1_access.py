@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from orchd.config import ServerConfig, load
+from orchd.config import ServerConfig
+from orchd.config_sources import load
 from orchd.errors import ConfigError
 from tests.contract.forbidden import CONFIG_KEYS, METHODS, TENANTS
 from tools.live import TOKEN, Live, serving

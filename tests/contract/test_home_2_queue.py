@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orchd.config import load
+from orchd.config_sources import load
 from orchd.errors import ConfigError
 from orchd.tasks import Task
 from tests.contract.forbidden import CONFIG_KEYS, METHODS, REQUEST_FIELDS, RESUMABLE

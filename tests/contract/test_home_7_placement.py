@@ -13,7 +13,8 @@ import pytest
 
 from engines.api import DeviceSpec, ModelSpec
 from engines.llamacpp.engine import LlamaCppEngine
-from orchd.config import PoolConfig, load
+from orchd.config import PoolConfig
+from orchd.config_sources import load
 from orchd.errors import ConfigError
 from orchd.placement import Load, least_loaded
 from tests.contract.forbidden import CONFIG_KEYS, words_in

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from orchd.scheduler import Scheduler, Seat
+from orchd.scheduler import Scheduler
+from orchd.seat import Seat
 from orchd.tasks import Task
 from tests.core.builders import Clock
 

@@ -12,8 +12,9 @@ from engines.api import FinishReason
 from orchd.errors import Code
 from orchd.replica import Host, Replica
 from orchd.reports import Begun, Ended, HostClosed, Progress, ReplicaDown, Report
-from orchd.scheduler import Place, Scheduler, Seat
+from orchd.scheduler import Place, Scheduler
 from orchd.schemas import Priority
+from orchd.seat import Seat
 from orchd.tasks import Task
 from orchd.worker import Worker
 from tests.core.builders import Clock, make_task

@@ -11,7 +11,8 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from orchd.errors import AdmissionReject
-from orchd.scheduler import Scheduler, Seat
+from orchd.scheduler import Scheduler
+from orchd.seat import Seat
 from orchd.tasks import Task
 from tests.core.builders import Clock, make_task, pause_of
 

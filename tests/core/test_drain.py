@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from orchd.drain import FIRST_GUESS_S, MAX_PROMISES, DrainRate, Promises, Schedule
 from orchd.errors import AdmissionReject
-from orchd.scheduler import Scheduler, Seat
+from orchd.scheduler import Scheduler
+from orchd.seat import Seat
 from orchd.tasks import Task
 from tests.core.builders import Clock, make_task
 from tests.core.simulation import Simulation, nothing

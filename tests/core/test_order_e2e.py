@@ -19,8 +19,8 @@ from engines.api import DeviceSpec
 from orchd.config import Config, PoolConfig, QueueConfig, TasksConfig
 from orchd.credentials import Credentials
 from orchd.devices import Device
-from orchd.scheduler import Scheduler
 from orchd.server import Server
+from orchd.task_queue import TaskQueue
 from orchd.tasks import Task
 from tests.support.harness import Brake, BrakedEngine
 from tests.support.observers import WhenReady
@@ -93,19 +93,19 @@ async def serving(
     )
     ready, stop, brake = asyncio.Event(), asyncio.Event(), Brake()
     taken, started = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
-    start, pop = Task.start, Scheduler._pop
+    start, pop = Task.start, TaskQueue.pop
 
     def noting_start(task: Task) -> None:
         start(task)
         started[task.pool_id].append(task.id)
 
-    def noting_pop(scheduler: Scheduler) -> Any:  # its caller has the lock
-        entry = pop(scheduler)
-        taken[entry.task.pool_id].append(entry.task.id)
-        return entry
+    def noting_pop(queue: TaskQueue) -> Task:  # its caller has the lock
+        task = pop(queue)
+        taken[task.pool_id].append(task.id)
+        return task
 
     monkeypatch.setattr(Task, "start", noting_start)
-    monkeypatch.setattr(Scheduler, "_pop", noting_pop)
+    monkeypatch.setattr(TaskQueue, "pop", noting_pop)
     observer = WhenReady(lambda _: ready.set())
     server = Server(config, Credentials(TOKEN, "the test"), BrakedEngine(brake), list(pools.values()), observer)
     with socket.create_server(("127.0.0.1", 0)) as listening:

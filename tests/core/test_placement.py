@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from orchd.placement import Load, least_loaded
-from orchd.scheduler import Scheduler, Seat
+from orchd.scheduler import Scheduler
+from orchd.seat import Seat
 from tests.core.builders import Clock, make_task
 
 GIB = 2**30

@@ -158,28 +158,13 @@ def test_cancelling_a_placed_task_gives_its_slot_to_the_next() -> None:
     assert take_all(scheduler) == [second, third]
 
 
-def test_cancelled_tasks_do_not_pile_up_in_the_heap() -> None:
-    scheduler = make_scheduler(1, capacity=1000)
-    for _ in range(20):
-        tasks = [make_task() for _ in range(500)]
-        submit(scheduler, *tasks)
-        for task in tasks:
-            assert scheduler.cancel(task) is Place.WAITING
-    assert len(scheduler._heap) <= 64
-    assert scheduler.dropped[INTERACTIVE] == 10_000
-
-
-@pytest.mark.parametrize(
-    ("tasks", "sizes"), [(300, [300, 149, 74, 36]), (131, [131, 65, 32]), (129, [129, 64]), (64, [64])]
-)
-def test_the_heap_is_rebuilt_only_where_it_is_large_and_most_of_it_is_gone(tasks: int, sizes: list[int]) -> None:
-    scheduler = make_scheduler(1, capacity=1000)
-    submit(scheduler, *(waiting := [make_task() for _ in range(tasks)]))
-    seen = [tasks]
-    for task in waiting:
-        scheduler.cancel(task)
-        seen.append(len(scheduler._heap))
-    assert list(dict.fromkeys(seen)) == sizes
+def test_tasks_that_left_without_a_replica_are_counted_by_priority() -> None:
+    scheduler = make_scheduler(1)
+    submit(scheduler, first := make_task(), *(make_task(BATCH) for _ in range(3)))
+    assert scheduler.cancel(first) is Place.WAITING
+    assert len(scheduler.drain_waiting()) == 3
+    assert scheduler.dropped == {INTERACTIVE: 1, BATCH: 3}
+    assert scheduler.seats[0].claims == 0
 
 
 def prediction(scheduler: Scheduler) -> tuple[int, int]:

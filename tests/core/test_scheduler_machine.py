@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from orchd.errors import AdmissionReject
-from orchd.scheduler import Place, Seat
+from orchd.scheduler import Place
 from orchd.schemas import Priority
+from orchd.seat import Seat
 from orchd.tasks import Task
 from tests.core.builders import Clock, make_task, pause_of
 from tests.core.queueing import make_scheduler, take

@@ -42,7 +42,7 @@ class Environ(type(os.environ)):
 os.environ.__class__ = Environ
 
 from orchd import server
-from orchd.config import load
+from orchd.config_sources import load
 from orchd.credentials import Credentials
 
 server.has_cuda = lambda: True

@@ -1,0 +1,170 @@
+"""How the settings are found: flags, then environment, then one TOML file, then defaults.
+
+Each source is checked by itself, so an error names the file, the variable or the flag that the value came from, the
+key, the value, and what would be right.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import platformdirs
+
+from orchd.config import Config, ConfigFile, PoolConfig, ServerConfig
+from orchd.errors import ConfigError
+from orchd.strict import convert_tables, convert_value, fields
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+FILE_NAME = "orchd.toml"
+
+
+def load(*, config_path: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str], cwd: Path) -> Config:
+    """Read the configuration.
+
+    Args:
+        config_path: ``--config``.
+        flags: Values by dotted key, such as ``server.port`` or ``pools.slots``; None counts as not given.
+        environ: ``ORCHD_CONFIG``, and ``ORCHD_`` with a server key in capitals; lists are comma-separated.
+        cwd: Where relative paths in flags and variables start, and where ``orchd.toml`` is looked for.
+
+    Raises:
+        ConfigError: One line that names the source, the key, the value and what would be right.
+    """
+    source, settings, pools_listed = _read_first(config_path, environ, cwd)
+    settings = _with_environment(settings, environ, cwd)
+    settings = _with_flags(settings, {key: flags[key] for key in flags if flags[key] is not None}, cwd, source)
+    where = " and ".join(
+        [str(source)] * pools_listed + ["flags"] * any(key.startswith("pools.") for key in flags) or ["defaults"]
+    )
+    for index, pool in enumerate(settings.pools):
+        _check_pool(pool, f"{where}: pools[{index}]", model_needed=pools_listed)
+    return Config(**{name: getattr(settings, name) for name in ConfigFile.__struct_fields__}, source=source)
+
+
+def _read_first(
+    config_path: Path | None, environ: Mapping[str, str], cwd: Path
+) -> tuple[Path | None, ConfigFile, bool]:
+    """The file, what it says, and whether it lists pools."""
+    named = config_path or environ.get("ORCHD_CONFIG")
+    places = [named] if named else [FILE_NAME, platformdirs.user_config_path("orchd") / FILE_NAME]
+    for path in (Path(_absolute(str(place), cwd)) for place in places):
+        try:
+            data = tomllib.loads(path.read_bytes().decode())
+        except (FileNotFoundError, NotADirectoryError):
+            if named:
+                by = "--config" if config_path else "ORCHD_CONFIG"
+                raise ConfigError(f"{path}: no such file; {by} must name a TOML file that exists") from None
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror}); make it a readable file") from None
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{path}: not valid TOML, {error}; correct that place") from None
+        else:
+            return path, _from_table(data, path), "pools" in data
+    return None, ConfigFile(), False
+
+
+def _from_table(data: dict[str, Any], path: Path) -> ConfigFile:
+    settings = convert_tables(data, ConfigFile, str(path), secrets=("server.token",))
+    ids = [pool.id for pool in settings.pools]
+    for index, pool_id in enumerate(ids):
+        if pool_id in ids[:index]:
+            first = ids.index(pool_id)
+            raise ConfigError(
+                f"{path}: pools[{index}].id is {pool_id!r}, as is that of pools[{first}]; give each its own"
+            )
+    replace, base = msgspec.structs.replace, path.parent
+    token_file = settings.server.token_file and _absolute(settings.server.token_file, base)
+    return replace(
+        settings,
+        server=replace(settings.server, token_file=token_file),
+        models=replace(settings.models, roots=tuple(_absolute(root, base) for root in settings.models.roots)),
+        pools=tuple(replace(pool, model=_located(pool.model, base)) for pool in settings.pools),
+    )
+
+
+def _with_environment(settings: ConfigFile, environ: Mapping[str, str], cwd: Path) -> ConfigFile:
+    server = settings.server
+    for name, kind in sorted(fields(ServerConfig).items(), key=lambda item: item[0] == "token"):  # see _replace_server
+        variable = f"ORCHD_{name.upper()}"
+        if variable not in environ:
+            continue
+        text: Any = environ[variable]
+        if isinstance(getattr(ServerConfig(), name), tuple) or name == "allowed_origins":
+            text = [item.strip() for item in text.split(",") if item.strip()]
+        value = convert_value(text, kind, f"environment: {variable}", secret=name == "token")
+        server = _replace_server(server, name, value, cwd)
+    return msgspec.structs.replace(settings, server=server)
+
+
+def _with_flags(settings: ConfigFile, flags: Mapping[str, Any], cwd: Path, source: Path | None) -> ConfigFile:
+    sections: dict[str, Any] = {name: getattr(settings, name) for name in ConfigFile.__struct_fields__}
+    for key, value in flags.items():
+        section, name = key.split(".")
+        flag = f"--{name.replace('_', '-')}"
+        if section == "pools":
+            if len(settings.pools) > 1:
+                ids = ", ".join(pool.id for pool in settings.pools)
+                raise ConfigError(
+                    f"{flag} {value!r} sets pools.{name} of one pool, but {source} lists several ({ids}); "
+                    f"set {name} under each [[pools]] there"
+                )
+            kind = fields(PoolConfig)[name]
+            value = convert_value("auto" if name == "devices" and value in (["auto"], ("auto",)) else value, kind, flag)
+            value = _located(value, cwd) if name == "model" else value
+            sections["pools"] = (msgspec.structs.replace(sections["pools"][0], **{name: value}),)
+        elif section == "server":
+            value = convert_value(value, fields(ServerConfig)[name], flag, secret=name == "token")
+            sections["server"] = _replace_server(sections["server"], name, value, cwd)
+        else:
+            value = convert_value(value, fields(type(sections[section]))[name], flag)
+            value = tuple(_absolute(root, cwd) for root in value) if name == "roots" else value
+            sections[section] = msgspec.structs.replace(sections[section], **{name: value})
+    return ConfigFile(**sections)
+
+
+def _replace_server(server: ServerConfig, name: str, value: Any, cwd: Path) -> ServerConfig:
+    if name == "token_file":  # a token from a weaker source must not win over a token file from a stronger one
+        return msgspec.structs.replace(server, token_file=_absolute(value, cwd), token=None)
+    return msgspec.structs.replace(server, **{name: value})
+
+
+def _check_pool(pool: PoolConfig, where: str, *, model_needed: bool) -> None:
+    if model_needed and pool.model is None:
+        raise ConfigError(f"{where}.model is missing; name a GGUF file there, or with --model for a single pool")
+    if pool.batch < pool.slots:
+        raise ConfigError(
+            f"{where}.batch is {pool.batch}, fewer than its {pool.slots} slots, and each running task takes "
+            f"one token of a step; make batch at least {pool.slots}"
+        )
+    if pool.flash_attn == "off" and pool.cache_type_v in ("q8_0", "q4_0"):
+        raise ConfigError(
+            f"{where}.cache_type_v is {pool.cache_type_v!r}, which needs flash attention; "
+            f"set flash_attn to 'auto' or 'on', or cache_type_v to 'f16'"
+        )
+    gpus = [device for device in pool.devices if device.startswith("gpu:")] if pool.devices != "auto" else []
+    for gpu in gpus:
+        if gpus.count(gpu) > 1:
+            raise ConfigError(f"{where}.devices lists {gpu!r} more than once; list each GPU once, or raise slots")
+
+
+def _located(model: str | None, base: Path) -> str | None:
+    """A path as an absolute one; a bare name that is no file in ``base`` stays: the roots may have it."""
+    if model is None:
+        return None
+    path = _absolute(model, base)
+    return path if "/" in model or os.path.lexists(path) else model
+
+
+def _absolute(path: str, base: Path) -> str:
+    return os.path.join(base, os.path.expanduser(path))
