@@ -2,9 +2,10 @@
 
     python -m benchmarks.steps [--model FILE] [--threads T]
 
-Five tables, in milliseconds: decoding by which slots work; a step with a copy between two slots, by how many tokens a
-slot has room for; sampling from the whole vocabulary and from a shortlist; decoding by flash attention and type of the
-KV cache; and a prompt token by the size of the chunk it comes in. Medians; the settings take turns.
+Six tables, in milliseconds: decoding by which slots work; a step with a copy between two slots, by how many tokens a
+slot has room for; sampling from the whole vocabulary and from a shortlist; a step whose tokens are sampled after it or
+as part of llama.cpp's graph; decoding by flash attention and type of the KV cache; and a prompt token by the size of
+the chunk it comes in. Medians; the settings take turns.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+import llama_cpp
 import numpy as np
 
 from engines.api import ModelSpec, SamplingParams
@@ -112,6 +114,35 @@ def sampling_ms(context: NativeContext, slots: int) -> tuple[float, float]:
     return statistics.median(took[whole]), statistics.median(took[short])
 
 
+def sampled_step_ms(context: NativeContext, slots: int) -> tuple[float, float]:
+    """A step and a token for each slot: sampled after it, and by samplers that belong to the context."""
+    n_vocab = context.logits(1).shape[1]
+    took: tuple[list[float], list[float]] = [], []
+    with contextlib.ExitStack() as stack:
+        for turn in range(6):
+            in_graph = turn % 2
+            # New ones each time: a chain that was in a graph leaves tokens unsampled outside of it, and that aborts.
+            chains = [sampling.build(SamplingParams(seed=seed), n_vocab=n_vocab, prompt=()) for seed in range(slots)]
+            for slot, chain in enumerate(chains):
+                stack.callback(chain.close)
+                if in_graph and not llama_cpp.llama_set_sampler(context.handle, slot, chain.handle):
+                    raise SystemExit("llama.cpp does not take these samplers into its graph")
+            context.clear()
+            for position in range(60):
+                began = time.perf_counter()
+                step_ms(context, range(slots), [position], all_outputs=True)
+                for row, chain in enumerate(chains):
+                    if in_graph:
+                        llama_cpp.llama_get_sampled_token_ith(context.handle, row)
+                    else:
+                        context.sample(chain, row)
+                if position >= 10:  # the first ones make room
+                    took[in_graph].append((time.perf_counter() - began) * 1e3)
+            for slot in range(slots):
+                llama_cpp.llama_set_sampler(context.handle, slot, None)
+    return statistics.median(took[0]), statistics.median(took[1])
+
+
 def token_ms(context: NativeContext, chunk: int, depth: int) -> float:
     """Milliseconds for each token of a prompt's chunks between a depth and 256 tokens more, but two chunks at least."""
     context.clear()
@@ -158,7 +189,9 @@ def main() -> None:
 
     with opened(spec, options.threads) as context:
         rows = [[str(slots), *(f"{ms:.2f}" for ms in sampling_ms(context, slots))] for slots in (1, 4, 8)]
+        steps = [[str(slots), *(f"{ms:.2f}" for ms in sampled_step_ms(context, slots))] for slots in (1, 4, 8)]
     table("Sampling a token for each slot:", ("slots", "whole vocabulary", "shortlist"), rows)
+    table("A step and its tokens, sampled:", ("slots", "after it", "in llama.cpp's graph"), steps)
 
     kinds = {
         "flash attention": spec,
