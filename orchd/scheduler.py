@@ -138,7 +138,7 @@ class Scheduler:
     def cancel(self, task: Task) -> Place:
         """Take a task out if it waits; says where it is otherwise."""
         with self._lock:
-            if task.id in self._queue:
+            if self._queue.get(task.id) is not None:
                 self._queue.remove(task.id)
                 self._note_dropped(task)
                 return Place.WAITING
@@ -194,8 +194,8 @@ class Scheduler:
         """Give every replica another host at once, None for none, and waiting tasks the prompts that go with it."""
         with self._lock:
             for task_id, prompt in tokens.items():
-                if task_id in self._queue:
-                    self._queue[task_id].tokens = prompt
+                if (task := self._queue.get(task_id)) is not None:
+                    task.tokens = prompt
             for seat, host in zip(self.seats, hosts, strict=True):
                 self._seat(seat, host)
             self._place_all()
@@ -224,7 +224,7 @@ class Scheduler:
             self._queue.check_integrity()
             running = [task_id for seat in self.seats for task_id in seat.running]
             assert len(running) == len(set(running))
-            assert not any(task_id in self._queue for task_id in running)
+            assert not any(self._queue.get(task_id) for task_id in running)
             assert self._claims() <= len(self._queue) <= self.capacity + sum(seat.slots for seat in self.seats)
             assert self._reserved >= 0
             for seat in self.seats:

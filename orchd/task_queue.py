@@ -44,11 +44,10 @@ class TaskQueue:
     def __iter__(self) -> Iterator[Task]:
         return (entry.task for entry in self._live.values())
 
-    def __contains__(self, task_id: object) -> bool:
-        return task_id in self._live
-
-    def __getitem__(self, task_id: str) -> Task:
-        return self._live[task_id].task
+    def get(self, task_id: str) -> Task | None:
+        """The task, if it waits."""
+        entry = self._live.get(task_id)
+        return None if entry is None else entry.task
 
     def ahead_of(self, priority: Priority) -> int:
         """How many tasks a new one would wait behind."""

@@ -49,10 +49,9 @@ def test_batch_waits_behind_everything_interactive_only_behind_its_own() -> None
 
 def test_a_task_is_found_by_its_id_while_it_waits() -> None:
     queue = filled(task := make_task())
-    assert task.id in queue
-    assert queue[task.id] is task
+    assert queue.get(task.id) is task
     queue.remove(task.id)
-    assert task.id not in queue
+    assert queue.get(task.id) is None
     with pytest.raises(KeyError):
         queue.remove(task.id)
     with pytest.raises(IndexError):
