@@ -15,34 +15,24 @@ from orchd.schemas import TaskRequest
 from orchd.tasks import Task
 
 
-def check_room(pools: Mapping[str, Pool]) -> None:
-    """Refuse a submit before its body is read, where no pool could take it whatever it says.
-
-    Raises:
-        AdmissionReject: Every pool's queue is full.
-    """
-    first, *others = pools.values()
-    if all(pool.scheduler.full for pool in others):
-        first.scheduler.check_room()
-
-
 def choose_pool(pools: Mapping[str, Pool], request: TaskRequest) -> Pool:
     """The pool that a request names, by ``pool_id``, by ``model_ref`` or because there is only one.
 
     Raises:
         InvalidParams: It names a pool that is not there, or none where there are several.
-        PoolUnavailable: No pool serves ``model_ref``.
-        PoolUnready: The pool is loading its first model.
+        PoolUnavailable: No pool serves ``model_ref``, or none of the pool's replicas is alive.
+        PoolUnready: The pool, or one that may come to serve ``model_ref``, is loading its first model.
     """
     chosen = list(pools.values())
     if request.pool_id is not None:
         if request.pool_id not in pools:
-            raise InvalidParams(f"pool_id: there is no pool {request.pool_id!r}; there are: {', '.join(pools)}")
+            raise InvalidParams(f"pool_id: there is no pool {request.pool_id!r}; available: {', '.join(pools)}")
         chosen = [pools[request.pool_id]]
     elif request.model_ref is None and len(chosen) > 1:
         raise InvalidParams(f"pool_id: there are several pools; say which: {', '.join(pools)}")
-    if request.model_ref is not None and not any(pool.loading for pool in chosen):
-        chosen = [pool for pool in chosen if pool.model is not None and pool.model.is_named(request.model_ref)]
+    if request.model_ref is not None:
+        named = [pool for pool in chosen if pool.model is not None and pool.model.is_named(request.model_ref)]
+        chosen = named or [pool for pool in chosen if pool.loading]
         if not chosen:
             raise PoolUnavailable(
                 f"no pool serves {request.model_ref!r} now; /health tells which models are served",

@@ -77,6 +77,7 @@ class Pool:
         self.workers = [worker_of(device) for device in devices]
         for replica, worker in zip(self.replicas, self.workers, strict=True):
             worker.replicas.append(replica)  # it has not been started
+            replica.seat.wake = worker.wake
 
     @property
     def ready(self) -> bool:
@@ -84,12 +85,18 @@ class Pool:
         return self.model is not None and any(self.alive(index) for index in range(len(self.replicas)))
 
     def stalled(self) -> list[int]:
-        """Replicas whose worker has been over a step for too long, and of which the scheduler does not know yet."""
-        return [
-            index
-            for index, (replica, worker) in enumerate(zip(self.replicas, self.workers, strict=True))
-            if replica.seat.running and not replica.seat.stalled and worker.stalled_s() >= self._stall_s
-        ]
+        """Replicas whose worker has just turned out to hang, whichever pool's step it hangs in.
+
+        One that moves again asks for tasks, which ends its stall; it is woken, in case it had nothing left to do.
+        """
+        hanging = []
+        for index, (replica, worker) in enumerate(zip(self.replicas, self.workers, strict=True)):
+            hangs = worker.stalled_s() >= self._stall_s
+            if hangs and not replica.seat.stalled:
+                hanging.append(index)
+            elif replica.seat.stalled and not hangs:
+                worker.wake()
+        return hanging
 
     def alive(self, index: int) -> bool:
         """Whether a replica has its model and its worker moves."""
@@ -210,14 +217,12 @@ class Pool:
             if why is None:
                 if self._lost.pop(index, None) is not None and replica.seat.host is not None:
                     self.scheduler.set_ready(replica.seat, ready=True)
-                    self.wake()
                 continue
             if index not in self._lost:
                 down.append(ReplicaDown(replica, f"NVML says {why}"))
             self._lost[index] = why
             if replica.seat.ready:
                 self.scheduler.set_ready(replica.seat, ready=False)
-                self.wake()
         return down
 
     def wake(self) -> None:

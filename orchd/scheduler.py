@@ -2,30 +2,39 @@
 
 Guarantees:
 - every interactive task is handed out before any waiting batch task, in order of submission inside each priority;
-- a task is in exactly one place: the heap, the hands of one replica, or gone;
-- at most ``capacity`` tasks wait; one that was accepted is never dropped to make room;
-- no task waits while a ready replica has a free slot.
+- a task is in exactly one place: the queue, the hands of one replica, or gone;
+- at most ``capacity`` tasks wait beside full slots, none is refused below that, and none that was accepted is dropped;
+- a task starts on the replica that is least loaded then, and none waits while a ready replica has a free slot.
 
-Any thread may call anything: each method is one short critical section under one lock and calls nothing outside.
+How a slot is filled: `next_for` hands the first task only to the least-loaded replica. Any other replica that asks
+gets nothing, and the least-loaded one is woken. Whatever may change who that is wakes it too, so it is always one that
+has been woken since.
+
+Any thread may call anything: each method is one short critical section under one lock; workers are woken after it.
 """
 
 from __future__ import annotations
 
 import array
+import contextlib
 import enum
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from orchd.drain import DrainRate, Promises, Schedule
+from orchd.backoff import Backoff
 from orchd.errors import AdmissionReject
+from orchd.forecast import Forecast, Plan, Running
 from orchd.placement import Load, least_loaded
 from orchd.schemas import Accepted, Priority
 from orchd.seat import Seat
 from orchd.task_queue import TaskQueue
 from orchd.tasks import Task
+
+PLAN_S = 0.1
+"""A plan serves for so long where nothing has changed but the time."""
 
 
 class Place(enum.Enum):
@@ -52,94 +61,96 @@ class Scheduler:
         self._lock = threading.Lock()
         self._queue = TaskQueue()
         self._reserved = 0
-        self._drain = DrainRate()
-        self._promises = Promises()
+        self._forecast = Forecast()
+        self._plan: Plan | None = None  # None once a task has started, ended or left
+        self._backoffs = {priority: Backoff(capacity + sum(seat.slots for seat in seats)) for priority in Priority}
         self.dropped: Counter[Priority] = Counter()
         """Tasks that left the queue without a replica: cancelled or failed there."""
 
     # --- coming in -------------------------------------------------------------------------------------------------
 
-    def reserve(self) -> None:
-        """Take a place before the work of preparing a task is done; `submit` or `release_place` gives it back.
+    @contextlib.contextmanager
+    def reservation(self, priority: Priority, task_id: str | None = None) -> Iterator[None]:
+        """A place in the queue for as long as a task is being prepared; `submit` it inside.
+
+        Args:
+            priority: The task's.
+            task_id: What its sender calls it, if it gave it a name.
 
         Raises:
-            AdmissionReject: The queue is full; carries the pause after which a place should be free.
+            AdmissionReject: The queue is full; carries the time after which a place is expected.
         """
         with self._lock:
-            self._refuse_if_full()
-            self._promises.redeem(self._clock())
+            now = self._clock()
+            backoff, places = self._backoffs[priority], self._places()
+            backoff.note_sender(now, task_id)
+            if places <= 0:
+                pause_s = backoff.pause_s(self._current_plan(now), -places, task_id)
+                raise AdmissionReject(
+                    f"the queue is full ({self.capacity} tasks); try again in {pause_s:.1f} s", retry_after_s=pause_s
+                )
             self._reserved += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._reserved -= 1
 
-    @property
-    def full(self) -> bool:
-        """Whether `check_room` would raise. Promises nothing."""
+    def submit(self, task: Task) -> Accepted:
+        """Queue a task, inside its `reservation`; returns the answer for its sender, also noted in the task."""
         with self._lock:
-            return not self._has_room(self._free_places())
-
-    def check_room(self) -> None:
-        """Raise `AdmissionReject` as `reserve` would, but take no place."""
-        with self._lock:
-            self._refuse_if_full()
-
-    def release_place(self) -> None:
-        """Give a reserved place back: the task was refused for another reason."""
-        with self._lock:
-            self._reserved -= 1
-
-    def submit(self, task: Task) -> tuple[Accepted, int | None]:
-        """Queue a task for which `reserve` took a place.
-
-        Returns:
-            The answer for its sender, which is also noted in the task, and the index of the seat whose worker should be
-            woken, if it was placed at once.
-        """
-        with self._lock:
-            self._reserved -= 1
-            schedule = self._schedule()
-            ahead = max(0, self._queue.ahead_of(task.priority) - self._claims())
-            start_s = schedule.free_at(ahead) - schedule.now
-            task.accepted = Accepted(
-                task_id=task.id,
-                queue_position=ahead,
-                predicted_start_ms=math.ceil(start_s * 1000),
-                backoff_ms=self._pause_ms(schedule),
-            )
+            now = self._clock()
+            plan = self._current_plan(now)
+            ahead = self._queue.ahead_of(task.priority)
+            start = plan.start_at(ahead)
             self._queue.push(task)
-            return task.accepted, self._place()
+            if plan.planned == len(self._queue) - 1:
+                self._forecast.add_to(plan, task)
+            answer = task.accepted = Accepted(
+                task_id=task.id,
+                queue_position=max(0, ahead - self._free_slots()),
+                predicted_start_ms=math.ceil(max(0.0, start - now) * 1000),
+                backoff_ms=self._pause_ms(plan, now),
+            )
+            seat = self._next_seat()
+        _wake(seat)
+        return answer
 
     # --- going out -------------------------------------------------------------------------------------------------
 
     def next_for(self, seat: Seat) -> tuple[Task, Any] | None:
         """The task a replica's worker should start now, and the host to start it on.
 
-        It is the first of all that wait, whoever it was placed for. None if the replica has no slot to fill, or all
-        that wait have one elsewhere.
+        None if nobody waits, the replica has no slot to fill, or another one is less loaded.
         """
         with self._lock:
             seat.stalled = False
-            if not seat.ready:
+            if not self._queue or not seat.free:
                 return None
-            if seat.claims:
-                seat.claims -= 1
-            elif not seat.free or len(self._queue) <= self._claims():
-                return None
-            task = self._queue.pop()
-            seat.running[task.id] = self._clock()
-            seat.enqueued[task.priority] += 1
-            return task, seat.host
+            found, chosen = None, self._next_seat()
+            if chosen is seat:
+                task = self._queue.pop()
+                seat.running[task.id] = Running.of(task, self._clock())
+                seat.enqueued[task.priority] += 1
+                self._plan = None
+                found, chosen = (task, seat.host), self._next_seat()
+        if chosen is not seat:
+            _wake(chosen)
+        return found
 
     def release(self, seat: Seat, task: Task, *, completed: bool) -> None:
-        """A task's slot is free again. ``completed`` ones teach the drain rate."""
+        """A task's slot is free again. From ``completed`` ones it is learnt how long tasks take."""
         with self._lock:
-            started = seat.running.pop(task.id)
+            running = seat.running.pop(task.id)
+            self._plan = None
             if completed:
-                self._drain.observe(self._clock() - started)
+                self._forecast.observe(running, self._clock())
 
     def cancel(self, task: Task) -> Place:
         """Take a task out if it waits; says where it is otherwise."""
         with self._lock:
             if self._queue.get(task.id) is not None:
-                self._queue.remove(task.id)
+                self._queue.remove(task)
                 self._note_dropped(task)
                 return Place.WAITING
             if any(task.id in seat.running for seat in self.seats):
@@ -147,7 +158,7 @@ class Scheduler:
             return Place.GONE
 
     def waiting(self) -> list[Task]:
-        """Every waiting task, in no order."""
+        """Every waiting task, in order."""
         with self._lock:
             return list(self._queue)
 
@@ -162,14 +173,11 @@ class Scheduler:
     # --- replicas --------------------------------------------------------------------------------------------------
 
     def set_ready(self, seat: Seat, *, ready: bool) -> None:
-        """A replica came or went; tasks that were placed on one that went are the next to be placed.
-
-        Its caller wakes the workers of the other replicas: there may be something for them now.
-        """
+        """A replica came or went."""
         with self._lock:
             seat.ready = ready
-            seat.claims = 0
-            self._place_all()
+            chosen = self._replicas_changed()
+        _wake(chosen)
 
     def note_free_bytes(self, seat: Seat, free_bytes: int) -> None:
         """Free memory of a replica's device, as measured last; counts from the next placement on."""
@@ -177,18 +185,17 @@ class Scheduler:
             seat.free_bytes = free_bytes
 
     def note_stall(self, seat: Seat) -> list[str]:
-        """A replica's worker hangs: tasks placed there are placed elsewhere, until it moves again.
-
-        Its caller wakes the workers of the other replicas.
+        """A replica's worker hangs: it gets nothing until it moves again.
 
         Returns:
             The ids of the tasks that hang with it.
         """
         with self._lock:
             seat.stalled = True
-            seat.claims = 0
-            self._place_all()
-            return list(seat.running)
+            hanging = list(seat.running)
+            chosen = self._replicas_changed()
+        _wake(chosen)
+        return hanging
 
     def switch(self, hosts: Sequence[Any], tokens: Mapping[str, array.array[int]]) -> None:
         """Give every replica another host at once, None for none, and waiting tasks the prompts that go with it."""
@@ -197,14 +204,16 @@ class Scheduler:
                 if (task := self._queue.get(task_id)) is not None:
                     task.tokens = prompt
             for seat, host in zip(self.seats, hosts, strict=True):
-                self._seat(seat, host)
-            self._place_all()
+                seat.host, seat.ready = host, host is not None
+            chosen = self._replicas_changed()
+        _wake(chosen)
 
     def bring_back(self, seat: Seat, host: Any) -> None:
         """Give one replica a host again."""
         with self._lock:
-            self._seat(seat, host)
-            self._place_all()
+            seat.host, seat.ready = host, True
+            chosen = self._replicas_changed()
+        _wake(chosen)
 
     @property
     def any_ready(self) -> bool:
@@ -216,7 +225,7 @@ class Scheduler:
     def depth(self) -> dict[Priority, int]:
         """Waiting tasks by priority."""
         with self._lock:
-            return dict(self._queue.depth)
+            return self._queue.depth
 
     def check_integrity(self) -> None:
         """Assert what the module promises; for tests."""
@@ -225,78 +234,51 @@ class Scheduler:
             running = [task_id for seat in self.seats for task_id in seat.running]
             assert len(running) == len(set(running))
             assert not any(self._queue.get(task_id) for task_id in running)
-            assert self._claims() <= len(self._queue) <= self.capacity + sum(seat.slots for seat in self.seats)
+            assert len(self._queue) <= self.capacity + sum(seat.slots for seat in self.seats)
             assert self._reserved >= 0
             for seat in self.seats:
-                assert seat.claims >= 0
                 assert seat.busy <= seat.slots
-                assert seat.serving or not seat.claims
 
     # --- inside the lock -------------------------------------------------------------------------------------------
 
-    def _claims(self) -> int:
-        return sum(seat.claims for seat in self.seats)
-
-    def _place(self) -> int | None:
-        """Give one waiting task that has no slot yet a slot of the least-loaded replica; returns its index."""
-        if len(self._queue) <= self._claims():
+    def _next_seat(self) -> Seat | None:
+        """The replica that the first waiting task should start on; None if none waits or no slot is free."""
+        if not self._queue:
             return None
         index = least_loaded(Load(seat.index, seat.free, seat.free_bytes) for seat in self.seats)
-        if index is not None:
-            self.seats[index].claims += 1
-        return index
+        return None if index is None else self.seats[index]
 
-    def _place_all(self) -> None:
-        while self._place() is not None:
-            pass
+    def _replicas_changed(self) -> Seat | None:
+        self._plan = None
+        return self._next_seat()
 
-    def _seat(self, seat: Seat, host: Any) -> None:
-        seat.host = host
-        seat.ready = host is not None
-        seat.claims = 0
+    def _free_slots(self) -> int:
+        return sum(seat.free for seat in self.seats)
 
-    def _schedule(self) -> Schedule:
-        now = self._clock()
-        started: list[float] = []
-        free_slots = 0
-        for seat in self.seats:
-            if seat.serving:
-                started += seat.running.values()
-                started += [now] * seat.claims
-                free_slots += seat.free
-        return self._drain.schedule(now, started, free_slots)
+    def _places(self) -> int:
+        """How many more tasks may come; waiting ones for which there is a free slot are on their way out."""
+        return self.capacity + self._free_slots() - len(self._queue) - self._reserved
 
-    def _free_places(self) -> int:
-        places = self.capacity - len(self._queue) - self._reserved
-        for seat in self.seats:
-            places += seat.free + seat.claims
-        return places
+    def _current_plan(self, now: float) -> Plan:
+        if self._plan is None or now > self._plan.now + PLAN_S:
+            serving = [seat for seat in self.seats if seat.serving]
+            running = [one for seat in serving for one in seat.running.values()]
+            self._plan = self._forecast.plan(now, running, self._free_slots(), self._queue)
+        return self._plan
 
-    def _has_room(self, free_places: int) -> bool:
-        if free_places <= 0:
-            return False
-        if sum(seat.free for seat in self.seats) > self._reserved or len(self._queue) <= self._claims():
-            return True  # a slot is idle or about to be: nobody is made to wait for a promise
-        return self._promises.admits(self._schedule(), free_places)
-
-    def _refuse_if_full(self) -> None:
-        free_places = self._free_places()
-        if self._has_room(free_places):
-            return
-        pause_s = self._promises.make(self._schedule(), free_places)
-        raise AdmissionReject(
-            f"the queue is full ({self.capacity} tasks waiting); try again after the pause in X-Backoff-Ms",
-            retry_after_s=pause_s,
-        )
-
-    def _pause_ms(self, schedule: Schedule) -> int:
-        over = len(self._queue) + 1 - max(1, self.capacity // 2)
+    def _pause_ms(self, plan: Plan, now: float) -> int:
+        """Until the queue is under half full, if nobody else comes."""
+        free_slots = self._free_slots()
+        over = len(self._queue) - free_slots + 1 - max(1, self.capacity // 2)
         if over <= 0:
             return 0
-        return max(1, math.ceil((schedule.free_at(over - 1) - schedule.now) * 1000))
+        return max(1, math.ceil((plan.start_at(free_slots + over - 1) - now) * 1000))
 
     def _note_dropped(self, task: Task) -> None:
-        """A task left the queue without a replica: a slot that was kept for one is free again if too few wait now."""
+        self._plan = None
         self.dropped[task.priority] += 1
-        if self._claims() > len(self._queue):
-            max(self.seats, key=lambda seat: (seat.claims > 0, seat.busy, seat.index)).claims -= 1
+
+
+def _wake(seat: Seat | None) -> None:
+    if seat is not None:
+        seat.wake()

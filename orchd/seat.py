@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchd.forecast import Running
 from orchd.schemas import Priority
+
+
+def _nobody() -> None:
+    """There is no worker to wake."""
 
 
 @dataclass(eq=False)
@@ -19,10 +25,10 @@ class Seat:
         ready: It has the model and its worker was not given up.
         stalled: Its worker has not moved for too long; it gets nothing until it asks for something.
         free_bytes: Free memory on its device, for placement.
-        claims: Waiting tasks that placement gave one of its slots; its worker takes them at its next step.
         host: What its worker runs new tasks on; opaque here, but changed and handed out under the lock.
-        running: Tasks its worker took, with the time.
+        running: Tasks its worker took, by id.
         enqueued: Tasks it ever took, by priority.
+        wake: Wakes its worker; called outside the lock.
     """
 
     index: int
@@ -30,10 +36,10 @@ class Seat:
     ready: bool = False
     stalled: bool = False
     free_bytes: int = 0
-    claims: int = 0
     host: Any = None
-    running: dict[str, float] = field(default_factory=dict)
+    running: dict[str, Running] = field(default_factory=dict)
     enqueued: Counter[Priority] = field(default_factory=Counter)
+    wake: Callable[[], None] = _nobody
 
     @property
     def serving(self) -> bool:
@@ -42,10 +48,10 @@ class Seat:
 
     @property
     def busy(self) -> int:
-        """Slots in use or given away."""
-        return len(self.running) + self.claims
+        """Slots in use."""
+        return len(self.running)
 
     @property
     def free(self) -> int:
-        """Slots that nobody has and that could be filled now."""
-        return max(0, self.slots - self.busy) if self.serving else 0
+        """Slots that could be filled now."""
+        return max(0, self.slots - len(self.running)) if self.serving else 0

@@ -83,16 +83,6 @@ class Service:
 
     # --- submit ----------------------------------------------------------------------------------------------------
 
-    def check_room(self) -> None:
-        """Raise what `submit` would raise for any request at all, before its body is even read.
-
-        Raises:
-            PoolUnready: Shutting down.
-            AdmissionReject: Every pool's queue is full.
-        """
-        self._check_closing()
-        admission.check_room(self.pools)
-
     def _check_closing(self) -> None:
         """Raise `PoolUnready` once the server shuts down."""
         if self.closing:
@@ -107,30 +97,23 @@ class Service:
             PoolUnready: The pool is loading, or the server is shutting down.
             PoolUnavailable: No replica is alive, or no pool serves ``model_ref``.
         """
-        if request.task_id is not None and (known := self._tasks.get(str(request.task_id))) is not None:
+        task_id = None if request.task_id is None else str(request.task_id)
+        if task_id is not None and (known := self._tasks.get(task_id)) is not None:
             return self._answer_again(known, request)
+        self._check_closing()
         if (request.prompt is None) == (request.messages is None):
             raise InvalidParams("prompt, messages: give exactly one of the two")
         pool = admission.choose_pool(self.pools, request)
-        pool.scheduler.reserve()
-        try:
+        with pool.scheduler.reservation(request.priority, task_id):
             task = await admission.prepare(pool, request)
             self._check_closing()
             admission.check_open(pool)
             if (known := self._tasks.get(task.id)) is not None:  # sent twice at the same time
-                answer = self._answer_again(known, request)
-                pool.scheduler.release_place()
-                return answer
-        except BaseException:
-            pool.scheduler.release_place()
-            raise
-        self._tasks.add(task)
-        answer, seat = pool.scheduler.submit(task)
-        self._open += 1
-        self._idle.clear()
-        if seat is not None:
-            pool.workers[seat].wake()
-        return answer
+                return self._answer_again(known, request)
+            self._tasks.add(task)
+            self._open += 1
+            self._idle.clear()
+            return pool.scheduler.submit(task)
 
     def _answer_again(self, task: Task, request: TaskRequest) -> Accepted:
         if task.request != request:
@@ -188,7 +171,7 @@ class Service:
         """
         pool = self.pools.get(pool_id)
         if pool is None:
-            raise NotFound(f"there is no pool {pool_id!r}; there are: {', '.join(self.pools)}")
+            raise NotFound(f"there is no pool {pool_id!r}; available: {', '.join(self.pools)}")
         if self.closing or pool.loading:
             why = "shutting down" if self.closing else "still loading its first model"
             raise PoolUnready(f"pool {pool.id} is {why}; try again", retry_after_s=UNREADY_RETRY_S)
@@ -260,18 +243,16 @@ class Service:
         pool = next(pool for pool in self.pools.values() if report.replica in pool.replicas)
         index = report.replica.seat.index
         _log.error("pool %s, replica %d on %s is down: %s", pool.id, index, report.replica.device, report.why)
-        pool.wake()
         pool.note_closed()
         if not pool.scheduler.any_ready and not pool.away:
             self._end_waiting(pool)
         self._keep(pool.recover(index))
 
     def _replica_hangs(self, pool: Pool, index: int) -> None:
-        """End the tasks of a replica whose step does not end; it may have others once it moves again."""
+        """End the tasks of a replica whose worker hangs, and start no more there until it moves again."""
         replica = pool.replicas[index]
-        _log.error("pool %s, replica %d on %s hangs in a step", pool.id, index, replica.device)
+        _log.error("pool %s, replica %d: the worker of %s hangs in a step", pool.id, index, replica.device)
         hanging = pool.scheduler.note_stall(replica.seat)
-        pool.wake()
         error = DecodeTimeout("the device that ran the task hangs; send it again")
         for task in filter(None, map(self._tasks.get, hanging)):
             pool.workers[index].cancel(task)

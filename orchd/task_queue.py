@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import Counter
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -25,7 +25,7 @@ class _Entry:
 
 
 class TaskQueue:
-    """A heap. Iterating gives every waiting task, in no order. It has no lock: whoever owns it has one.
+    """A heap. Iterating gives every waiting task in the order in which they start. Whoever owns it has the lock.
 
     A task that is removed from the middle leaves a dead entry behind, which goes when it comes up, or when most of a
     large heap is dead: `remove` is O(1) amortised.
@@ -33,65 +33,65 @@ class TaskQueue:
 
     def __init__(self) -> None:
         self._heap: list[_Entry] = []
-        self._live: dict[str, _Entry] = {}
+        self._live: dict[Priority, OrderedDict[str, _Entry]] = {priority: OrderedDict() for priority in Priority}
         self._numbers = itertools.count()
-        self.depth: Counter[Priority] = Counter(dict.fromkeys(Priority, 0))
-        """Waiting tasks by priority."""
 
     def __len__(self) -> int:
-        return len(self._live)
+        return sum(map(len, self._live.values()))
 
     def __iter__(self) -> Iterator[Task]:
-        return (entry.task for entry in self._live.values())
+        for priority in sorted(Priority, key=_RANK.__getitem__):
+            for entry in self._live[priority].values():
+                yield entry.task
+
+    @property
+    def depth(self) -> dict[Priority, int]:
+        """Waiting tasks by priority."""
+        return {priority: len(live) for priority, live in self._live.items()}
 
     def get(self, task_id: str) -> Task | None:
         """The task, if it waits."""
-        entry = self._live.get(task_id)
-        return None if entry is None else entry.task
+        for live in self._live.values():
+            if (entry := live.get(task_id)) is not None:
+                return entry.task
+        return None
 
     def ahead_of(self, priority: Priority) -> int:
         """How many tasks a new one would wait behind."""
-        return sum(self.depth[other] for other in Priority if _RANK[other] <= _RANK[priority])
+        return sum(len(live) for other, live in self._live.items() if _RANK[other] <= _RANK[priority])
 
     def push(self, task: Task) -> None:
         """Add a task behind all of its priority."""
         entry = _Entry(_RANK[task.priority], next(self._numbers), task)
         heapq.heappush(self._heap, entry)
-        self._live[task.id] = entry
-        self.depth[task.priority] += 1
+        self._live[task.priority][task.id] = entry
 
     def pop(self) -> Task:
         """Take the first task out. Raises `IndexError` where none waits."""
         while True:
             entry = heapq.heappop(self._heap)
             if entry.live:
-                self._forget(entry)
+                del self._live[entry.task.priority][entry.task.id]
                 return entry.task
 
-    def remove(self, task_id: str) -> None:
+    def remove(self, task: Task) -> None:
         """Take a task out, wherever it stands. Raises `KeyError`."""
-        entry = self._live[task_id]
-        entry.live = False
-        self._forget(entry)
-        if len(self._heap) > max(_SMALL, 2 * len(self._live)):
+        self._live[task.priority].pop(task.id).live = False
+        if len(self._heap) > max(_SMALL, 2 * len(self)):
             self._heap = [kept for kept in self._heap if kept.live]
             heapq.heapify(self._heap)
 
     def clear(self) -> list[Task]:
         """Take every task out; returns them in order."""
-        tasks = [entry.task for entry in sorted(self._live.values())]
+        tasks = list(self)
         self._heap.clear()
-        self._live.clear()
-        self.depth = Counter(dict.fromkeys(Priority, 0))
+        for live in self._live.values():
+            live.clear()
         return tasks
 
     def check_integrity(self) -> None:
-        """Assert that heap, index and counts agree; for tests."""
-        live = [entry for entry in self._heap if entry.live]
-        assert {entry.task.id for entry in live} == set(self._live)
-        assert len(live) == len(self._live)
-        assert self.depth == Counter(entry.task.priority for entry in live)
-
-    def _forget(self, entry: _Entry) -> None:
-        del self._live[entry.task.id]
-        self.depth[entry.task.priority] -= 1
+        """Assert that heap and index agree, in content and in order; for tests."""
+        in_heap = [entry.task for entry in sorted(self._heap) if entry.live]
+        assert in_heap == list(self)
+        for priority, live in self._live.items():
+            assert all(entry.task.priority is priority for entry in live.values())

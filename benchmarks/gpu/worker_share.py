@@ -90,8 +90,8 @@ def share_outside_decode(model: Path, device: str, *, slots: int, steps: int) ->
     for number in range(slots):
         request = TaskRequest(prompt="any", max_tokens=tokens, ignore_eos=True)
         prompt = array.array("i", itertools.islice(itertools.cycle(range(100 + number, 250)), PROMPT_TOKENS))
-        scheduler.reserve()
-        scheduler.submit(Task(str(uuid.UUID(int=number)), request, "default", prompt))
+        with scheduler.reservation(request.priority):
+            scheduler.submit(Task(str(uuid.UUID(int=number)), request, "default", prompt))
     for _ in range(WARM_UP_STEPS):
         worker.round()
     decoded[0] = 0.0

@@ -31,9 +31,6 @@ _decode_task = msgspec.json.Decoder(TaskRequest)
 _decode_reload = msgspec.json.Decoder(ReloadRequest)
 _encode = msgspec.json.Encoder().encode
 
-SMALL_BODY_BYTES = 16 * 1024
-"""Bodies up to this size are read even where every queue is full: a known ``task_id`` gets its first answer again."""
-
 BODY_S = 60.0
 """How long a body may take to arrive, from its head on."""
 
@@ -76,8 +73,6 @@ async def submit(request: web.Request) -> web.Response:
     """``POST /v1/tasks``."""
     service = request.app[SERVICE]
     try:
-        if not 0 < (request.content_length or 0) <= SMALL_BODY_BYTES:
-            service.check_room()  # refused unread, unless it may be a retry of a task that is known
         wanted = _decode(await _body(request), _decode_task)
         return _json(await service.submit(wanted), 202)
     except TaskError as error:

@@ -23,10 +23,15 @@ class Clock:
 
 
 def make_task(
-    priority: Priority = Priority.INTERACTIVE, *, max_tokens: int = 1, pool_id: str = "default", prompt: str = "x"
+    priority: Priority = Priority.INTERACTIVE,
+    *,
+    max_tokens: int = 1,
+    pool_id: str = "default",
+    prompt: str = "x",
+    ignore_eos: bool = False,
 ) -> Task:
     number = next(_numbers)
-    request = TaskRequest(priority=priority, prompt=prompt, max_tokens=max_tokens)
+    request = TaskRequest(priority=priority, prompt=prompt, max_tokens=max_tokens, ignore_eos=ignore_eos)
     task_id = f"00000000-0000-4000-8000-{number:012d}"
     return Task(task_id, request, pool_id, array.array("i", [ord(char) for char in prompt]))
 

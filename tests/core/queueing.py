@@ -1,6 +1,9 @@
-"""Schedulers as tests want them, and what workers take from them."""
+"""Schedulers as tests want them, and what workers take from them: each is a set of woken replicas and no thread."""
 
 from __future__ import annotations
+
+import functools
+from weakref import WeakKeyDictionary
 
 from orchd.scheduler import Scheduler
 from orchd.seat import Seat
@@ -10,13 +13,22 @@ from tests.core.builders import Clock
 
 def make_scheduler(*slots: int, capacity: int = 64, clock: Clock | None = None) -> Scheduler:
     seats = [Seat(index, count, ready=True, host=f"host {index}") for index, count in enumerate(slots)]
-    return Scheduler(capacity, seats, clock=clock or Clock())
+    awake: set[int] = set()
+    for seat in seats:
+        seat.wake = functools.partial(awake.add, seat.index)
+    scheduler = Scheduler(capacity, seats, clock=clock or Clock())
+    AWAKE[scheduler] = awake
+    return scheduler
+
+
+AWAKE: WeakKeyDictionary[Scheduler, set[int]] = WeakKeyDictionary()
+"""The replicas of each scheduler whose workers were woken and have not looked yet."""
 
 
 def submit(scheduler: Scheduler, *tasks: Task) -> None:
     for task in tasks:
-        scheduler.reserve()
-        scheduler.submit(task)
+        with scheduler.reservation(task.priority):
+            scheduler.submit(task)
 
 
 def take(scheduler: Scheduler, seat: Seat) -> Task | None:
@@ -25,9 +37,10 @@ def take(scheduler: Scheduler, seat: Seat) -> Task | None:
 
 
 def take_all(scheduler: Scheduler) -> list[Task]:
-    """What the workers start when each has a turn."""
+    """What the workers start that were woken, and those that they wake in turn."""
     taken = []
-    for seat in scheduler.seats:
+    while AWAKE[scheduler]:
+        seat = scheduler.seats[AWAKE[scheduler].pop()]
         while (found := take(scheduler, seat)) is not None:
             taken.append(found)
     return taken

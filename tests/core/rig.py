@@ -56,11 +56,9 @@ class Rig:
     def submit(self, *, pool: int = 0, max_tokens: int = 1, priority: Priority = Priority.INTERACTIVE) -> Task:
         task = make_task(priority, max_tokens=max_tokens, pool_id=str(pool))
         scheduler = self.pools[pool].scheduler
-        scheduler.reserve()
-        self.accepted.append(task)
-        _, seat = scheduler.submit(task)
-        if seat is not None:
-            self.workers[seat].wake()
+        with scheduler.reservation(priority):
+            self.accepted.append(task)
+            scheduler.submit(task)
         return task
 
     def cancel(self, task: Task) -> None:
@@ -161,6 +159,7 @@ def make_rig(*, workers: int = 1, pools: int = 1, slots: int = 2, capacity: int 
         for worker, replica, host in zip(threads, replicas, hosts, strict=True):
             worker.replicas.append(replica)
             replica.hosts.append(host)
+            replica.seat.wake = worker.wake
         made.append(RigPool(scheduler, replicas, models))
     rig = Rig(clock, threads, made)
     for worker in threads:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import functools
 import heapq
 import itertools
@@ -9,16 +10,32 @@ import math
 import random
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from orchd.errors import AdmissionReject
 from orchd.scheduler import Scheduler
+from orchd.schemas import Priority, TaskRequest
 from orchd.seat import Seat
 from orchd.tasks import Task
-from tests.core.builders import Clock, make_task, pause_of
+from tests.core.builders import Clock, pause_of
 
 Then = Callable[[], None]
 
 ROUND_TRIP_S = (0.0005, 0.004)  # of a client's retry
+TOKEN_S = 0.01
+PROMPT_S = 0.05
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a client wants: it will be ended after ``tokens``, which only the client's model knows."""
+
+    tokens: int
+    max_tokens: int
+
+
+Jobs = Callable[[random.Random, float], Job]
+"""The next job, where such a share of the simulation has passed."""
 
 
 class Simulation:
@@ -27,25 +44,45 @@ class Simulation:
     Args:
         slots: Of each replica.
         capacity: Of the queue.
-        spread: Standard deviation of service times over their mean, which is 1 s; they are log-normal.
-        warm_s: Nothing is measured before.
+        jobs: What clients want.
+        duration_s: How long `run` runs; its first twentieth is not measured.
+        nameless: Whether senders give their tasks no id.
     """
 
-    def __init__(self, *, slots: Sequence[int], capacity: int, spread: float, warm_s: float = 60) -> None:
+    def __init__(
+        self,
+        *,
+        slots: Sequence[int],
+        capacity: int,
+        jobs: Jobs,
+        duration_s: float,
+        nameless: bool = False,
+        seed: int = 0,
+    ) -> None:
         self.clock = Clock()
-        self.random = random.Random(0)
+        self.random = random.Random(seed)
         self.seats = [Seat(index, count, ready=True) for index, count in enumerate(slots)]
+        for seat in self.seats:
+            seat.wake = functools.partial(self._woken, seat)
         self.scheduler = Scheduler(capacity, self.seats, clock=self.clock)
         self.slots = sum(slots)
         self.first_retries: list[bool] = []
+        self.refusals = 0
+        self.admissions = 0
         self.prediction_errors: list[float] = []
+        self.pauses: list[float] = []
         self.ended = 0
-        self._spread = spread
-        self._warm = self.clock.now + warm_s
+        self.idle_beside_refused_s = 0.0
+        self._jobs = jobs
+        self._nameless = nameless
+        self._began = self.clock.now
+        self._duration_s = duration_s
+        self._warm = self.clock.now + duration_s / 20
         self._events: list[tuple[float, int, Then]] = []
         self._numbers = itertools.count()
-        self._submitted: dict[str, tuple[float, Then]] = {}
-        self._busy_s = 0.0
+        self._lengths: dict[str, tuple[Job, float, Then]] = {}
+        self._paused = 0  # senders that were told to wait
+        self._awake: set[int] = set()
 
     # --- what came out ---------------------------------------------------------------------------------------------
 
@@ -55,9 +92,13 @@ class Simulation:
 
     @property
     def kept(self) -> float:
-        """Share of clients admitted on their first retry."""
+        """Share of refused senders that were admitted on their first retry."""
         assert len(self.first_retries) >= 50
         return statistics.mean(self.first_retries)
+
+    @property
+    def refused_per_admitted(self) -> float:
+        return self.refusals / max(1, self.admissions)
 
     @property
     def prediction_error(self) -> float:
@@ -65,94 +106,122 @@ class Simulation:
         return statistics.median(self.prediction_errors)
 
     @property
-    def utilisation(self) -> float:
-        return self._busy_s / (self.clock.now - self._warm) / self.slots
+    def idle(self) -> float:
+        """Share of the slots' time in which they were idle while somebody had been told to wait."""
+        return self.idle_beside_refused_s / (self.clock.now - self._warm) / self.slots
 
     # --- time ------------------------------------------------------------------------------------------------------
 
     def after(self, pause_s: float, then: Then) -> None:
         heapq.heappush(self._events, (self.clock.now + pause_s, next(self._numbers), then))
 
-    def run(self, seconds: float) -> None:
-        until = self.clock.now + seconds
+    def run(self) -> None:
+        until = self._began + self._duration_s
         while self._events and self._events[0][0] <= until:
             when, _, then = heapq.heappop(self._events)
             self._pass(when)
             then()
+            self._fill()
             assert not self.scheduler.waiting() or not any(seat.free for seat in self.seats), "an idle slot"
         self._pass(until)
 
     def _pass(self, when: float) -> None:
-        busy = sum(len(seat.running) for seat in self.seats)
-        self._busy_s += busy * max(0.0, when - max(self.clock.now, self._warm))
+        if self._paused:
+            free = sum(seat.free for seat in self.seats)
+            self.idle_beside_refused_s += free * max(0.0, when - max(self.clock.now, self._warm))
         self.clock.now = when
+        for seat in self.seats:
+            for running in seat.running.values():
+                decoding_s = when - running.since - PROMPT_S
+                if decoding_s >= 0:
+                    running.task.first_token_at = running.since + PROMPT_S
+                    running.task.tokens_out = 1 + int(decoding_s / TOKEN_S + 1e-9)
 
     # --- clients ---------------------------------------------------------------------------------------------------
 
-    def knock(self, then: Then, *, retries: int | None = None, attempt: int = 0) -> bool:
-        """Submit, and if refused come back after exactly the pause, so many times (None: for ever)."""
-        try:
-            self.scheduler.reserve()
-        except AdmissionReject as refusal:
-            if attempt == 1 and self.measuring:
-                self.first_retries.append(False)
-            if retries is None or attempt < retries:
-                pause_s = math.ceil(pause_of(refusal) * 1000) / 1000 + self.random.uniform(*ROUND_TRIP_S)
-                self.after(pause_s, lambda: void(self.knock(then, retries=retries, attempt=attempt + 1)))
-            return False
-        if attempt == 1 and self.measuring:
-            self.first_retries.append(True)
-        task = make_task()
-        self._submitted[task.id] = self.clock.now, then
-        self.scheduler.submit(task)
-        self._fill()
-        return True
+    def send(self, then: Then, *, retries: int | None = None) -> None:
+        """Submit a job, and if refused come back after exactly the pause, so many times (None: for ever)."""
+        job = self._jobs(self.random, (self.clock.now - self._began) / self._duration_s)
+        self._knock(job, then, retries, None if self._nameless else f"sender {next(self._numbers)}", 0)
 
-    def closed_loop(self, clients: int, *, think_s: float = 0.01) -> None:
+    def _knock(self, job: Job, then: Then, retries: int | None, name: str | None, attempt: int) -> None:
+        self._paused -= attempt > 0
+        request = TaskRequest(prompt="x", max_tokens=job.max_tokens)
+        task = Task(f"task {next(self._numbers)}", request, "default", array.array("i", [0] * 10))
+        try:
+            with self.scheduler.reservation(Priority.INTERACTIVE, name):
+                self._lengths[task.id] = job, self.clock.now, then
+                self.scheduler.submit(task)
+        except AdmissionReject as refusal:
+            if self.measuring:
+                self.refusals += 1
+                self.pauses.append(pause_of(refusal))
+                if attempt == 1:
+                    self.first_retries.append(False)
+            if retries is None or attempt < retries:
+                self._paused += 1
+                pause_s = math.ceil(pause_of(refusal) * 1000) / 1000 + self.random.uniform(*ROUND_TRIP_S)
+                self.after(pause_s, lambda: self._knock(job, then, retries, name, attempt + 1))
+            return
+        if self.measuring:
+            self.admissions += 1
+            if attempt == 1:
+                self.first_retries.append(True)
+
+    def closed_loop(self, clients: int, *, think_s: float) -> None:
         """Clients that each send a task, wait for its end, think, and send the next."""
 
         def send() -> None:
-            self.knock(lambda: self.after(self.random.expovariate(1 / think_s), send))
+            self.send(lambda: self.after(self.random.expovariate(1 / think_s), send))
 
         for _ in range(clients):
             self.after(self.random.random(), send)
 
-    def open_loop(self, load: float, *, retries: int | None) -> None:
-        """Poisson arrivals at so many times the service rate."""
+    def bursts(self, size: int, *, within_s: float, every_s: float, retries: int | None = None) -> None:
+        """So many senders at nearly the same time, again and again."""
+
+        def burst() -> None:
+            self.after(every_s, burst)
+            for _ in range(size):
+                self.after(self.random.uniform(0, within_s), lambda: self.send(nothing, retries=retries))
+
+        self.after(0, burst)
+
+    def poisson(self, per_s: float, *, retries: int | None = None) -> None:
+        """Senders that know nothing of each other."""
 
         def arrive() -> None:
-            self.after(self.random.expovariate(load * self.slots), arrive)
-            self.knock(nothing, retries=retries)
+            self.after(self.random.expovariate(per_s), arrive)
+            self.send(nothing, retries=retries)
 
         self.after(0, arrive)
 
     # --- workers ---------------------------------------------------------------------------------------------------
 
+    def _woken(self, seat: Seat) -> None:
+        self._awake.add(seat.index)
+
     def _fill(self) -> None:
-        for seat in self.seats:
+        while self._awake:
+            seat = self.seats[self._awake.pop()]
             while (found := self.scheduler.next_for(seat)) is not None:
                 task = found[0]
-                waited = self.clock.now - self._submitted[task.id][0]
+                job, submitted, _ = self._lengths[task.id]
+                waited = self.clock.now - submitted
                 assert task.accepted is not None
                 if waited > 0 and self.measuring:
                     self.prediction_errors.append(abs(task.accepted.predicted_start_ms / 1000 - waited) / waited)
-                self.after(self._service_s(), functools.partial(self._end, seat, task))
+                self.after(PROMPT_S + (job.tokens - 1) * TOKEN_S, functools.partial(self._end, seat, task))
 
     def _end(self, seat: Seat, task: Task) -> None:
+        job, _, then = self._lengths.pop(task.id)
+        task.tokens_out = job.tokens
         self.scheduler.release(seat, task, completed=True)
         self.ended += self.measuring
-        then = self._submitted.pop(task.id)[1]
+        self._awake.add(seat.index)
         self._fill()
         then()
 
-    def _service_s(self) -> float:
-        sigma = math.sqrt(math.log(1 + self._spread**2))
-        return self.random.lognormvariate(-sigma * sigma / 2, sigma)
-
 
 def nothing() -> None:
-    pass
-
-
-def void(_: object) -> None:
     pass

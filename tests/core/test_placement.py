@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 
 from orchd.placement import Load, least_loaded
 from orchd.scheduler import Scheduler
 from orchd.seat import Seat
 from tests.core.builders import Clock, make_task
+from tests.core.queueing import make_scheduler, submit
 
 GIB = 2**30
 
@@ -39,15 +42,19 @@ def test_the_order_in_which_loads_are_listed_does_not_matter() -> None:
 
 
 def _placed(*seats: Seat, tasks: int) -> list[int]:
-    """The seat whose worker is woken for each of so many tasks, none of which starts meanwhile."""
+    """The replica that each of so many tasks starts on, -1 for those that wait; no worker looks before all came."""
     scheduler = Scheduler(64, list(seats), clock=Clock())
-    woken = []
-    for _ in range(tasks):
-        scheduler.reserve()
-        seat = scheduler.submit(make_task())[1]
-        woken.append(-1 if seat is None else seat)
+    awake: list[Seat] = []
+    for seat in seats:
+        seat.wake = functools.partial(awake.append, seat)
+    sent = [make_task() for _ in range(tasks)]
+    submit(scheduler, *sent)
+    while awake:
+        seat = awake.pop(0)
+        while scheduler.next_for(seat) is not None:
+            pass
     scheduler.check_integrity()
-    return woken
+    return [next((seat.index for seat in seats if task.id in seat.running), -1) for task in sent]
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 3, 8])
@@ -68,16 +75,13 @@ def test_free_memory_decides_between_replicas_with_as_many_free_slots() -> None:
 def test_a_replica_that_is_not_ready_or_stalled_gets_nothing() -> None:
     seats = [Seat(0, 8, free_bytes=80 * GIB), Seat(1, 8, ready=True, stalled=True), Seat(2, 1, ready=True)]
     assert _placed(*seats, tasks=3) == [2, -1, -1]
-    assert seats[0].claims == seats[1].claims == 0
+    assert seats[0].busy == seats[1].busy == 0
 
 
-def test_the_woken_workers_get_one_task_each() -> None:
-    seats = [Seat(i, 2, ready=True, host=f"host {i}") for i in range(3)]
-    scheduler = Scheduler(64, seats, clock=Clock())
-    for _ in seats:
-        scheduler.reserve()
-        scheduler.submit(make_task())
-    for seat in seats:
+def test_each_replica_gets_one_of_as_many_tasks_as_there_are_replicas_on_its_own_host() -> None:
+    scheduler = make_scheduler(2, 2, 2)
+    submit(scheduler, *(make_task() for _ in scheduler.seats))
+    for seat in scheduler.seats:
         found = scheduler.next_for(seat)
         assert found is not None
         assert found[1] == seat.host

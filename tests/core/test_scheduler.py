@@ -11,8 +11,8 @@ from orchd.errors import AdmissionReject
 from orchd.scheduler import Place, Scheduler
 from orchd.schemas import Priority
 from orchd.tasks import Task
-from tests.core.builders import Clock, make_task
-from tests.core.queueing import make_scheduler, submit, take, take_all
+from tests.core.builders import Clock, make_task, pause_of
+from tests.core.queueing import AWAKE, make_scheduler, submit, take, take_all
 
 INTERACTIVE, BATCH = Priority.INTERACTIVE, Priority.BATCH
 priorities = st.sampled_from(Priority)
@@ -41,56 +41,102 @@ def test_an_interactive_task_takes_the_slot_a_batch_task_was_placed_on_but_not_s
     assert scheduler.cancel(batch) is Place.WAITING
 
 
+def refused(scheduler: Scheduler, priority: Priority = INTERACTIVE, name: str | None = None) -> float | None:
+    """The pause that a sender is told; None if it is not refused."""
+    try:
+        with scheduler.reservation(priority, name):
+            return None
+    except AdmissionReject as refusal:
+        return pause_of(refusal)
+
+
 def test_the_last_place_is_given_once() -> None:
     scheduler = make_scheduler(1, capacity=1)
     submit(scheduler, make_task())
-    scheduler.reserve()  # the only waiting place, its prompt still being tokenised
-    with pytest.raises(AdmissionReject):
-        scheduler.reserve()
-    scheduler.release_place()
-    scheduler.reserve()
+    with scheduler.reservation(INTERACTIVE):  # the only place, for a prompt that is still being tokenised
+        assert refused(scheduler)
+    assert refused(scheduler) is None
+
+
+def test_a_place_is_given_back_whatever_happens_to_its_sender() -> None:
+    scheduler = make_scheduler(1, capacity=1)
+    submit(scheduler, make_task())
+    with pytest.raises(KeyError), scheduler.reservation(INTERACTIVE):
+        raise KeyError
+    assert refused(scheduler) is None
 
 
 def test_a_full_queue_takes_no_one_and_drops_no_one() -> None:
     scheduler = make_scheduler(2, capacity=3)
     tasks = [make_task(BATCH) for _ in range(5)]
     submit(scheduler, *tasks)
-    with pytest.raises(AdmissionReject, match=r"the queue is full \(3 tasks waiting\)") as refusal:
-        scheduler.reserve()
+    with pytest.raises(AdmissionReject, match=r"the queue is full \(3 tasks\); try again in \d+\.\d s") as refusal:
+        submit(scheduler, make_task())
     assert refusal.value.retry_after_s is not None
     assert take_all(scheduler) == tasks[:2]
     assert scheduler.waiting() == tasks[2:]
 
 
+def test_nobody_is_refused_below_the_bound_whatever_others_were_told() -> None:
+    scheduler = make_scheduler(1, capacity=8)
+    submit(scheduler, *(tasks := [make_task() for _ in range(9)]))
+    take_all(scheduler)
+    assert all(refused(scheduler) for _ in range(40))
+    scheduler.cancel(tasks[1])
+    submit(scheduler, make_task())
+    assert refused(scheduler)
+
+
 @pytest.mark.parametrize(
-    ("capacity", "pauses"),
-    [(8, [0, 0, 0, 0, 2000, 4000, 6000, 8000, 10_000]), (2, [0, 2000, 4000]), (1, [0, 2000])],
+    ("capacity", "places"),
+    [(8, [0, 0, 0, 0, 1, 2, 3, 4, 5]), (2, [0, 1, 2]), (1, [0, 1])],
 )
 def test_backoff_is_zero_while_the_queue_is_under_half_full_and_grows_from_there(
-    capacity: int, pauses: list[int]
+    capacity: int, places: list[int]
 ) -> None:
-    scheduler = make_scheduler(1, capacity=capacity)
-    submit(scheduler, *(tasks := [make_task() for _ in pauses]))
-    assert [task.accepted.backoff_ms for task in tasks if task.accepted is not None] == pauses
+    scheduler = make_scheduler(1, capacity=capacity, clock=(clock := Clock()))
+    serve(scheduler, clock, seconds=2)
+    submit(scheduler, *(tasks := [make_task() for _ in places]))
+    pauses = [task.accepted.backoff_ms for task in tasks if task.accepted is not None]
+    assert pauses == [pytest.approx(2000 * place, rel=0.01) for place in places]
 
 
-def test_tasks_placed_on_a_replica_that_goes_are_placed_on_another() -> None:
+def serve(scheduler: Scheduler, clock: Clock, *, seconds: float) -> None:
+    """One task comes, runs so long and ends, so that the scheduler knows what a task takes."""
+    submit(scheduler, task := make_task())
+    (seat,) = (seat for seat in scheduler.seats if take(scheduler, seat) is task)
+    clock.now += seconds
+    task.tokens_out, task.first_token_at = 1, clock.now
+    scheduler.release(seat, task, completed=True)
+
+
+def test_tasks_for_a_replica_that_goes_start_on_another() -> None:
     scheduler = make_scheduler(2, 2)
     submit(scheduler, *(tasks := [make_task() for _ in range(2)]))
-    assert [seat.claims for seat in scheduler.seats] == [1, 1]
     scheduler.set_ready(scheduler.seats[0], ready=False)
-    assert [seat.claims for seat in scheduler.seats] == [0, 2]
     assert take_all(scheduler) == tasks
+    assert [seat.busy for seat in scheduler.seats] == [0, 2]
+
+
+def test_only_the_least_loaded_replica_gets_a_task_and_one_that_asks_too_early_wakes_it() -> None:
+    scheduler = make_scheduler(1, 2)
+    awake = AWAKE[scheduler]
+    submit(scheduler, task := make_task())
+    assert awake == {1}
+    awake.clear()  # it has not come yet
+    assert take(scheduler, scheduler.seats[0]) is None
+    assert awake == {1}
+    assert take(scheduler, scheduler.seats[1]) is task
 
 
 def test_a_stalled_replica_gets_nothing_until_it_moves_again() -> None:
     scheduler = make_scheduler(2, 1)
     submit(scheduler, first := make_task())
-    assert scheduler.seats[0].claims == 1
+    assert AWAKE[scheduler] == {0}
     scheduler.note_stall(scheduler.seats[0])
+    assert AWAKE[scheduler] == {0, 1}
     assert take(scheduler, scheduler.seats[1]) is first
     submit(scheduler, second := make_task())
-    assert scheduler.seats[0].claims == 0
     assert scheduler.any_ready
     scheduler.note_stall(scheduler.seats[1])
     assert not scheduler.any_ready
@@ -105,8 +151,7 @@ def test_a_replica_that_comes_takes_what_waits() -> None:
     assert not scheduler.any_ready
     scheduler.set_ready(scheduler.seats[0], ready=True)
     assert scheduler.any_ready
-    assert scheduler.seats[0].claims == 1
-    assert take(scheduler, scheduler.seats[0]) is waiting
+    assert take_all(scheduler) == [waiting]
 
 
 def test_a_switch_changes_every_host_at_once_and_the_prompts_of_those_that_wait() -> None:
@@ -119,7 +164,6 @@ def test_a_switch_changes_every_host_at_once_and_the_prompts_of_those_that_wait(
     assert taken == [started]
     assert [task.tokens is new for task in [started, *waiting]] == [False, True, False, True, False]
     assert [(seat.host, seat.ready) for seat in scheduler.seats] == [("new 0", True), (None, False), ("new 2", True)]
-    assert [seat.claims for seat in scheduler.seats] == [1, 0, 1]
     scheduler.check_integrity()
     found = [scheduler.next_for(seat) for seat in scheduler.seats]
     assert found == [(waiting[0], "new 0"), None, (waiting[1], "new 2")]
@@ -137,8 +181,9 @@ def test_a_replica_that_is_brought_back_takes_what_waits_on_its_new_host() -> No
     scheduler.switch([None], {})
     submit(scheduler, *(tasks := [make_task() for _ in range(3)]))
     assert take(scheduler, seat) is None
+    AWAKE[scheduler].clear()
     scheduler.bring_back(seat, "again")
-    assert seat.claims == 2
+    assert AWAKE[scheduler] == {0}
     assert scheduler.next_for(seat) == (tasks[0], "again")
 
 
@@ -146,10 +191,11 @@ def test_free_memory_counts_from_the_next_placement_on() -> None:
     scheduler = make_scheduler(2, 2)
     scheduler.note_free_bytes(scheduler.seats[1], 2**30)
     submit(scheduler, make_task())
-    assert [seat.claims for seat in scheduler.seats] == [0, 1]
+    take_all(scheduler)
+    assert [seat.busy for seat in scheduler.seats] == [0, 1]
 
 
-def test_cancelling_a_placed_task_gives_its_slot_to_the_next() -> None:
+def test_cancelling_a_task_before_it_starts_gives_its_slot_to_the_next() -> None:
     scheduler = make_scheduler(1, 1)
     first, second, third = (make_task() for _ in range(3))
     submit(scheduler, first, second)
@@ -164,23 +210,19 @@ def test_tasks_that_left_without_a_replica_are_counted_by_priority() -> None:
     assert scheduler.cancel(first) is Place.WAITING
     assert len(scheduler.drain_waiting()) == 3
     assert scheduler.dropped == {INTERACTIVE: 1, BATCH: 3}
-    assert scheduler.seats[0].claims == 0
 
 
 def prediction(scheduler: Scheduler) -> tuple[int, int]:
     """Place in the queue and milliseconds to the start that the next task is told."""
-    scheduler.reserve()
-    answer, _ = scheduler.submit(task := make_task())
-    assert answer.task_id == task.id
+    with scheduler.reservation(INTERACTIVE):
+        answer = scheduler.submit(task := make_task())
+    assert answer is task.accepted
     return answer.queue_position, answer.predicted_start_ms
 
 
 def test_a_start_is_predicted_from_how_long_tasks_took_and_when_those_that_run_began() -> None:
     scheduler = make_scheduler(1, 1, clock=(clock := Clock()))
-    submit(scheduler, first := make_task())
-    take_all(scheduler)
-    clock.now += 4
-    scheduler.release(scheduler.seats[0], first, completed=True)
+    serve(scheduler, clock, seconds=4)
     assert prediction(scheduler) == (0, 0)
     take_all(scheduler)
     clock.now += 1
@@ -193,13 +235,16 @@ def test_a_slot_of_any_replica_is_a_start_at_once() -> None:
     for idle in range(3):
         scheduler = make_scheduler(1, 1, 1)
         submit(scheduler, *(make_task() for _ in range(3)))
-        running = {seat.index: task for seat in scheduler.seats if (task := take(scheduler, seat)) is not None}
-        scheduler.release(scheduler.seats[idle], running[idle], completed=False)
+        take_all(scheduler)
+        seat = scheduler.seats[idle]
+        (running,) = seat.running.values()
+        scheduler.release(seat, running.task, completed=False)
         assert prediction(scheduler) == (0, 0)
 
 
 def test_a_replica_that_hangs_is_not_counted_on() -> None:
     scheduler = make_scheduler(1, 1, clock=(clock := Clock()))
+    serve(scheduler, clock, seconds=2)
     submit(scheduler, make_task())
     take_all(scheduler)
     clock.now += 1
@@ -209,17 +254,15 @@ def test_a_replica_that_hangs_is_not_counted_on() -> None:
     assert prediction(scheduler) == (0, 2000)
 
 
-def test_nobody_is_made_to_wait_for_a_promise_while_nobody_waits() -> None:
-    scheduler = make_scheduler(1, capacity=1, clock=(clock := Clock()))
+def test_who_comes_while_a_slot_is_free_is_never_refused() -> None:
+    scheduler = make_scheduler(1, capacity=1)
     submit(scheduler, running := make_task())
     take_all(scheduler)
     submit(scheduler, waiting := make_task())
-    with pytest.raises(AdmissionReject):
-        scheduler.reserve()
-    clock.now += 1
+    assert refused(scheduler)
     scheduler.release(scheduler.seats[0], running, completed=False)
-    assert take_all(scheduler) == [waiting]
-    scheduler.reserve()
+    assert take(scheduler, scheduler.seats[0]) is waiting
+    assert refused(scheduler) is None
 
 
 def test_a_pool_without_a_ready_replica_still_bounds_and_predicts() -> None:
@@ -228,5 +271,77 @@ def test_a_pool_without_a_ready_replica_still_bounds_and_predicts() -> None:
     submit(scheduler, make_task(), last := make_task())
     assert last.accepted is not None
     assert last.accepted.predicted_start_ms > 0
-    with pytest.raises(AdmissionReject):
-        scheduler.reserve()
+    assert refused(scheduler)
+
+
+# --- pauses -----------------------------------------------------------------------------------------------------------
+
+
+def busy(scheduler: Scheduler, *, max_tokens: int, ignore_eos: bool = False) -> Task:
+    """A task on the only slot."""
+    submit(scheduler, task := make_task(max_tokens=max_tokens, ignore_eos=ignore_eos))
+    assert take_all(scheduler) == [task]
+    return task
+
+
+def write(task: Task, tokens: int, clock: Clock, *, token_s: float) -> None:
+    """So many more tokens at that pace."""
+    task.first_token_at = task.first_token_at or clock.now
+    clock.now += tokens * token_s
+    task.tokens_out += tokens
+
+
+def test_forty_senders_who_never_return_cost_the_next_one_nothing() -> None:
+    scheduler = make_scheduler(1, capacity=8, clock=(clock := Clock()))
+    serve(scheduler, clock, seconds=1)
+    submit(scheduler, *(make_task() for _ in range(9)))
+    take_all(scheduler)
+    pauses = [refused(scheduler) or 0 for _ in range(41)]
+    assert max(pauses) < 3
+    assert min(pauses) >= 1
+    assert len({round(pause, 2) for pause in pauses}) > 20, "they would all come at once"
+
+
+def test_after_short_tasks_the_pause_grows_with_a_long_one_and_never_says_now() -> None:
+    """One slot, capacity 1, thirty short tasks, then two of 1,500 tokens: once told 5 ms for two minutes."""
+    scheduler = make_scheduler(1, capacity=1, clock=(clock := Clock()))
+    for _ in range(30):
+        short = busy(scheduler, max_tokens=2000)
+        write(short, 20, clock, token_s=0.08)
+        scheduler.release(scheduler.seats[0], short, completed=True)
+    long = busy(scheduler, max_tokens=2000)
+    submit(scheduler, make_task(max_tokens=2000))
+    told = []
+    while long.tokens_out < 1500:
+        pause_s = refused(scheduler)
+        assert pause_s is not None
+        told.append(pause_s)
+        write(long, max(1, round(pause_s / 0.08)), clock, token_s=0.08)
+    assert len(told) <= 7, "a client that obeys asks too often"
+    assert told[-1] > 10 * told[0]
+    assert min(told) > 1
+
+
+def test_a_task_that_nothing_else_can_end_is_waited_for_to_its_last_token() -> None:
+    scheduler = make_scheduler(1, capacity=1, clock=(clock := Clock()))
+    for _ in range(30):
+        short = busy(scheduler, max_tokens=2000)
+        write(short, 20, clock, token_s=0.08)
+        scheduler.release(scheduler.seats[0], short, completed=True)
+    long = busy(scheduler, max_tokens=1500, ignore_eos=True)
+    submit(scheduler, make_task(max_tokens=20))
+    write(long, 100, clock, token_s=0.08)
+    pause_s = refused(scheduler)
+    assert pause_s is not None
+    assert pause_s >= 1400 * 0.08
+
+
+def test_batch_senders_do_not_make_interactive_ones_wait_longer() -> None:
+    scheduler = make_scheduler(1, capacity=8, clock=(clock := Clock()))
+    serve(scheduler, clock, seconds=1)
+    submit(scheduler, *(make_task() for _ in range(9)))
+    take_all(scheduler)
+    for _ in range(5):  # they do come back, all of them
+        for name in "abcdefghij":
+            refused(scheduler, BATCH, name)
+    assert min(refused(scheduler, BATCH) or 0 for _ in range(10)) > 2 * max(refused(scheduler) or 0 for _ in range(10))

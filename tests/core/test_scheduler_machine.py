@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 from collections import Counter
@@ -16,7 +17,7 @@ from orchd.schemas import Priority
 from orchd.seat import Seat
 from orchd.tasks import Task
 from tests.core.builders import Clock, make_task, pause_of
-from tests.core.queueing import make_scheduler, take
+from tests.core.queueing import AWAKE, make_scheduler, take
 
 INTERACTIVE, BATCH = Priority.INTERACTIVE, Priority.BATCH
 priorities = st.sampled_from(Priority)
@@ -32,7 +33,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.waiting: dict[Priority, list[Task]] = {INTERACTIVE: [], BATCH: []}
         self.running: list[list[Task]] = [[] for _ in slots]
         self.gone: list[Task] = []
-        self.reserved = 0
+        self.reserved: list[contextlib.ExitStack] = []
         self.pauses: list[float] = []
         self.accepted = 0
 
@@ -45,52 +46,49 @@ class SchedulerMachine(RuleBasedStateMachine):
     def all_waiting(self) -> list[Task]:
         return self.waiting[INTERACTIVE] + self.waiting[BATCH]
 
-    def _reserve(self) -> bool:
-        room = self.scheduler.capacity + self.free_slots - len(self.all_waiting) - self.reserved
-        idle = self.free_slots > len(self.all_waiting) + self.reserved
+    def _reserve(self, priority: Priority) -> bool:
+        room = self.scheduler.capacity + self.free_slots - len(self.all_waiting) - len(self.reserved)
+        reservation = contextlib.ExitStack()
         try:
-            self.scheduler.reserve()
+            reservation.enter_context(self.scheduler.reservation(priority))
         except AdmissionReject as error:
-            assert not (idle and room > 0), "refused beside an idle slot"
+            assert room <= 0, "refused although there is room"
             self.pauses.append(pause_of(error))
             return False
         assert room > 0, "the bound was exceeded"
+        self.reserved.append(reservation)
         return True
 
     def _submit(self, priority: Priority) -> None:
         task = make_task(priority)
         ahead = len(self.all_waiting if priority is BATCH else self.waiting[INTERACTIVE])
-        claims = sum(seat.claims for seat in self.scheduler.seats)
-        answer, seat = self.scheduler.submit(task)
+        free_slots = self.free_slots
+        with self.reserved.pop():
+            answer = self.scheduler.submit(task)
         self.accepted += 1
         self.waiting[priority].append(task)
-        assert answer.queue_position == max(0, ahead - claims)
+        assert answer.queue_position == max(0, ahead - free_slots)
         assert answer.predicted_start_ms >= 0
         assert answer.backoff_ms >= 0
-        if seat is not None:
-            assert self.scheduler.seats[seat].ready
-            assert self.scheduler.seats[seat].claims
 
     @rule(priority=priorities)
     def submit(self, priority: Priority) -> None:
-        if self._reserve():
+        if self._reserve(priority):
             self._submit(priority)
 
-    @rule()
-    def reserve(self) -> None:
-        self.reserved += self._reserve()
+    @rule(priority=priorities)
+    def reserve(self, priority: Priority) -> None:
+        self._reserve(priority)
 
     @precondition(lambda self: self.reserved)
     @rule(priority=priorities)
     def submit_reserved(self, priority: Priority) -> None:
-        self.reserved -= 1
         self._submit(priority)
 
     @precondition(lambda self: self.reserved)
     @rule()
     def release_place(self) -> None:
-        self.reserved -= 1
-        self.scheduler.release_place()
+        self.reserved.pop().close()
 
     @precondition(lambda self: self.all_waiting)
     @rule(data=st.data())
@@ -110,9 +108,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.release(self.scheduler.seats[index], task, completed=completed)
         self.running[index].remove(task)
         self.gone.append(task)
+        AWAKE[self.scheduler].add(index)  # it is its worker that ends a task
 
     def _turn(self, seat: Seat) -> None:
-        while (found := self.scheduler.next_for(seat)) is not None:
+        AWAKE[self.scheduler].discard(seat.index)
+        while True:
+            free = [other.free for other in self.scheduler.seats]
+            stalled, seat.stalled = seat.stalled, False
+            free[seat.index], seat.stalled = seat.free, stalled
+            found = self.scheduler.next_for(seat)
+            if found is None:
+                break
+            assert free[seat.index] == max(free), "another replica is less loaded"
             task, host = found
             assert host == seat.host
             first = self.waiting[INTERACTIVE] or self.waiting[BATCH]
@@ -128,6 +135,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     def all_workers_turn(self) -> None:
         for seat in self.scheduler.seats:
             self._turn(seat)
+        while AWAKE[self.scheduler]:
+            self._turn(self.scheduler.seats[min(AWAKE[self.scheduler])])
         assert not (self.all_waiting and self.free_slots), "a task waits beside an idle slot"
 
     @rule(data=st.data())
@@ -146,9 +155,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def stall(self, data: st.DataObject) -> None:
         seat = data.draw(st.sampled_from(self.scheduler.seats))
-        self.scheduler.note_stall(seat)
+        assert set(self.scheduler.note_stall(seat)) == set(seat.running)
         assert not seat.free
-        assert not seat.claims
 
     @rule(data=st.data())
     def memory_changes(self, data: st.DataObject) -> None:
@@ -165,13 +173,18 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.waiting = {INTERACTIVE: [], BATCH: []}
 
     @invariant()
+    def whoever_could_start_a_waiting_task_is_awake_or_will_be_woken(self) -> None:
+        if hasattr(self, "scheduler") and self.all_waiting and self.free_slots:
+            assert any(self.scheduler.seats[index].free for index in AWAKE[self.scheduler])
+
+    @invariant()
     def nothing_is_lost_or_doubled(self) -> None:
         if not hasattr(self, "scheduler"):
             return
         scheduler = self.scheduler
         scheduler.check_integrity()
         assert min(self.pauses, default=1) > 0
-        assert {id(task) for task in scheduler.waiting()} == {id(task) for task in self.all_waiting}
+        assert scheduler.waiting() == self.all_waiting
         assert [set(seat.running) for seat in scheduler.seats] == [{t.id for t in tasks} for tasks in self.running]
         assert scheduler.depth() == {priority: len(self.waiting[priority]) for priority in Priority}
         left = sum(sum(seat.enqueued.values()) for seat in scheduler.seats) + sum(scheduler.dropped.values())
@@ -206,12 +219,8 @@ def test_threads_that_submit_cancel_and_pull_at_once_lose_and_double_nothing() -
         mine: list[Task] = []
         submitting.wait()
         for _ in range(800):
-            try:
-                scheduler.reserve()
-            except AdmissionReject:
-                pass
-            else:
-                task = make_task(choose.choice(list(Priority)))
+            task = make_task(choose.choice(list(Priority)))
+            with contextlib.suppress(AdmissionReject), scheduler.reservation(task.priority):
                 scheduler.submit(task)
                 mine.append(task)
             if mine and choose.random() < 0.3 and scheduler.cancel(task := choose.choice(mine)) is Place.WAITING:

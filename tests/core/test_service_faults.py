@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,62 @@ async def test_with_only_a_hanging_replica_the_pool_is_unavailable(tiny_model_pa
         await stage.until(lambda: stage.pool.scheduler.any_ready)
         assert await stage.end_of(await stage.submit()) == "length"
         await stage.check()
+
+
+async def test_a_pool_that_shares_a_hanging_worker_and_runs_nothing_there_strands_no_task(
+    tiny_model_path: Path,
+) -> None:
+    async with make_stage(tiny_model_path, pools=("default", "other")) as stage:
+        hang = Hang()
+        stage.model(0).step_faults.append(hang)
+        await stage.submit()
+        await stage.until(hang.began.is_set)
+        waiting = [await stage.submit(pool="other") for _ in range(2)]
+        stage.clock.seconds = 61
+        stage.service.sweep()
+        assert await stage.ends_of(waiting) == {"POOL_UNAVAILABLE": 2}
+        with pytest.raises(PoolUnavailable):
+            await stage.submit(pool="other")
+        hang.release.set()
+        await stage.until(lambda: stage.service.pools["other"].scheduler.any_ready)
+        assert await stage.end_of(await stage.submit(pool="other")) == "length"
+        await stage.check()
+
+
+async def test_where_one_of_two_workers_hangs_in_another_pool_both_tasks_start_on_the_idle_replica(
+    tiny_model_path: Path,
+) -> None:
+    async with make_stage(tiny_model_path, replicas=2, pools=("default", "other")) as stage:
+        hang = Hang()
+        stage.model(0).step_faults.append(hang)
+        await stage.submit()
+        await stage.until(hang.began.is_set)
+        tasks = [await stage.submit(pool="other") for _ in range(2)]  # the first is for the worker that hangs
+        stage.clock.seconds = 61
+        stage.service.sweep()
+        assert await stage.ends_of(tasks) == {"length": 2}
+        hang.release.set()
+        await stage.check()
+
+
+async def test_a_worker_that_hung_outside_a_step_and_has_nothing_to_do_gets_tasks_again(tiny_model_path: Path) -> None:
+    async with make_stage(tiny_model_path) as stage:
+        began, release = threading.Event(), threading.Event()
+
+        def hang() -> None:
+            began.set()
+            release.wait(20)
+
+        stage.workers[0].do(hang)
+        await stage.until(began.is_set)
+        stage.clock.seconds = 61
+        stage.service.sweep()
+        assert not stage.pool.scheduler.any_ready
+        release.set()
+        await stage.until(lambda: not stage.workers[0].stalled_s())
+        stage.service.sweep()
+        await stage.until(lambda: stage.pool.scheduler.any_ready)
+        assert await stage.end_of(await stage.submit()) == "length"
 
 
 async def test_a_refusal_of_a_full_queue_is_counted_and_takes_nothing(tiny_model_path: Path) -> None:

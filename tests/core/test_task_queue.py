@@ -27,11 +27,11 @@ def test_what_is_left_comes_out_by_priority_then_by_arrival(rows: list[tuple[Pri
     queue = filled(*tasks)
     for task, (_, fate) in zip(tasks, rows, strict=True):
         if fate == "removed":
-            queue.remove(task.id)
+            queue.remove(task)
             queue.check_integrity()
     left = [task for task, (_, fate) in zip(tasks, rows, strict=True) if fate == "stays"]
     order = [task for priority in (INTERACTIVE, BATCH) for task in left if task.priority is priority]
-    assert sorted(map(id, queue)) == sorted(map(id, order))
+    assert list(queue) == order
     popped = min(popped, len(order))
     assert [queue.pop() for _ in range(popped)] == order[:popped]
     queue.check_integrity()
@@ -50,10 +50,10 @@ def test_batch_waits_behind_everything_interactive_only_behind_its_own() -> None
 def test_a_task_is_found_by_its_id_while_it_waits() -> None:
     queue = filled(task := make_task())
     assert queue.get(task.id) is task
-    queue.remove(task.id)
+    queue.remove(task)
     assert queue.get(task.id) is None
     with pytest.raises(KeyError):
-        queue.remove(task.id)
+        queue.remove(task)
     with pytest.raises(IndexError):
         queue.pop()
 
@@ -65,7 +65,7 @@ def test_removed_tasks_do_not_pile_up() -> None:
         for task in tasks:
             queue.push(task)
         for task in tasks:
-            queue.remove(task.id)
+            queue.remove(task)
     assert len(queue._heap) <= 64
 
 
@@ -76,6 +76,6 @@ def test_the_heap_is_rebuilt_only_where_it_is_large_and_most_of_it_is_gone(tasks
     queue = filled(*(waiting := [make_task() for _ in range(tasks)]))
     seen = [tasks]
     for task in waiting:
-        queue.remove(task.id)
+        queue.remove(task)
         seen.append(len(queue._heap))
     assert list(dict.fromkeys(seen)) == sizes

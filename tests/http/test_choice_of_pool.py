@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.http.envelope import assert_envelope
-from tests.support.harness import serving, text_of
+from tests.support.harness import Brake, Running, serving, text_of, until
 
 
 async def test_with_several_pools_the_pool_must_be_said(tiny_model_path: Path, other_model: Path) -> None:
@@ -46,3 +46,21 @@ async def test_an_odd_model_ref_is_a_refusal(tiny_model_path: Path, ref: str) ->
         answer = await server.post(prompt="the", model_ref=ref)
         assert answer.status in (400, 503)
         assert_envelope(answer, answer.status, answer.json()["code"])
+
+
+async def test_a_model_that_a_ready_pool_serves_does_not_wait_for_another_pool_to_load(
+    tiny_model_path: Path, other_model: Path
+) -> None:
+    brake = Brake()
+    brake.slow_file = other_model.name
+    brake.may_load.clear()
+    async with serving(tiny_model_path, other_model, brake=brake, ready=False) as server:
+        ref = tiny_model_path.stem
+        await until(lambda: _accepts(server, model_ref=ref), "the first pool is ready")
+        unknown = await server.post(prompt="the", model_ref="other")
+        assert_envelope(unknown, 503, "POOL_UNREADY")  # it may be the one that is being loaded
+        brake.release()
+
+
+async def _accepts(server: Running, **fields: Any) -> bool:
+    return (await server.post(prompt="the", **fields)).status == 202

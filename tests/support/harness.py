@@ -47,6 +47,8 @@ class Brake:
         self._may_return.set()
         self.may_load = threading.Event()
         """Cleared, a load begins and does not end."""
+        self.slow_file: str | None = None
+        """The only file whose load that holds for; None for every one."""
         self.may_load.set()
 
     def hold(self) -> None:
@@ -93,7 +95,8 @@ class BrakedEngine(LlamaCppEngine):
         return _vet(spec)
 
     def load(self, spec: ModelSpec, device: DeviceSpec, *, on_progress: ProgressCallback | None = None) -> LlamaModel:
-        self._brake.may_load.wait(DEADLINE_S)
+        if self._brake.slow_file in (None, spec.path.name):
+            self._brake.may_load.wait(DEADLINE_S)
         model = super().load(spec, device, on_progress=on_progress)
         step = model.step
         model.step = lambda: step() if self._brake.passes() else []  # type: ignore[method-assign]
