@@ -15,8 +15,12 @@ from orchd.strict import Strict
 
 DAY_S = 86_400
 
-HostName = Annotated[str, Meta(pattern=r"^[^\s/*,]+$", examples=["orchd.lan"])]
-Origin = Annotated[str, Meta(pattern=r"^https?://[^\s/*,]+$", examples=["http://localhost:3000"])]
+_IPV6 = r"[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:.]*"
+_PORT = r"(:[0-9]{1,5})?"
+HOST_NAME = rf"^({_IPV6}|(\[{_IPV6}\]|[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?){_PORT})$"
+HostName = Annotated[str, Meta(pattern=HOST_NAME, examples=["orchd.lan", "fd00::1"])]
+ORIGIN = rf"^(null|file://|[A-Za-z][A-Za-z0-9+.-]*://(\[{_IPV6}\]|[A-Za-z0-9._~-]+){_PORT})$"
+Origin = Annotated[str, Meta(pattern=ORIGIN, examples=["http://localhost:3000", "tauri://localhost", "null"])]
 Folder = Annotated[str, Meta(min_length=1, examples=["~/models"])]
 File = Annotated[str, Meta(min_length=1, examples=["~/models/llama.gguf"])]
 DEVICE = r"^(cpu|gpu:([0-9]{1,3}|((GPU|MIG)-)?[0-9A-Fa-f-]{4,36}))$"
@@ -35,11 +39,18 @@ class ServerConfig(Strict, frozen=True):
     token: Annotated[str | None, Meta(description="The token that every request must carry.")] = None
     token_file: Annotated[str | None, Meta(description="File that holds the token, mode 0600.")] = None
     allowed_hosts: Annotated[
-        tuple[HostName, ...], Meta(description="Host headers that are accepted besides the loopback names.")
+        tuple[HostName, ...],
+        Meta(
+            description="Hosts, besides the loopback names, that requests may be made to, on any port; "
+            "browsers write a name that is not ASCII as `xn--…`."
+        ),
     ] = ()
     allowed_origins: Annotated[
         tuple[Origin, ...] | None,
-        Meta(description="Browser origins that may read answers; left out: loopback origins on any port."),
+        Meta(
+            description="Browser origins that may read answers; left out: loopback origins on any port. "
+            "`null` is every local file and every sandboxed page."
+        ),
     ] = None
     max_body_bytes: Annotated[int, Meta(ge=1024, le=1 << 30, description="Largest request body, in bytes.")] = 1 << 20
     shutdown_grace_s: Annotated[

@@ -7,8 +7,9 @@ key, the value, and what would be right.
 from __future__ import annotations
 
 import os
+import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ else:
     import tomli as tomllib
 
 FILE_NAME = "orchd.toml"
+
+MOST_BYTES = 1 << 20
+"""Of a configuration file; /dev/zero has more."""
 
 
 def load(*, config_path: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str], cwd: Path) -> Config:
@@ -50,21 +54,42 @@ def load(*, config_path: Path | None, flags: Mapping[str, Any], environ: Mapping
     return Config(**{name: getattr(settings, name) for name in ConfigFile.__struct_fields__}, source=source)
 
 
+def working_folder() -> Path:
+    """Where this process runs. Raises `ConfigError` if that is no more."""
+    try:
+        return Path.cwd()
+    except OSError as error:
+        raise ConfigError(
+            f"the working directory cannot be used ({error.strerror}); change to a folder that exists"
+        ) from None
+
+
+def user_folder(find: Callable[[str], Path]) -> Path | None:
+    """This account's folder of the kind that a function of platformdirs finds; None if the account has no home."""
+    try:
+        folder = find("orchd")
+    except RuntimeError:
+        return None
+    return folder if folder.is_absolute() else None  # some versions answer "~/.config"
+
+
 def _read_first(
     config_path: Path | None, environ: Mapping[str, str], cwd: Path
 ) -> tuple[Path | None, ConfigFile, bool]:
     """The file, what it says, and whether it lists pools."""
     named = config_path or environ.get("ORCHD_CONFIG")
-    places = [named] if named else [FILE_NAME, platformdirs.user_config_path("orchd") / FILE_NAME]
+    places: list[str | Path] = [named] if named else [FILE_NAME]
+    if not named and (folder := user_folder(platformdirs.user_config_path)) is not None:
+        places.append(folder / FILE_NAME)
     for path in (Path(_absolute(str(place), cwd)) for place in places):
         try:
-            data = tomllib.loads(path.read_bytes().decode())
+            data = tomllib.loads(_read(path).decode())
         except (FileNotFoundError, NotADirectoryError):
             if named:
                 by = "--config" if config_path else "ORCHD_CONFIG"
                 raise ConfigError(f"{path}: no such file; {by} must name a TOML file that exists") from None
         except OSError as error:
-            raise ConfigError(f"{path}: cannot be read ({error.strerror}); make it a readable file") from None
+            raise ConfigError(f"{path}: cannot be read ({error.strerror or error}); make it a readable file") from None
         except UnicodeDecodeError as error:
             raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
         except (ValueError, RecursionError) as error:
@@ -72,6 +97,22 @@ def _read_first(
         else:
             return path, _from_table(data, path), "pools" in data
     return None, ConfigFile(), False
+
+
+def _read(path: Path) -> bytes:
+    """A file, or what someone writes into a pipe (``--config <(…)``); a pipe without a writer must not hold up a start.
+
+    Raises:
+        OSError: It cannot be read, or is no configuration.
+    """
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        os.set_blocking(file.fileno(), True)
+        data = file.read(MOST_BYTES + 1)
+        if not data and stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+            raise OSError("nobody writes into this pipe")
+    if len(data) > MOST_BYTES:
+        raise OSError(f"it is larger than {MOST_BYTES} bytes")
+    return data
 
 
 def _from_table(data: dict[str, Any], path: Path) -> ConfigFile:

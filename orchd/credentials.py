@@ -18,6 +18,7 @@ from pathlib import Path
 import platformdirs
 
 from orchd.config import Config
+from orchd.config_sources import user_folder
 from orchd.errors import ConfigError
 
 FILE_NAME = "token"
@@ -42,8 +43,15 @@ class Credentials:
 
 
 def token_path() -> Path:
-    """Where the token lives that orchd makes itself, in the user's state directory."""
-    return platformdirs.user_state_path("orchd") / FILE_NAME
+    """Where the token lives that orchd makes itself, in the user's state directory.
+
+    Raises:
+        ConfigError: The account has no home, so there is no such place.
+    """
+    folder = user_folder(platformdirs.user_state_path)
+    if folder is None:
+        raise ConfigError("this account has no home to keep a token in; set HOME, or ORCHD_TOKEN")
+    return folder / FILE_NAME
 
 
 def find_or_create_token(config: Config, *, token_file_flag: Path | None, environ: Mapping[str, str]) -> Credentials:

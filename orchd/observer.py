@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ParamSpec, Protocol
+
+_log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -59,3 +65,40 @@ class Observer(Protocol):
 
     def stopped(self) -> None:
         """All is closed; the process ends."""
+
+
+class Guarded:
+    """An observer that is told and never believed: what it raises goes to the log, and to nobody else.
+
+    `SystemExit` too: Rich raises it where a pipe's reader has left.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+
+    def loading(self, label: str, share: float) -> None:
+        """See `Observer`."""
+        self._tell(self._observer.loading, label, share)
+
+    def loaded(self, label: str, seconds: float) -> None:
+        """See `Observer`."""
+        self._tell(self._observer.loaded, label, seconds)
+
+    def ready(self, summary: Summary) -> None:
+        """See `Observer`."""
+        self._tell(self._observer.ready, summary)
+
+    def stopping(self, running: int) -> None:
+        """See `Observer`."""
+        self._tell(self._observer.stopping, running)
+
+    def stopped(self) -> None:
+        """See `Observer`."""
+        self._tell(self._observer.stopped)
+
+    @staticmethod
+    def _tell(tell: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            tell(*args, **kwargs)
+        except (Exception, SystemExit):
+            _log.exception("the observer failed; the server goes on")

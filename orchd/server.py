@@ -18,7 +18,9 @@ from engines.api import Engine
 from engines.errors import LoadFailed, OutOfDeviceMemory
 from engines.llamacpp.build import has_cuda
 from orchd import devices, models
+from orchd.addresses import resolve
 from orchd.config import Config
+from orchd.config_sources import working_folder
 from orchd.credentials import Credentials
 from orchd.devices import Device
 from orchd.errors import ConfigError
@@ -26,7 +28,7 @@ from orchd.http.app import create_app
 from orchd.http.connection import serving
 from orchd.loader import Loader
 from orchd.metrics import Metrics
-from orchd.observer import Observer, PoolSummary, Summary
+from orchd.observer import Guarded, Observer, PoolSummary, Summary
 from orchd.pool_loader import PoolLoader
 from orchd.pools import Pool
 from orchd.service import Service
@@ -54,12 +56,12 @@ def serve(config: Config, credentials: Credentials, *, observer: Observer) -> in
     Raises:
         ConfigError: A device, a model or the address cannot be used as configured.
     """
-    with contextlib.suppress(ValueError, OSError):  # standard error is no file
+    with contextlib.suppress(ValueError, OSError, RuntimeError):  # standard error is no file, or closed
         faulthandler.enable()  # llama.cpp can end the process: then the log says where
     raise_file_limit()
     roots = [Path(root) for root in config.models.roots]
     models.check_roots(roots)
-    base = config.source.parent if config.source is not None else Path.cwd()
+    base = config.source.parent if config.source is not None else working_folder()
     owned = [models.resolve_owned(pool.model, base=base, roots=roots) for pool in config.pools]
     placed, used = devices.assign(
         config.pools,
@@ -87,17 +89,16 @@ def serve(config: Config, credentials: Credentials, *, observer: Observer) -> in
 
 def listen(host: str, port: int) -> socket.socket:
     """A bound, listening socket, so that a port in use is known before a model is loaded."""
+    family, address = resolve(host, port)
+    listening = None
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listening = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:
-        raise ConfigError(f"server.host {host!r} is not an address of this machine ({error.strerror})") from None
-    try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
         listening.listen(1024)
     except OSError as error:
-        listening.close()
+        if listening is not None:
+            listening.close()
         raise ConfigError(
             f"cannot listen on {host}:{port} ({error.strerror}); stop what uses it, or give another with --port"
         ) from None
@@ -127,7 +128,7 @@ class Server:
         self._credentials = credentials
         self._engine = engine
         self._placed = placed
-        self._observer = observer
+        self._observer = Guarded(observer)
         self._workers: dict[str, Worker] = {}
         self._telemetry = Telemetry({device.name for pool in placed for device in pool}, clock=time.monotonic)
 

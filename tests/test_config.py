@@ -249,6 +249,12 @@ POOL = "[[pools]]\nmodel = 'x'\n"
         ("server = 3", "server is 3", "expected a table"),
         ("[server]\nhost = ''", "server.host is ''", "expected a string"),
         ("[server]\nallowed_origins = ['*']", "server.allowed_origins[0] is '*'", '"http://localhost:3000"'),
+        (
+            "[server]\nallowed_origins = ['https://a/']",
+            "server.allowed_origins[0] is 'https://a/'",
+            '"tauri://localhost"',
+        ),
+        ("[server]\nallowed_hosts = ['http://a']", "server.allowed_hosts[0] is 'http://a'", '"orchd.lan" or "fd00::1"'),
         ("[tasks]\nretention_s = inf", "tasks.retention_s is inf", "expected a number from 0 to 2592000"),
         ("[tasks]\nretention_s = nan", "tasks.retention_s is nan", "expected a number from 0 to 2592000"),
         ("[queue]\ncapacity = 0", "queue.capacity is 0", "from 1 to"),

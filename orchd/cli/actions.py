@@ -46,6 +46,7 @@ class Exit(enum.IntEnum):
     OK = 0
     FAILED = 1
     NO_ANSWER = 2
+    DEFECT = 70
     INTERRUPTED = 130
     BROKEN_PIPE = 141
 
@@ -100,10 +101,6 @@ def finish(command: Callable[[], Command], *, interrupted: str | None = None) ->
         if interrupted is not None:
             complain(interrupted)
         return Exit.INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has left. Python would complain once more when it flushes stdout at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Exit.BROKEN_PIPE
     except UnicodeEncodeError:
         complain("an argument holds bytes that are not UTF-8; convert it, or put it in a file and use stdin")
         return Exit.NO_ANSWER
@@ -115,7 +112,15 @@ def finish(command: Callable[[], Command], *, interrupted: str | None = None) ->
         return Exit.NO_ANSWER if isinstance(error, NO_ANSWER) else Exit.FAILED
 
 
-async def health(target: Target, *, as_json: bool) -> Exit:
+def output_lost(error: OSError) -> Exit:
+    """What to leave with where stdout could not be written: there is no answer, so neither yes nor no."""
+    if isinstance(error, ConnectionError):
+        return Exit.BROKEN_PIPE  # whoever read it has left, as `head` does; no reason to complain
+    complain(f"stdout cannot be written ({error.strerror}), so the answer is lost; send it where there is room")
+    return Exit.NO_ANSWER
+
+
+async def health(target: Target, *, strict: bool, as_json: bool) -> Exit:
     """Asks a server how it is; no answer is an answer too."""
     async with target.client() as client:
         try:
@@ -129,7 +134,9 @@ async def health(target: Target, *, as_json: bool) -> Exit:
         _print_json(answer)
     else:
         _print_health(answer)
-    return Exit.OK if answer.status == "ok" else Exit.FAILED
+    if answer.ready and answer.status != "ok":
+        complain(f"ready, but {answer.status}{_not_alive(answer)}")
+    return Exit.OK if answer.ready and (answer.status == "ok" or not strict) else Exit.FAILED
 
 
 async def reload(target: Target, pool_id: str, new_model_ref: str | None, *, as_json: bool) -> Exit:
@@ -244,6 +251,16 @@ def _print_piece(text: str) -> None:
 
 def _print_json(answer: object) -> None:
     print(msgspec.json.encode(answer).decode())
+
+
+def _not_alive(answer: Health) -> str:
+    found = [
+        f"{pool.id}/{replica.id} on {replica.device}"
+        for pool in answer.pools
+        for replica in pool.replicas
+        if not replica.alive
+    ]
+    return f": not alive: {', '.join(found)}" if found else ""
 
 
 def _print_health(answer: Health) -> None:

@@ -25,7 +25,9 @@ from engines.errors import LoadFailed
 from engines.llamacpp import build
 from engines.llamacpp.vet import vet
 from orchd import credentials, devices, memory, model_files, models
+from orchd.addresses import resolve
 from orchd.config import Config, PoolConfig
+from orchd.config_sources import working_folder
 from orchd.devices import Device
 from orchd.errors import ConfigError
 
@@ -133,11 +135,11 @@ class Checkup:
         )
 
     def _token(self) -> str:
-        config, environ, made_at = self._config, self._environ, credentials.token_path()
+        config, environ = self._config, self._environ
         named = self._token_file or "ORCHD_TOKEN" in environ or config.server.token or config.server.token_file
-        if not named and not os.path.lexists(made_at):
-            return f"none yet; the first start makes one in {made_at}"
         try:
+            if not named and not os.path.lexists(made_at := credentials.token_path()):
+                return f"none yet; the first start makes one in {made_at}"
             return credentials.find_token(config, token_file_flag=self._token_file, environ=environ).origin
         except ConfigError as error:
             self._problems.append(str(error))
@@ -145,10 +147,13 @@ class Checkup:
 
     def _look_at_the_address(self, host: str, port: int) -> None:
         try:
+            resolve(host, port)
             with socket.create_connection((host, port), timeout=1):
                 self._notes.append(
                     f"something listens on {host}:{port} already; if it is orchd, what it holds is not counted as free"
                 )
+        except ConfigError as error:
+            self._problems.append(str(error))
         except OSError:
             pass  # nobody there, as it should be
 
@@ -198,7 +203,7 @@ class Checkup:
     def _model_file(self, pool: PoolConfig) -> Path:
         config = self._config
         roots = [Path(root) for root in config.models.roots]
-        base = Path.cwd() if config.source is None else config.source.parent
+        base = working_folder() if config.source is None else config.source.parent
         return models.resolve_owned(pool.model, base=base, roots=roots)
 
     def _memory(self, place: str, needs: Mapping[str, int]) -> MemoryReport:

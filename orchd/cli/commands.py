@@ -1,14 +1,15 @@
 """The command line: reads options, puts the parts together, and leaves with an exit code.
 
-0 is success, 1 "no" (not ready, a failed task or reload), 2 "cannot tell" (a wrong option or configuration,
-no server, not the right token), 130 Ctrl-C.
+0 is success, 1 "no" (not ready, a failed task or reload), 2 "cannot tell" (a wrong option or configuration, no server,
+not the right token, an answer that could not be written), 70 a defect in orchd, 130 Ctrl-C, 141 whoever read the answer
+has left.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import platform
+import select
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -20,10 +21,11 @@ from orchd.cli import actions
 from orchd.cli.actions import Exit, Target, complain, finish
 from orchd.cli.check import engine_versions
 from orchd.cli.console import ServeConsole, set_up_logging
+from orchd.cli.streams import OutputLost, StandardStreams
 from orchd.client import TaskOptions
 from orchd.client.discovery import find_server
 from orchd.config import Config
-from orchd.config_sources import load
+from orchd.config_sources import load, working_folder
 from orchd.credentials import Credentials, find_or_create_token
 from orchd.errors import ConfigError
 from orchd.observer import Observer
@@ -70,10 +72,20 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.
 
 def main() -> None:
     """The command line."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show a character is no reason to fail
-    app(prog_name="orchd")
+    streams = StandardStreams()
+    try:
+        app(prog_name="orchd", obj=streams)
+    except SystemExit as left:
+        code = left.code
+    except OutputLost:
+        code = None  # see below
+    except Exception:  # Python would leave with 1, which is "no"
+        sys.excepthook(*sys.exc_info())
+        code = Exit.DEFECT
+    if streams.lost is not None:
+        code = actions.output_lost(streams.lost)
+    streams.close()
+    sys.exit(code)
 
 
 def _examples(*lines: str) -> str:
@@ -111,6 +123,7 @@ def _orchd(
     )
 )
 def serve(
+    context: typer.Context,
     config: ConfigOption = None,
     host: Annotated[
         str | None, typer.Option(metavar="HOST", help="Address to listen on. [dim]Default: 127.0.0.1[/]")
@@ -131,10 +144,12 @@ def serve(
     and says where it is.
     """
     flags = _flags(model, device, slots, ctx) | {"server.host": host, "server.port": port}
+    if (streams := context.find_object(StandardStreams)) is not None:
+        streams.write_aside()
     console = ServeConsole()
     set_up_logging(console.err, verbose=verbose)
     try:
-        settings = load(config_path=config, flags=flags, environ=os.environ, cwd=Path.cwd())
+        settings = load(config_path=config, flags=flags, environ=os.environ, cwd=working_folder())
         credentials = find_or_create_token(settings, token_file_flag=token_file, environ=os.environ)
         code = _serve(settings, credentials, console)
     except ConfigError as error:
@@ -160,19 +175,23 @@ def _serve(config: Config, credentials: Credentials, observer: Observer) -> int:
         "orchd health",
         "orchd health --json | jq .status",
         "until orchd health; do sleep 1; done   [dim]# wait for the server[/]",
+        "orchd health --strict > /dev/null      [dim]# is all as it should be?[/]",
     )
 )
 def health(
     url: UrlOption = None,
     config: ConfigOption = None,
     token_file: TokenFileOption = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Degraded or loading is not ready, even where every pool can start tasks.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show whether the server can start tasks.
 
-    Exit code 0: ready. 1: not ready. 2: not reachable, or refused.
+    Exit code 0: ready, every pool can start tasks, perhaps degraded. 1: not ready. 2: not reachable, or refused.
     """
-    raise typer.Exit(finish(lambda: actions.health(_target(url, config, token_file), as_json=as_json)))
+    raise typer.Exit(finish(lambda: actions.health(_target(url, config, token_file), strict=strict, as_json=as_json)))
 
 
 @app.command(
@@ -297,7 +316,8 @@ def check(
     """
 
     async def command() -> Exit:
-        settings = load(config_path=config, flags=_flags(model, device, slots, ctx), environ=os.environ, cwd=Path.cwd())
+        flags = _flags(model, device, slots, ctx)
+        settings = load(config_path=config, flags=flags, environ=os.environ, cwd=working_folder())
         return actions.check(settings, token_file=token_file, as_json=as_json)
 
     raise typer.Exit(finish(command))
@@ -312,8 +332,18 @@ def _target(url: str | None, config: Path | None, token_file: Path | None) -> Ta
 
 
 def _read_stdin() -> str:
+    if sys.stdin is None:
+        raise ConfigError("stdin is closed, and - reads the prompt from there; give it one, or name the prompt instead")
+    chunks: list[bytes] = []
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        while (chunk := sys.stdin.buffer.read(1 << 16)) != b"":
+            if chunk is None:  # another process has made the terminal or pipe that we share non-blocking
+                select.select([sys.stdin], [], [])
+            else:
+                chunks.append(chunk)
+        return b"".join(chunks).decode("utf-8")
+    except OSError as error:
+        raise ConfigError(f"stdin cannot be read ({error.strerror}), and - reads the prompt from there") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"stdin is not UTF-8 at byte {error.start}; convert it with iconv") from None
 

@@ -27,11 +27,10 @@ from orchd.client.errors import (
     Unauthorized,
 )
 from orchd.client.transport import DEFAULT_URL
-from orchd.client.types import End, Event, Started, TaskOptions, Token
+from orchd.client.types import End, Event, Health, Started, TaskOptions, Token
 from orchd.schemas import (
     Accepted,
     ErrorBody,
-    Health,
     Message,
     PoolHealth,
     Priority,

@@ -26,12 +26,11 @@ from orchd.client.errors import (
 )
 from orchd.client.sse import SseReader
 from orchd.client.transport import LOST, Transport, read, reason
-from orchd.client.types import End, Event, Started, TaskOptions, Token
+from orchd.client.types import End, Event, Health, Started, TaskOptions, Token
 from orchd.errors import Code
 from orchd.schemas import (
     Accepted,
     ErrorBody,
-    Health,
     Message,
     Reloaded,
     ReloadRequest,
@@ -206,12 +205,12 @@ class Client:
     async def health(self) -> Health:
         """What the server says of itself; a server that is not ready is an answer here, not an error."""
         reply = await self._http.exchange("GET", "/health")
-        if reply.status == 200:
-            return self._http.decode(reply, Health)
-        refusal = self._http.refusal(reply)
-        if reply.status == 503 and isinstance(refusal, BadAnswer):  # no envelope, so it is the body of a 200
-            return self._http.decode(reply, Health)
-        raise refusal
+        ready = reply.status == 200
+        if not ready:
+            refusal = self._http.refusal(reply)
+            if reply.status != 503 or not isinstance(refusal, BadAnswer):  # without an envelope, it is as that of a 200
+                raise refusal
+        return msgspec.structs.replace(self._http.decode(reply, Health), ready=ready)
 
     async def reload(self, pool_id: str, new_model_ref: str | None = None) -> Reloaded:
         """Loads a model into a pool, by default the same reference again; takes as long as the loading takes.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from orchd.config import Config
-from orchd.config_sources import load
+from orchd.config_sources import load, working_folder
 from orchd.credentials import find_token
 from orchd.errors import ConfigError
 
@@ -28,7 +28,7 @@ def find_server(
     if url is not None and token is not None:
         return url, token
     environ = os.environ if environ is None else environ
-    config = load(config_path=config_path, flags={}, environ=environ, cwd=Path.cwd())
+    config = load(config_path=config_path, flags={}, environ=environ, cwd=working_folder())
     if token is None:
         token = find_token(config, token_file_flag=token_file, environ=environ).token
     return _configured_url(config) if url is None else url, token

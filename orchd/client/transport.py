@@ -48,7 +48,8 @@ class Transport:
 
     def open(self) -> None:
         """Begin; on the event loop that will use it."""
-        self._session = aiohttp.ClientSession(headers=self._headers)
+        connector = aiohttp.TCPConnector(limit=0)  # each stream keeps a connection; with a limit all else waits for one
+        self._session = aiohttp.ClientSession(headers=self._headers, connector=connector)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -79,10 +80,11 @@ class Transport:
             BadAnswer: No HTTP answer.
         """
         headers = {} if body is None else {"Content-Type": "application/json"}
+        timeout = self._timeout(None) if patient else self._timeout(self._answer_timeout_s, whole=True)
         pauses_s = iter(_RESEND_PAUSES_S if repeatable else ())
         while True:
             try:
-                response = await self.send(method, path, body=body, headers=headers, patient=patient)
+                response = await self.send(method, path, body=body, headers=headers, timeout=timeout)
                 async with response:
                     return await read(response)
             except LOST as error:
@@ -98,28 +100,31 @@ class Transport:
         *,
         body: bytes | None = None,
         headers: Mapping[str, str],
-        patient: bool = False,
+        timeout: aiohttp.ClientTimeout | None = None,
     ) -> aiohttp.ClientResponse:
-        """Sends a request; the answer's body is still to be read. Raises `LOST` as it comes."""
+        """Sends a request; the answer's body is still to be read. Raises `LOST` as it comes.
+
+        The body may take any time but must not fall silent, unless there is another timeout.
+        """
         if self._session is None:
             raise RuntimeError("the client is not open; use it as `async with Client(...) as client:`")
-        timeout = aiohttp.ClientTimeout(
-            total=None,
-            sock_connect=self._connect_timeout_s,
-            sock_read=None if patient else self._answer_timeout_s,
-        )
         try:
             return await self._session.request(
                 method,
                 URL(self.base_url + path, encoded=True),
                 data=body,
                 headers=headers,
-                timeout=timeout,
+                timeout=timeout or self._timeout(self._answer_timeout_s),
                 allow_redirects=False,  # the token goes to this server and nowhere else
             )
         except aiohttp.ClientResponseError as error:
             # Without its cause: the repr of that one holds the request's headers, and so the token.
             raise self.bad_answer(error.message) from None
+
+    def _timeout(self, silence_s: float | None, *, whole: bool = False) -> aiohttp.ClientTimeout:
+        """Limits for a connection, its name looked up, and for silence; or for the whole exchange."""
+        total_s = self._connect_timeout_s + self._answer_timeout_s if whole else None
+        return aiohttp.ClientTimeout(total=total_s, connect=self._connect_timeout_s, sock_read=silence_s)
 
     def decode(self, reply: Reply, kind: type[_T]) -> _T:
         """The body as one of our structs. Raises `BadAnswer`."""
@@ -157,8 +162,9 @@ _NOT_WORTH_REPEATING: Final = (aiohttp.ClientConnectorError, asyncio.TimeoutErro
 
 def _is_address(url: str) -> bool:
     try:
-        return url.startswith(("http://", "https://")) and URL(url).host is not None
-    except ValueError:
+        host = URL(url).host
+        return url.startswith(("http://", "https://")) and host is not None and bool(host.encode("idna"))
+    except ValueError:  # a port above 65535, a label over 63 characters
         return False
 
 

@@ -25,6 +25,13 @@ class TaskOptions(TypedDict, total=False):
     ignore_eos: bool | None
 
 
+class Health(schemas.Health, frozen=True, kw_only=True):
+    """What the server says of itself."""
+
+    ready: bool = False
+    """Every pool can start tasks; perhaps not on every replica, and then the status is `degraded`."""
+
+
 class Started(schemas.Started, frozen=True, kw_only=True):
     """The task left the queue. To resume after it, follow with ``last_event_id=event.event_id``."""
 

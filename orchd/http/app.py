@@ -7,10 +7,11 @@ from collections.abc import Awaitable, Callable
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
+from orchd.addresses import host_of, is_loopback
 from orchd.config import ServerConfig
 from orchd.errors import Code, TaskError
 from orchd.http import errors, routes
-from orchd.http.auth import Gate, is_loopback
+from orchd.http.auth import Gate
 from orchd.metrics import Metrics
 from orchd.service import Service
 
@@ -39,7 +40,7 @@ def create_app(
     """
     gate = Gate(
         token,
-        bound_to_loopback=is_loopback(address or config.host),
+        bound_to_loopback=is_loopback(host_of(address or config.host)),
         allowed_hosts=config.allowed_hosts,
         allowed_origins=config.allowed_origins,
     )

@@ -118,7 +118,27 @@ def test_health_of_a_server_that_is_not_ready_is_1(server: StandIn, status: str)
     server.on("GET /health", s.answer(s.health_body(status=status), status=503))
     result = orchd("health", "--url", server.url, "--json")
     assert result.exit_code == 1
-    assert json.loads(result.stdout) == s.health_body(status=status)
+    assert json.loads(result.stdout) == s.health_body(status=status) | {"ready": False}
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(("flags", "code"), [([], 0), (["--strict"], 1)])
+def test_health_of_a_server_that_is_ready_and_degraded(server: StandIn, flags: list[str], code: int) -> None:
+    """It has lost one of two GPUs, and `until orchd health` must end all the same."""
+    body: Any = s.health_body(status="degraded")
+    lost = {"id": "1", "device": "gpu:1", "alive": False, "slots": 4, "busy": 0}
+    body["pools"][0] |= {"ready": True, "replicas": [*body["pools"][0]["replicas"], lost]}
+    server.on("GET /health", s.answer(body))
+    result = orchd("health", "--url", server.url, "--json", *flags)
+    assert (result.exit_code, json.loads(result.stdout)) == (code, body | {"ready": True})
+    assert one_line(result.stderr) == "orchd: ready, but degraded: not alive: default/1 on gpu:1\n"
+
+
+def test_a_server_that_is_ok_but_says_503_is_not_ready(server: StandIn) -> None:
+    """As while it drains: what it answers with counts."""
+    server.on("GET /health", s.answer(s.health_body(), status=503))
+    assert orchd("health", "--url", server.url).exit_code == 1
+    assert orchd("health", "--url", server.url, "--strict").exit_code == 1
 
 
 def test_no_color_is_heard(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,8 @@ HOSTS_OF_THIS_MACHINE = [
     "[::1]:8737",
     "[::1]",
     "a.localhost",
+    "localhost.",
+    "[0:0::1]:8737",
 ]
 FOREIGN_HOSTS = [
     "evil.com",
@@ -55,7 +57,16 @@ FOREIGN_HOSTS = [
     "[::]",
     "192.168.1.2:8737",
     "127.0.0.1:80:80",
+    "127.0.0.1:99999",
+    "evil.com@127.0.0.1",
+    "localhost/evil.com",
+    "localhost\\evil.com",
+    "localhost..",
+    "[127.0.0.1",
+    "[localhost]",
     "[::1",
+    "[::1]evil.com",
+    "[::1].evil.com",
     "ｌocalhost.evil",
     "",
 ]
@@ -141,6 +152,29 @@ async def test_allowed_hosts_are_served(tiny_model_path: Path) -> None:
             assert (await server.request("GET", "/health", headers={"Host": host})).status == status
 
 
+HOST_SPELLINGS = [
+    ("orchd.lan:8737", ["orchd.lan", "orchd.lan:8737", "ORCHD.lan.", "orchd.lan.:443"]),
+    ("Orchd.Lan.", ["orchd.lan", "orchd.lan.", "orchd.lan:1"]),
+    ("fd00::1", ["[fd00::1]", "[fd00::1]:8737", "[FD00:0:0::0001]", "fd00::1"]),
+    ("[fd00::1]", ["[fd00::1]", "[fd00::1]:8737", "fd00:0::1"]),
+    ("[FD00:0::1]:8737", ["[fd00::1]", "[fd00::1]:1"]),
+    ("192.168.1.2:8737", ["192.168.1.2", "192.168.1.2:80"]),
+    ("xn--bcher-kva.lan", ["XN--BCHER-KVA.lan"]),
+    ("my_box", ["my_box:8737"]),
+]
+
+
+@pytest.mark.parametrize(("listed", "hosts"), HOST_SPELLINGS, ids=[listed for listed, _ in HOST_SPELLINGS])
+async def test_an_allowed_host_is_served_however_both_sides_spell_it(
+    tiny_model_path: Path, listed: str, hosts: list[str]
+) -> None:
+    async with serving(tiny_model_path, server={"allowed_hosts": [listed]}) as server:
+        for host in hosts:
+            assert (await server.request("GET", "/health", headers={"Host": host})).status == 200, host
+        for host in ("evil.lan", "[fd00::2]", "fd00::1.evil.lan", f"{listed}.evil.lan", f"{listed}@evil.lan"):
+            assert (await server.request("GET", "/health", headers={"Host": host})).status == 403, host
+
+
 async def test_any_host_will_do_where_the_owner_listens_to_the_network(tiny_model_path: Path) -> None:
     async with serving(tiny_model_path, server={"host": "0.0.0.0"}) as server:
         assert (await server.request("GET", "/health", headers={"Host": "workstation.lan"})).status == 200
@@ -215,6 +249,36 @@ async def test_allowed_origins_replace_the_loopback_ones(tiny_model_path: Path) 
     async with serving(tiny_model_path, server={"allowed_origins": ["https://Chat.lan"]}) as server:
         for origin, status in (("https://chat.lan", 200), ("http://chat.lan", 403), ("http://localhost", 403)):
             assert (await server.request("GET", "/health", headers={"Origin": origin})).status == status
+
+
+ORIGIN_SPELLINGS = [
+    ("tauri://localhost", ["tauri://localhost"]),
+    ("app://.", ["app://."]),
+    ("null", ["null"]),
+    ("file://", ["file://"]),
+    ("chrome-extension://abcdefghijklmnop", ["chrome-extension://abcdefghijklmnop"]),
+    ("vscode-webview://1f2a-3b", ["vscode-webview://1f2a-3b"]),
+    ("http://[FD00:0::1]:5173", ["http://[fd00::1]:5173"]),
+    ("https://chat.lan:443", ["https://chat.lan"]),
+    ("http://chat.lan:80", ["http://chat.lan"]),
+    ("http://chat.lan", ["http://chat.lan:80"]),
+]
+
+
+@pytest.mark.parametrize(("listed", "origins"), ORIGIN_SPELLINGS, ids=[listed for listed, _ in ORIGIN_SPELLINGS])
+async def test_desktop_apps_and_other_schemes_are_served_if_they_are_listed(
+    tiny_model_path: Path, listed: str, origins: list[str]
+) -> None:
+    async with serving(tiny_model_path, server={"allowed_origins": [listed]}) as server:
+        for origin in origins:
+            preflight = await server.request("OPTIONS", "/health", token=None, headers={"Origin": origin, **PREFLIGHT})
+            answer = await server.request("GET", "/health", headers={"Origin": origin})
+            assert (preflight.status, answer.status) == (204, 200)
+            assert preflight.headers["Access-Control-Allow-Origin"] == origin
+            assert answer.headers["Access-Control-Allow-Origin"] == origin
+            assert (await server.request("GET", "/health", token=None, headers={"Origin": origin})).status == 401
+        for origin in ("http://localhost", "https://evil.com", "tauri://evil", "http://chat.lan:81", "nul", "app://"):
+            assert (await server.request("GET", "/health", headers={"Origin": origin})).status == 403
 
 
 async def test_an_options_that_is_no_preflight_is_a_wrong_method(tiny_model_path: Path) -> None:

@@ -27,7 +27,7 @@ from engines.llamacpp.model import LlamaModel
 from orchd.config import Config
 from orchd.credentials import Credentials
 from orchd.devices import Device
-from orchd.observer import Summary
+from orchd.observer import Observer, Summary
 from orchd.server import Server
 from tests.support import openapi_check
 from tests.support.observers import WhenReady
@@ -273,6 +273,7 @@ async def serving(
     brake: Brake | None = None,
     ready: bool = True,
     send_buffer_bytes: int | None = None,
+    observer: Callable[[Callable[[Summary], object]], Observer] = WhenReady,
     **tables: Any,
 ) -> AsyncIterator[Running]:
     """Serve models until the context ends.
@@ -283,6 +284,7 @@ async def serving(
         brake: One that is set already, to hold up the load.
         ready: Whether to wait until every model is loaded.
         send_buffer_bytes: How much the kernel takes for a client that does not read.
+        observer: Makes one, which must tell what it is given that the server is ready.
         tables: As in a configuration file; ``pool`` is laid over every pool.
     """
     brake = brake or Brake()
@@ -306,9 +308,8 @@ async def serving(
     ) as session:
         host, port = listening.getsockname()
         running = Running(f"http://{host}:{port}", brake, session)
-        server = Server(
-            config, Credentials(TOKEN, "tests"), BrakedEngine(brake), placed, WhenReady(running.summary.set_result)
-        )
+        told = observer(running.summary.set_result)
+        server = Server(config, Credentials(TOKEN, "tests"), BrakedEngine(brake), placed, told)
         serve = asyncio.create_task(server.run(paths, listening))
         try:
             done = {serve, running.summary} if ready else {serve, asyncio.create_task(_reachable(running))}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -43,6 +45,16 @@ class Process:
         assert found, self.stdout
         return int(found[1])
 
+    def wait_healthy(self, port: int) -> None:
+        """Return once it answers on this port that it is ready, whatever became of its output."""
+
+        def healthy() -> bool:
+            with contextlib.suppress(OSError):
+                return call(port, "GET", "/health")[0] == 200
+            return False
+
+        self.until(healthy, "an answer to GET /health")
+
     def until(self, condition: Callable[[], Any], what: str) -> None:
         deadline = time.monotonic() + DEADLINE_S
         while not condition():
@@ -59,22 +71,60 @@ class Process:
 
 
 @contextmanager
-def orchd_serve(*args: str, home: Path, token: str | None = TOKEN, **environ: str) -> Iterator[Process]:
-    """Run `orchd serve` with arguments until the context ends; ``environ`` is added to a clean environment."""
+def orchd_serve(
+    *args: str,
+    home: Path,
+    token: str | None = TOKEN,
+    stdout: int | None = None,
+    stderr: int | None = None,
+    redirect: str = "",
+    **environ: str,
+) -> Iterator[Process]:
+    """Run `orchd serve` with arguments until the context ends.
+
+    Args:
+        args: For the command.
+        home: The account's; where it runs, and where its output goes.
+        token: ``ORCHD_TOKEN``.
+        stdout: Another descriptor for its output than that of a file.
+        stderr: The same for its log.
+        redirect: What a shell does with its descriptors, such as ``2>&-``.
+        environ: Added to a clean environment.
+    """
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("ORCHD_", "XDG_"))}
     root = str(Path(__file__).parents[2])
     env = clean | {"HOME": str(home), "PYTHONPATH": root} | environ
     if token is not None:
         env["ORCHD_TOKEN"] = token
     with (home / "stdout").open("wb") as out, (home / "stderr").open("wb") as err:
-        command = [sys.executable, "-m", "orchd", "serve", *args]
-        popen = subprocess.Popen(command, cwd=home, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        command = ["sh", "-c", f'exec "$@" {redirect}', "sh", sys.executable, "-m", "orchd", "serve", *args]
+        popen = subprocess.Popen(
+            command,
+            cwd=home,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=out if stdout is None else stdout,
+            stderr=err if stderr is None else stderr,
+        )
     try:
         yield Process(popen, home, env)
     finally:
         if popen.poll() is None:
             popen.kill()
         popen.wait()
+
+
+def free_port() -> int:
+    """One that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def pipe_without_reader() -> int:
+    """The end to write into."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
 
 
 def call(
