@@ -105,7 +105,8 @@ class Client:
             prompt: Raw text, without the model's chat template.
             messages: Turns of `role` and `content`, put through the model's chat template by the server.
             task_id: A UUID; made here if left out.
-            max_wait_s: How long to wait, in all, for a full queue or a pool that is not ready yet.
+            max_wait_s: How long to wait, in all, for a full queue or a pool that is not ready yet. Where the server asks
+                for longer, one last try is made at its end: a task may be over sooner than expected.
             on_wait: Called before each such pause with the refusal and the pause in seconds.
             options: See `TaskOptions`.
 
@@ -126,9 +127,10 @@ class Client:
             refusal = self._http.refusal(reply)
             if not isinstance(refusal, (Busy, NotReady)) or refusal.pause_s is None:
                 raise refusal
-            pause_s = max(refusal.pause_s, _SHORTEST_PAUSE_S)
-            if time.monotonic() + pause_s > deadline:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
                 raise refusal
+            pause_s = min(max(refusal.pause_s, _SHORTEST_PAUSE_S), left_s)
             if on_wait is not None:
                 on_wait(refusal, pause_s)
             await asyncio.sleep(pause_s)

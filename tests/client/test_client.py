@@ -85,11 +85,19 @@ async def test_a_pause_that_the_server_asks_for_is_waited_out(server: StandIn, r
     assert len({seen.body["task_id"] for seen in server.seen}) == 1
 
 
-async def test_a_pause_beyond_the_limit_raises_without_waiting(server: StandIn) -> None:
-    server.on("POST /v1/tasks", s.refuse(503, "POOL_UNREADY", "Loading.", {"Retry-After": "60"}))
+async def test_where_the_server_asks_for_longer_than_the_limit_one_last_try_is_made_at_its_end(
+    server: StandIn,
+) -> None:
+    refusal = s.refuse(503, "POOL_UNREADY", "Loading.", {"Retry-After": "60"})
+    pauses: list[float] = []
     async with connect(server) as client:
+        server.on("POST /v1/tasks", refusal, s.accept())
+        await client.submit(prompt="hi", max_wait_s=0.05, on_wait=lambda refused, pause_s: pauses.append(pause_s))
+        assert [pytest.approx(0.05, abs=0.05)] == pauses
+        server.on("POST /v1/tasks", refusal, refusal)
         with pytest.raises(orchd_client.NotReady):
-            await asyncio.wait_for(client.submit(prompt="hi", max_wait_s=1), 5)
+            await client.submit(prompt="hi", max_wait_s=0.05)
+    assert len(server.seen) == 4
 
 
 @pytest.mark.parametrize(
