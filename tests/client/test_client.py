@@ -91,10 +91,9 @@ async def test_where_the_server_asks_for_longer_than_the_limit_one_last_try_is_m
     refusal = s.refuse(503, "POOL_UNREADY", "Loading.", {"Retry-After": "60"})
     pauses: list[float] = []
     async with connect(server) as client:
-        server.on("POST /v1/tasks", refusal, s.accept())
+        server.on("POST /v1/tasks", refusal, s.accept(), refusal, refusal)
         await client.submit(prompt="hi", max_wait_s=0.05, on_wait=lambda refused, pause_s: pauses.append(pause_s))
         assert [pytest.approx(0.05, abs=0.05)] == pauses
-        server.on("POST /v1/tasks", refusal, refusal)
         with pytest.raises(orchd_client.NotReady):
             await client.submit(prompt="hi", max_wait_s=0.05)
     assert len(server.seen) == 4
