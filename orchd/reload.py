@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engines.errors import LoadFailed, OutOfDeviceMemory
-from orchd.active import INLINE_CHARS, ActiveModel
+from orchd.active import ActiveModel, is_short
 from orchd.errors import DecodeTimeout, ReloadFailed, TaskError
 from orchd.pools import Pool
 from orchd.replica import Host
@@ -167,7 +167,7 @@ class Reload:
         ctx = self._pool.config.ctx
         for _ in range(_MAX_ROUNDS):
             waiting = self._untokenized(tokens)
-            if sum(task.request.prompt_chars for task in waiting) <= INLINE_CHARS:
+            if is_short(*(task.request for task in waiting)):
                 break
             tokens |= await asyncio.to_thread(_tokenize, new, waiting, ctx)
         return tokens | _tokenize(new, self._untokenized(tokens), ctx)

@@ -30,6 +30,10 @@ class Priority(str, enum.Enum):
     BATCH = "batch"
 
 
+_CHARS_AROUND = 32
+"""About what a chat template writes around each message."""
+
+
 class Message(StrictWire, frozen=True, kw_only=True):
     """One turn of a conversation."""
 
@@ -41,8 +45,8 @@ class TaskRequest(StrictWire, frozen=True, kw_only=True):
     """Body of ``POST /v1/tasks``."""
 
     task_id: uuid.UUID | None = None
-    pool_id: str | None = None
-    model_ref: str | None = None
+    pool_id: Annotated[str, Meta(max_length=64)] | None = None
+    model_ref: Annotated[str, Meta(max_length=4096)] | None = None
     engine: Literal["llamacpp"] = "llamacpp"
     workload: Literal["completion"] = "completion"
     priority: Priority = Priority.INTERACTIVE
@@ -60,8 +64,10 @@ class TaskRequest(StrictWire, frozen=True, kw_only=True):
 
     @property
     def prompt_chars(self) -> int:
-        """Characters of its prompt or of all its messages."""
-        return len(self.prompt or "") + sum(len(message.content) for message in self.messages or ())
+        """Characters of its prompt, or of all its messages and what is written around each."""
+        if self.messages is None:
+            return len(self.prompt or "")
+        return sum(len(message.content) + _CHARS_AROUND for message in self.messages)
 
 
 class Accepted(Wire, frozen=True, kw_only=True):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import datetime
 import itertools
-import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn
 
 import jinja2
 
 from engines.errors import InvalidPrompt
 from engines.llamacpp.sandbox import DEADLINE, Deadline, Sandbox
+from engines.llamacpp.spelling import Spellings
 
 MAX_CHARS = 16 * 2**20
 """Longest prompt a template may write, in characters."""
@@ -33,21 +33,18 @@ class ControlTexts:
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._texts = frozenset(text for text in texts if len(text) > 1)
-        self._lengths = sorted({len(text) for text in self._texts})
-        openings = "|".join(sorted({re.escape(text[:2]) for text in self._texts})) or r"(?!)"
-        self._opening = re.compile(f"(?={openings})")
-        self._heads = frozenset(text[:n] for text in self._texts for n in range(1, len(text)))
-        self._tails = frozenset(text[n:] for text in self._texts for n in range(1, len(text)))
+        self._spellings = Spellings(texts)
+        self._heads = frozenset(text[:n] for text in self._spellings.texts for n in range(1, len(text)))
+        self._tails = frozenset(text[n:] for text in self._spellings.texts for n in range(1, len(text)))
 
     def defuse(self, content: str) -> str:
         """The content with a seam in every place that may need one. Seams that were there before are dropped."""
         content = content.replace(SEAM, "")
-        cuts = {start + 1 for start, _ in self._spelled_in(content)}
+        cuts = {start + 1 for start, _ in self._spellings.within(content)}
         core = content.strip()  # templates like to trim
         left = content.find(core)
         right = left + len(core)
-        sizes = range(1, min(max(self._lengths, default=0), len(core) + 1))
+        sizes = range(1, min(max(self._spellings.lengths, default=0), len(core) + 1))
         if any(core[:n] in self._tails for n in sizes):
             cuts.add(left)
         if any(core[-n:] in self._heads for n in sizes):
@@ -64,17 +61,9 @@ class ControlTexts:
         text = "".join(pieces)
         seams = list(itertools.accumulate(len(piece) for piece in pieces[:-1]))
         needed: set[int] = set()
-        for start, end in self._spelled_in(text) if seams else ():
+        for start, end in self._spellings.within(text) if seams else ():
             needed.update(seams[bisect_right(seams, start) : bisect_left(seams, end)])
         return [text[a:b] for a, b in itertools.pairwise([0, *sorted(needed), len(text)])]
-
-    def _spelled_in(self, text: str) -> Iterator[tuple[int, int]]:
-        """Start and end of every control text, overlapping ones too."""
-        for opening in self._opening.finditer(text):
-            start = opening.start()
-            for length in self._lengths:
-                if text[start : start + length] in self._texts:
-                    yield start, start + length
 
 
 class ChatTemplate:
