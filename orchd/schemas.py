@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import hashlib
 import uuid
 from typing import Annotated, Literal
 
@@ -61,6 +62,16 @@ class TaskRequest(StrictWire, frozen=True, kw_only=True):
     min_p: Annotated[float, Meta(ge=0, le=1)] = 0.05
     repeat_penalty: Annotated[float, Meta(gt=0, le=10)] = 1.0
     ignore_eos: bool = False
+
+    def digest(self) -> bytes:
+        """The same for the same request, however it was written."""
+        return hashlib.blake2b(msgspec.msgpack.encode(self), digest_size=16).digest()
+
+    def without_prompt(self) -> TaskRequest:
+        """What is left of it once its task has started: what is small."""
+        return msgspec.structs.replace(
+            self, task_id=None, pool_id=None, model_ref=None, prompt=None, messages=None, stop=()
+        )
 
     @property
     def prompt_chars(self) -> int:
