@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from engines.errors import InvalidPrompt, LoadFailed
 from orchd import model_files, models
 from orchd.errors import UNREADY_RETRY_S, InvalidParams, PoolUnavailable
 from orchd.schemas import TaskRequest
+
+_log = logging.getLogger(__name__)
 
 INLINE_CHARS = 2000
 """Prompts up to this length are tokenised on the event loop; longer ones on a thread, so that nobody's stream waits.
@@ -79,6 +82,8 @@ class ActiveModel:
             else:
                 tokens = self.vocab.tokenize(request.prompt or "")
         except InvalidPrompt as error:
+            if error.__cause__ is not None:
+                _log.warning("%s: %s: %r", self.id, error, error.__cause__)
             raise InvalidParams(str(error)) from None
         if len(tokens) + request.max_tokens > ctx:
             raise InvalidParams(

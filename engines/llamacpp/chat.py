@@ -20,6 +20,9 @@ MAX_CHARS = 16 * 2**20
 TIME_LIMIT_S = 2.0
 """Processor time that a template may take."""
 
+MAX_REFUSAL_CHARS = 300
+"""Longest sentence of a template's own that is passed on."""
+
 SEAM = "\ue0fe"
 """Private-use character: the text must be tokenised separately on its two sides."""
 
@@ -76,7 +79,7 @@ class ChatTemplate:
         controls: Text of every control token.
 
     Raises:
-        InvalidPrompt: The template cannot be compiled.
+        InvalidPrompt: The template cannot be compiled; its cause is why.
     """
 
     def __init__(self, source: str, *, bos: str, eos: str, controls: Iterable[str]) -> None:
@@ -91,13 +94,13 @@ class ChatTemplate:
         try:
             self._template = environment.compiled(source)
         except Exception as error:  # of Jinja, or of Python's compiler that it hands the template to
-            raise InvalidPrompt(f"the model's chat template cannot be used ({error}); send prompt instead") from None
+            raise InvalidPrompt("the model's chat template cannot be used; send prompt instead") from error
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> list[str]:
         """The prompt, ready for the assistant's reply, in parts that are to be tokenised one by one.
 
         Raises:
-            InvalidPrompt: The template refuses the conversation or fails on it.
+            InvalidPrompt: The template refuses the conversation, or fails on it; then its cause is why.
         """
         safe = [{"role": m["role"], "content": self._controls.defuse(m["content"])} for m in messages]
         parts: list[str] = []
@@ -111,10 +114,16 @@ class ChatTemplate:
                     raise InvalidPrompt(f"the model's chat template wrote more than {MAX_CHARS} characters")
         except InvalidPrompt:
             raise
-        except Exception as error:  # the template is a stranger's program: whatever it raises is its refusal
-            raise InvalidPrompt(f"the model's chat template refuses these messages: {error}") from None
+        except _Refusal as refusal:
+            raise InvalidPrompt(f"the model's chat template refuses these messages: {refusal}") from None
+        except Exception as error:  # the template is a stranger's program: it may raise anything
+            raise InvalidPrompt("the model's chat template fails on these messages; send prompt instead") from error
         return self._controls.split("".join(parts))
 
 
+class _Refusal(jinja2.TemplateError):
+    """What a template says to those whose messages it does not take."""
+
+
 def _raise_exception(message: object) -> NoReturn:
-    raise jinja2.TemplateError(str(message))
+    raise _Refusal(" ".join(str(message)[:MAX_REFUSAL_CHARS].split()))

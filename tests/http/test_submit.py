@@ -309,6 +309,23 @@ async def test_a_model_without_a_chat_template_refuses_messages(tmp_path: Path) 
         await _assert_refused(server, answer, "send prompt")
 
 
+@pytest.mark.parametrize(
+    ("template", "message", "cause"),
+    [
+        ("{{ messages.secret.more }}", "fails on these messages; send prompt instead", "has no attribute 'secret'"),
+        ("{% secret %}", "cannot be used; send prompt instead", "unknown tag 'secret'"),
+    ],
+)
+async def test_a_template_that_fails_is_told_without_its_error(
+    tmp_path: Path, template: str, message: str, cause: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = write_tiny_llama(tmp_path / "odd.gguf", chat_template=template)
+    async with serving(model) as server:
+        answer = await server.post(messages=[{"role": "user", "content": "a"}])
+        assert assert_envelope(answer, 400, "INVALID_PARAMS") == f"the model's chat template {message}"
+    assert cause in caplog.text
+
+
 async def test_a_defect_is_a_500_that_counts_as_rejected(
     tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
