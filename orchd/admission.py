@@ -34,7 +34,7 @@ def choose_pool(pools: Mapping[str, Pool], request: TaskRequest) -> Pool:
     chosen = list(pools.values())
     if request.pool_id is not None:
         if request.pool_id not in pools:
-            raise InvalidParams(f"pool_id: there is no pool {request.pool_id!r}; there are: {', '.join(pools)}")
+            raise InvalidParams(f"pool_id: there is no pool {request.pool_id!r}; available: {', '.join(pools)}")
         chosen = [pools[request.pool_id]]
     elif request.model_ref is None and len(chosen) > 1:
         raise InvalidParams(f"pool_id: there are several pools; say which: {', '.join(pools)}")

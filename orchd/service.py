@@ -188,7 +188,7 @@ class Service:
         """
         pool = self.pools.get(pool_id)
         if pool is None:
-            raise NotFound(f"there is no pool {pool_id!r}; there are: {', '.join(self.pools)}")
+            raise NotFound(f"there is no pool {pool_id!r}; available: {', '.join(self.pools)}")
         if self.closing or pool.loading:
             why = "shutting down" if self.closing else "still loading its first model"
             raise PoolUnready(f"pool {pool.id} is {why}; try again", retry_after_s=UNREADY_RETRY_S)

@@ -13,10 +13,10 @@ from aiohttp import hdrs, web
 
 from orchd.errors import Internal, InvalidParams, TaskError
 from orchd.http import sse
-from orchd.http.explain import explain
 from orchd.metrics import CONTENT_TYPE, Metrics
 from orchd.schemas import ReloadRequest, StrictWire, TaskRequest
 from orchd.service import Service
+from orchd.strict import explain
 
 if sys.version_info >= (3, 11):
     from asyncio import timeout
