@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import array
-from dataclasses import dataclass
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from engines.api import Footprint, Vocab
@@ -12,8 +15,15 @@ from orchd import model_files, models
 from orchd.errors import UNREADY_RETRY_S, InvalidParams, PoolUnavailable
 from orchd.schemas import TaskRequest
 
+_log = logging.getLogger(__name__)
+
 INLINE_CHARS = 2000
-"""Prompts up to this length are tokenised on the event loop; longer ones on a thread, so that nobody's stream waits."""
+"""Prompts up to this length are tokenised on the event loop; longer ones on a thread, so that nobody's stream waits.
+Messages always: their template is a stranger's program, which may take `engines.llamacpp.chat.TIME_LIMIT_S`."""
+
+LONG_CHARS = 64 * 1024
+"""Prompts and messages beyond this length take turns, on one thread: however many of them there are at once, they take
+one thread's share of the processor and of Python's lock, and shorter ones pass them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +36,7 @@ class ActiveModel:
         vocab: Its tokenizer, shared by every replica.
         footprint: What one replica of it needs.
         fingerprint: Of its files as they were vetted.
+        long_prompts: The thread for them; it ends with the last reference to this.
     """
 
     id: str
@@ -33,6 +44,7 @@ class ActiveModel:
     vocab: Vocab
     footprint: Footprint
     fingerprint: tuple[tuple[int, ...], ...]
+    long_prompts: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "long prompts"), repr=False)
 
     def check_unchanged(self) -> None:
         """Raise `LoadFailed` if its files are no longer those that were vetted: others could end the process."""
@@ -51,6 +63,13 @@ class ActiveModel:
                 retry_after_s=UNREADY_RETRY_S,
             )
 
+    async def tokenize_aside(self, request: TaskRequest, *, ctx: int) -> array.array[int]:
+        """As `tokenize`, for the event loop, which goes on meanwhile unless it is soon done."""
+        if is_short(request):
+            return self.tokenize(request, ctx=ctx)
+        thread = self.long_prompts if request.prompt_chars > LONG_CHARS else None
+        return await asyncio.get_running_loop().run_in_executor(thread, lambda: self.tokenize(request, ctx=ctx))
+
     def tokenize(self, request: TaskRequest, *, ctx: int) -> array.array[int]:
         """The request's prompt in this model's tokens.
 
@@ -63,6 +82,8 @@ class ActiveModel:
             else:
                 tokens = self.vocab.tokenize(request.prompt or "")
         except InvalidPrompt as error:
+            if error.__cause__ is not None:
+                _log.warning("%s: %s: %r", self.id, error, error.__cause__)
             raise InvalidParams(str(error)) from None
         if len(tokens) + request.max_tokens > ctx:
             raise InvalidParams(
@@ -70,3 +91,10 @@ class ActiveModel:
                 f"a slot's context of {ctx}; shorten the prompt or lower max_tokens"
             )
         return array.array("i", tokens)
+
+
+def is_short(*requests: TaskRequest) -> bool:
+    """Whether the prompts may be tokenised on the event loop, all together."""
+    return all(request.messages is None for request in requests) and (
+        sum(request.prompt_chars for request in requests) <= INLINE_CHARS
+    )

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import array
-import asyncio
 import uuid
 from collections.abc import Mapping
 
 from engines.errors import EngineDead
-from orchd.active import INLINE_CHARS, ActiveModel
 from orchd.errors import UNREADY_RETRY_S, InvalidParams, PoolUnavailable, PoolUnready
 from orchd.pools import Pool
 from orchd.schemas import TaskRequest
@@ -73,16 +70,10 @@ async def prepare(pool: Pool, request: TaskRequest) -> Task:
         assert model is not None  # `check_open` saw to it
         model.check_ref(request)
         try:
-            tokens = await _tokenize(model, request, pool.config.ctx)
+            tokens = await model.tokenize_aside(request, ctx=pool.config.ctx)
         except EngineDead:
             if pool.model is model:
                 raise
             continue  # a reload closed the vocabulary meanwhile
         if pool.model is model:
             return Task(task_id, request, pool.id, tokens)
-
-
-async def _tokenize(model: ActiveModel, request: TaskRequest, ctx: int) -> array.array[int]:
-    if request.prompt_chars <= INLINE_CHARS:
-        return model.tokenize(request, ctx=ctx)
-    return await asyncio.get_running_loop().run_in_executor(None, lambda: model.tokenize(request, ctx=ctx))

@@ -81,7 +81,7 @@ class TasksConfig(Strict, frozen=True):
     ] = 300.0
     retained_bytes: Annotated[
         int,
-        Meta(ge=0, le=1 << 40, description="Bytes of events that are kept for ended tasks, all together."),
+        Meta(ge=0, le=1 << 40, description="Bytes of memory that ended tasks may take, all together."),
     ] = 64 << 20
     cancel_grace_s: Annotated[
         float, Meta(ge=0, le=DAY_S, description="Seconds without a listener after which a task is cancelled.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 
 import msgspec
@@ -14,6 +15,10 @@ Event = Started | Token | End
 
 _NAMES: dict[type[Event], bytes] = {Started: b"started", Token: b"token", End: b"end"}
 _encode = msgspec.json.Encoder().encode
+
+
+_FRAME_BYTES = sys.getsizeof(b"") + 16
+"""What a frame takes besides its bytes: its object, its place in the list, and what allocations are rounded up by."""
 
 
 def frame(event_id: int, event: Event) -> bytes:
@@ -28,10 +33,12 @@ class EventLog:
 
     Attributes:
         frames: One for each event, ready to be sent.
-        size_bytes: Of all of them.
+        size_bytes: What all of them take in memory.
         ended: Whether the last one is the task's end.
         listeners: How many follow the task; kept by `orchd.tasks.TaskStore`.
     """
+
+    __slots__ = ("_subscribers", "_will_tell", "ended", "frames", "listeners", "size_bytes")
 
     def __init__(self) -> None:
         self.frames: list[bytes] = []
@@ -47,7 +54,7 @@ class EventLog:
             raise RuntimeError("an event after the end of its task")
         data = frame(len(self.frames), event)
         self.frames.append(data)
-        self.size_bytes += len(data)
+        self.size_bytes += len(data) + _FRAME_BYTES
         self.ended = isinstance(event, End)
         if self._subscribers and not self._will_tell:
             self._will_tell = True

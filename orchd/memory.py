@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from engines.api import Footprint
 from engines.errors import OutOfDeviceMemory
+from orchd import host_memory
 from orchd.devices import Device, free_gpu_bytes, gpu_index
 
 HOST = "cpu"
@@ -54,16 +54,7 @@ def place_of(device: Device) -> str:
 def free_bytes(place: str) -> int | None:
     """Free memory there now; None if nobody can tell."""
     index = gpu_index(place)
-    return _free_host_bytes() if index is None else free_gpu_bytes(index)
-
-
-def _free_host_bytes() -> int | None:
-    """Memory that the machine can give out without swapping; None if it does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), None)
+    return host_memory.free_bytes() if index is None else free_gpu_bytes(index)
 
 
 def _gib(size: int) -> str:

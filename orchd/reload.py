@@ -11,15 +11,16 @@ from __future__ import annotations
 import array
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from engines.errors import LoadFailed, OutOfDeviceMemory
-from orchd.active import INLINE_CHARS, ActiveModel
+from orchd.active import ActiveModel, is_short
 from orchd.errors import DecodeTimeout, ReloadFailed, TaskError
 from orchd.pools import Pool
 from orchd.replica import Host
 from orchd.scheduler import Place
+from orchd.schemas import TaskRequest
 from orchd.tasks import Task
 
 _log = logging.getLogger(__name__)
@@ -167,24 +168,25 @@ class Reload:
         ctx = self._pool.config.ctx
         for _ in range(_MAX_ROUNDS):
             waiting = self._untokenized(tokens)
-            if sum(task.request.prompt_chars for task in waiting) <= INLINE_CHARS:
+            if is_short(*waiting.values()):
                 break
             tokens |= await asyncio.to_thread(_tokenize, new, waiting, ctx)
         return tokens | _tokenize(new, self._untokenized(tokens), ctx)
 
-    def _untokenized(self, tokens: Tokens) -> list[Task]:
-        return [task for task in self._pool.scheduler.waiting() if task.id not in tokens]
+    def _untokenized(self, tokens: Tokens) -> dict[str, TaskRequest]:
+        """By task id. A task that starts meanwhile forgets its prompt, so this holds requests."""
+        return {task.id: task.request for task in self._pool.scheduler.waiting() if task.id not in tokens}
 
 
 _MAX_ROUNDS = 8  # each leaves only what came in meanwhile
 
 
-def _tokenize(model: ActiveModel, tasks: Sequence[Task], ctx: int) -> Tokens:
+def _tokenize(model: ActiveModel, requests: Mapping[str, TaskRequest], ctx: int) -> Tokens:
     outcome: Tokens = {}
-    for task in tasks:
+    for task_id, request in requests.items():
         try:
-            model.check_ref(task.request)
-            outcome[task.id] = model.tokenize(task.request, ctx=ctx)
+            model.check_ref(request)
+            outcome[task_id] = model.tokenize(request, ctx=ctx)
         except TaskError as error:
-            outcome[task.id] = error
+            outcome[task_id] = error
     return outcome

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import hashlib
 import uuid
 from typing import Annotated, Literal
 
@@ -30,6 +31,10 @@ class Priority(str, enum.Enum):
     BATCH = "batch"
 
 
+_CHARS_AROUND = 32
+"""About what a chat template writes around each message."""
+
+
 class Message(StrictWire, frozen=True, kw_only=True):
     """One turn of a conversation."""
 
@@ -41,8 +46,8 @@ class TaskRequest(StrictWire, frozen=True, kw_only=True):
     """Body of ``POST /v1/tasks``."""
 
     task_id: uuid.UUID | None = None
-    pool_id: str | None = None
-    model_ref: str | None = None
+    pool_id: Annotated[str, Meta(max_length=64)] | None = None
+    model_ref: Annotated[str, Meta(max_length=4096)] | None = None
     engine: Literal["llamacpp"] = "llamacpp"
     workload: Literal["completion"] = "completion"
     priority: Priority = Priority.INTERACTIVE
@@ -58,10 +63,22 @@ class TaskRequest(StrictWire, frozen=True, kw_only=True):
     repeat_penalty: Annotated[float, Meta(gt=0, le=10)] = 1.0
     ignore_eos: bool = False
 
+    def digest(self) -> bytes:
+        """The same for the same request, however it was written."""
+        return hashlib.blake2b(msgspec.msgpack.encode(self), digest_size=16).digest()
+
+    def without_prompt(self) -> TaskRequest:
+        """What is left of it once its task has started: what is small."""
+        return msgspec.structs.replace(
+            self, task_id=None, pool_id=None, model_ref=None, prompt=None, messages=None, stop=()
+        )
+
     @property
     def prompt_chars(self) -> int:
-        """Characters of its prompt or of all its messages."""
-        return len(self.prompt or "") + sum(len(message.content) for message in self.messages or ())
+        """Characters of its prompt, or of all its messages and what is written around each."""
+        if self.messages is None:
+            return len(self.prompt or "")
+        return sum(len(message.content) + _CHARS_AROUND for message in self.messages)
 
 
 class Accepted(Wire, frozen=True, kw_only=True):

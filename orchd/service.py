@@ -116,7 +116,7 @@ class Service:
             return pool.scheduler.submit(task)
 
     def _answer_again(self, task: Task, request: TaskRequest) -> Accepted:
-        if task.request != request:
+        if task.digest != request.digest():
             raise InvalidParams(f"task_id: {task.id} was used for another request; use a new one, or leave it out")
         assert task.accepted is not None  # set when it was submitted
         return task.accepted

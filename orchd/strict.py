@@ -1,18 +1,26 @@
-"""The strict base of structs that are read from outside, and sentences for values that do not fit one.
+"""The strict base of structs that are read from outside, and sentences for what does not fit one.
 
-A sentence is made from the field's type: its range, its choices, its examples, or ``extra={"expected": …}``.
+A sentence is made from the type of the place: its range, its choices, its examples, or ``extra={"expected": …}``. In a
+file and on the command line the reader knows what was written, so it is shown; a body's place and remedy are enough.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import msgspec
 from msgspec import inspect
 
-from orchd.errors import ConfigError
+from orchd.errors import ConfigError, InvalidParams
+
+_type_info = functools.cache(inspect.type_info)
+
+MOST_SHOWN = 80
+"""Characters of a value or a name that are shown."""
 
 
 class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -45,13 +53,14 @@ def convert_tables(data: dict[str, Any], struct: type[StrictT], where: str, *, s
     try:
         return msgspec.convert(data, struct)
     except msgspec.ValidationError as error:
-        place = re.search(r" - at `\$\.(.*)`$", str(error))
-        key, kind, field = place[1] if place else "", root, root
+        _, key = _complaint(error)
         value: Any = data
-        for part in re.findall(r"\w+", key):
-            value, kind = value[int(part) if part.isdigit() else part], _child(kind, part)
-            field = field if part.isdigit() and not isinstance(_bare(kind), inspect.StructType) else kind
-        raise ConfigError(f"{where}: {_sentence(key, value, field, secret=key in secrets)}") from None
+        for part in _parts(key):
+            value = value[part]
+        *_, outer, kind = (root, *_kinds(root, key))
+        if key.endswith("]") and not _children(kind):
+            kind = outer  # an item is told with its list, whose description covers it
+        raise ConfigError(f"{where}: {_sentence(key, value, kind, secret=key in secrets)}") from None
 
 
 def convert_value(value: Any, kind: Any, where: str, *, secret: bool = False) -> Any:
@@ -68,14 +77,52 @@ def convert_value(value: Any, kind: Any, where: str, *, secret: bool = False) ->
         raise ConfigError(_sentence(where, value, info, secret=secret)) from None
 
 
+def explain(error: Exception, struct: type[msgspec.Struct]) -> InvalidParams:
+    """The refusal of a JSON body that could not be decoded as a struct; names the field and what would be right."""
+    if isinstance(error, UnicodeDecodeError):
+        return InvalidParams("the body is not UTF-8; encode it as UTF-8")
+    if not isinstance(error, msgspec.ValidationError):
+        detail = str(error).removeprefix("JSON is malformed: ").replace("Input data was truncated", "it ends too soon")
+        return InvalidParams(f"the body is not JSON: {detail}; send one JSON object")
+    complaint, key = _complaint(error)
+    *_, kind = _kinds(_type_info(struct), key)
+    begin = f"{key}: " if key else ""
+    if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", complaint, re.DOTALL):
+        remedy = _remedy(unknown[1], _children(kind), otherwise="available")
+        return InvalidParams(f"{begin}there is no field {_short(unknown[1])}; {remedy}")
+    if missing := re.fullmatch(r"Object missing required field `(.*)`", complaint):
+        return InvalidParams(f"{begin}{missing[1]} is missing; give it")
+    if enum := re.fullmatch(r"Invalid enum value (.*)", complaint, re.DOTALL):
+        return InvalidParams(f"{begin}{_short(enum[1])} is not one of {', '.join(_choices(_bare(kind)))}")
+    return InvalidParams(f"{begin or 'the body: '}expected {_expected(kind, table='an object')}")
+
+
+def _complaint(error: msgspec.ValidationError) -> tuple[str, str]:
+    """What msgspec says, such as "Invalid UUID - at `$.task_id`", and about which key: ``task_id``."""
+    complaint, _, path = str(error).partition(" - at `$")
+    return complaint, path.removesuffix("`").removeprefix(".")
+
+
+def _parts(key: str) -> list[str | int]:
+    return [int(part) if part.isdigit() else part for part in re.findall(r"\w+", key)]
+
+
+def _kinds(kind: inspect.Type, key: str) -> Iterator[inspect.Type]:
+    """The types on the way to a key, from the outermost one on."""
+    yield kind
+    for part in _parts(key):
+        bare = _bare(kind)
+        kind = _children(bare)[part] if isinstance(part, str) else getattr(bare, "item_type", kind)
+        yield kind
+
+
 def _unknown_key(table: dict[str, Any], kind: inspect.Type, *, at: str, top: inspect.Type | None = None) -> str:
     """A sentence about the first key that no struct has and the nearest one that exists; or empty."""
     children, top = _children(kind), top or kind
     for key, value in table.items():
         if key not in children:
             homes = [f"{name}.{key}" for name, section in _children(top).items() if key in _children(section)]
-            near = [f"{at}{name}" for name in difflib.get_close_matches(key, children, n=1)]
-            remedy = f"did you mean {(near + homes)[0]}?" if near or homes else f"known here: {', '.join(children)}"
+            remedy = _remedy(key, children, at=at, more=homes, otherwise="known here")
             return f"unknown key {at}{key if key.isidentifier() else repr(key)}; {remedy}"
         items = enumerate(value) if isinstance(value, list) else [(None, value)]
         for index, item in items if _children(children[key]) else ():
@@ -85,6 +132,12 @@ def _unknown_key(table: dict[str, Any], kind: inspect.Type, *, at: str, top: ins
     return ""
 
 
+def _remedy(name: str, known: Iterable[str], *, at: str = "", more: Iterable[str] = (), otherwise: str) -> str:
+    """The known name that was meant, or all of them."""
+    near = [f"{at}{found}" for found in difflib.get_close_matches(name[:MOST_SHOWN], known, n=1)] + [*more]
+    return f"did you mean {near[0]}?" if near else f"{otherwise}: {', '.join(known)}"
+
+
 def _children(kind: inspect.Type) -> dict[str, inspect.Type]:
     """The fields of a struct, or of the structs in a tuple."""
     kind = _bare(kind)
@@ -92,42 +145,56 @@ def _children(kind: inspect.Type) -> dict[str, inspect.Type]:
     return {field.name: field.type for field in kind.fields} if isinstance(kind, inspect.StructType) else {}
 
 
-def _child(kind: inspect.Type, part: str) -> inspect.Type:
-    bare = _bare(kind)
-    if part.isdigit():
-        return bare.item_type if isinstance(bare, inspect.VarTupleType) else kind
-    return _children(bare)[part]
-
-
 def _sentence(key: str, value: Any, kind: inspect.Type, *, secret: bool) -> str:
-    text = "a table" if isinstance(value, dict) else repr(value)
-    shown = "not usable" if secret else text if len(text) <= 80 else f"{text[:77]}..."
+    shown = "not usable" if secret else "a table" if isinstance(value, dict) else _short(repr(value))
     return f"{key} is {shown}, expected {_expected(kind)}"
 
 
-def _expected(kind: inspect.Type) -> str:
+def _short(text: str) -> str:
+    return text if len(text) <= MOST_SHOWN else f"{text[: MOST_SHOWN - 3]}..."
+
+
+_NOUNS = {inspect.UUIDType: "a UUID such as 6f1c9f0e-8a53-4f0b-9d0c-3a1f5c2b7e44", inspect.BoolType: "true or false"}
+
+
+def _expected(kind: inspect.Type, *, table: str = "a table") -> str:
     """What a value of this type looks like, in words."""
     if isinstance(kind, inspect.Metadata):
         if kind.extra and "expected" in kind.extra:
             return str(kind.extra["expected"])
         examples = " or ".join(f'"{example}"' for example in (kind.extra_json_schema or {}).get("examples", ()))
-        return _expected(kind.type) + (f" such as {examples}" if examples else "")
+        return f"a string such as {examples}" if examples else _expected(kind.type, table=table)
     if isinstance(kind, (inspect.IntType, inspect.FloatType)):
         noun = "a whole number" if isinstance(kind, inspect.IntType) else "a number"
         low = f"above {kind.gt:g}, at most" if kind.gt is not None else f"from {kind.ge} to"
         return f"{noun} {low} {kind.le}"
-    if isinstance(kind, inspect.LiteralType):
-        return " or ".join(f'"{value}"' for value in kind.values)
+    if isinstance(kind, inspect.StrType):
+        return f"a string{_length(kind, 'character')}"
     if isinstance(kind, inspect.VarTupleType):
-        return f"a list{' of at least one' if kind.min_length else ''}, each {_expected(kind.item_type)}"
+        return f"a list{_length(kind, 'item')}, each {_expected(kind.item_type, table=table)}"
     if isinstance(kind, inspect.UnionType):
-        return " or ".join(_expected(kind) for kind in kind.types if not isinstance(kind, inspect.NoneType))
-    if isinstance(kind, inspect.StructType):
-        return "a table"
-    return "true or false" if isinstance(kind, inspect.BoolType) else "a string"
+        kinds = [kind for kind in kind.types if not isinstance(kind, inspect.NoneType)]
+        return " or ".join(_expected(kind, table=table) for kind in kinds)
+    return " or ".join(f'"{choice}"' for choice in _choices(kind)) or _NOUNS.get(type(kind), table)
+
+
+def _length(kind: inspect.StrType | inspect.VarTupleType, noun: str) -> str:
+    if kind.max_length is not None:
+        return f" of {kind.min_length or 0} to {kind.max_length} {noun}s"
+    return f" of at least one {noun}" if kind.min_length else ""
+
+
+def _choices(kind: inspect.Type) -> list[str]:
+    """The values of a type that has only a few; none of another."""
+    if isinstance(kind, inspect.EnumType):
+        return [str(member.value) for member in kind.cls]
+    return [str(value) for value in kind.values] if isinstance(kind, inspect.LiteralType) else []
 
 
 def _bare(kind: inspect.Type) -> inspect.Type:
-    while isinstance(kind, inspect.Metadata):
-        kind = kind.type
+    """A type without what is said of it, and without None beside it."""
+    if isinstance(kind, inspect.Metadata):
+        return _bare(kind.type)
+    if isinstance(kind, inspect.UnionType) and len(kind.types) == 2 and isinstance(kind.types[1], inspect.NoneType):
+        return _bare(kind.types[0])
     return kind

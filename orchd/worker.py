@@ -30,6 +30,10 @@ def _lost() -> TaskError:
     return WorkerReset("the worker that ran the task was reset; send it again")
 
 
+def _not_started() -> TaskError:
+    return Internal("the task could not be started; orchd's log says why")
+
+
 class Worker:
     """See the module.
 
@@ -142,7 +146,7 @@ class Worker:
                 host.model.admit(task.sequence())
             except Exception as error:
                 _log.exception("task %s could not be admitted", task.id)
-                self._finish(replica, task, FinishReason.ERROR, Internal(f"the task could not be started: {error}"))
+                self._finish(replica, task, FinishReason.ERROR, _not_started())
                 if isinstance(error, EngineDead):  # it would refuse every other task as well
                     self._abandon(replica, host, error)
                 continue

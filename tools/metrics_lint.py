@@ -44,6 +44,7 @@ class Series(_Rule, frozen=True, kw_only=True):
     only_on: Literal["gpu"] | None = None
     at_least: float = float("-inf")
     at_most: float = float("inf")
+    samples_at_most: int | None = None
 
 
 class Label(_Rule, frozen=True, kw_only=True):
@@ -131,6 +132,8 @@ def _complaints(series: Series, kind: str | None, samples: list[Sample], rules: 
             found.append(f"{series.name} has the labels {list(sample.labels)}, expected {series.labels}")
         if not series.at_least <= sample.value <= series.at_most:
             found.append(f"{series.name} is {sample.value}, expected {series.at_least} to {series.at_most}")
+    if series.samples_at_most is not None and len(samples) > series.samples_at_most:
+        found.append(f"{series.name} has {len(samples)} samples, at most {series.samples_at_most} are allowed")
     for label in series.every_value:
         missing = set(rules.labels[label].values or ()) - {sample.labels.get(label) for sample in samples}
         found += [f"{series.name} has no sample with {label}={value!r}" for value in sorted(missing)]

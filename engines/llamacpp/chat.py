@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import datetime
 import itertools
-import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn
 
 import jinja2
 
 from engines.errors import InvalidPrompt
 from engines.llamacpp.sandbox import DEADLINE, Deadline, Sandbox
+from engines.llamacpp.spelling import Spellings
 
 MAX_CHARS = 16 * 2**20
 """Longest prompt a template may write, in characters."""
 
 TIME_LIMIT_S = 2.0
 """Processor time that a template may take."""
+
+MAX_REFUSAL_CHARS = 300
+"""Longest sentence of a template's own that is passed on."""
 
 SEAM = "\ue0fe"
 """Private-use character: the text must be tokenised separately on its two sides."""
@@ -33,21 +36,18 @@ class ControlTexts:
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self._texts = frozenset(text for text in texts if len(text) > 1)
-        self._lengths = sorted({len(text) for text in self._texts})
-        openings = "|".join(sorted({re.escape(text[:2]) for text in self._texts})) or r"(?!)"
-        self._opening = re.compile(f"(?={openings})")
-        self._heads = frozenset(text[:n] for text in self._texts for n in range(1, len(text)))
-        self._tails = frozenset(text[n:] for text in self._texts for n in range(1, len(text)))
+        self._spellings = Spellings(texts)
+        self._heads = frozenset(text[:n] for text in self._spellings.texts for n in range(1, len(text)))
+        self._tails = frozenset(text[n:] for text in self._spellings.texts for n in range(1, len(text)))
 
     def defuse(self, content: str) -> str:
         """The content with a seam in every place that may need one. Seams that were there before are dropped."""
         content = content.replace(SEAM, "")
-        cuts = {start + 1 for start, _ in self._spelled_in(content)}
+        cuts = {start + 1 for start, _ in self._spellings.within(content)}
         core = content.strip()  # templates like to trim
         left = content.find(core)
         right = left + len(core)
-        sizes = range(1, min(max(self._lengths, default=0), len(core) + 1))
+        sizes = range(1, min(max(self._spellings.lengths, default=0), len(core) + 1))
         if any(core[:n] in self._tails for n in sizes):
             cuts.add(left)
         if any(core[-n:] in self._heads for n in sizes):
@@ -64,17 +64,9 @@ class ControlTexts:
         text = "".join(pieces)
         seams = list(itertools.accumulate(len(piece) for piece in pieces[:-1]))
         needed: set[int] = set()
-        for start, end in self._spelled_in(text) if seams else ():
+        for start, end in self._spellings.within(text) if seams else ():
             needed.update(seams[bisect_right(seams, start) : bisect_left(seams, end)])
         return [text[a:b] for a, b in itertools.pairwise([0, *sorted(needed), len(text)])]
-
-    def _spelled_in(self, text: str) -> Iterator[tuple[int, int]]:
-        """Start and end of every control text, overlapping ones too."""
-        for opening in self._opening.finditer(text):
-            start = opening.start()
-            for length in self._lengths:
-                if text[start : start + length] in self._texts:
-                    yield start, start + length
 
 
 class ChatTemplate:
@@ -87,7 +79,7 @@ class ChatTemplate:
         controls: Text of every control token.
 
     Raises:
-        InvalidPrompt: The template cannot be compiled.
+        InvalidPrompt: The template cannot be compiled; its cause is why.
     """
 
     def __init__(self, source: str, *, bos: str, eos: str, controls: Iterable[str]) -> None:
@@ -102,13 +94,13 @@ class ChatTemplate:
         try:
             self._template = environment.compiled(source)
         except Exception as error:  # of Jinja, or of Python's compiler that it hands the template to
-            raise InvalidPrompt(f"the model's chat template cannot be used ({error}); send prompt instead") from None
+            raise InvalidPrompt("the model's chat template cannot be used; send prompt instead") from error
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> list[str]:
         """The prompt, ready for the assistant's reply, in parts that are to be tokenised one by one.
 
         Raises:
-            InvalidPrompt: The template refuses the conversation or fails on it.
+            InvalidPrompt: The template refuses the conversation, or fails on it; then its cause is why.
         """
         safe = [{"role": m["role"], "content": self._controls.defuse(m["content"])} for m in messages]
         parts: list[str] = []
@@ -122,10 +114,16 @@ class ChatTemplate:
                     raise InvalidPrompt(f"the model's chat template wrote more than {MAX_CHARS} characters")
         except InvalidPrompt:
             raise
-        except Exception as error:  # the template is a stranger's program: whatever it raises is its refusal
-            raise InvalidPrompt(f"the model's chat template refuses these messages: {error}") from None
+        except _Refusal as refusal:
+            raise InvalidPrompt(f"the model's chat template refuses these messages: {refusal}") from None
+        except Exception as error:  # the template is a stranger's program: it may raise anything
+            raise InvalidPrompt("the model's chat template fails on these messages; send prompt instead") from error
         return self._controls.split("".join(parts))
 
 
+class _Refusal(jinja2.TemplateError):
+    """What a template says to those whose messages it does not take."""
+
+
 def _raise_exception(message: object) -> NoReturn:
-    raise jinja2.TemplateError(str(message))
+    raise _Refusal(" ".join(str(message)[:MAX_REFUSAL_CHARS].split()))

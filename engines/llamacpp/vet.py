@@ -151,8 +151,10 @@ def main() -> int:
         size = file_bytes(spec.path)
         _limit(size)
         answer: dict[str, object] = {"ok": True, **_examine(spec, decode=size <= DECODE_UP_TO)}
-    except (EngineError, MemoryError) as error:
-        answer = {"ok": False, "error": str(error) or f"{spec.path.name} asks for more memory than vetting allows"}
+    except EngineError as error:
+        answer = {"ok": False, "error": str(error)}
+    except MemoryError:
+        answer = {"ok": False, "error": f"{spec.path.name} asks for more memory than vetting allows"}
     print(json.dumps(answer))
     return 0
 

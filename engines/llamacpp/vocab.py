@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from engines.errors import EngineDead, InvalidPrompt
 from engines.llamacpp.chat import ChatTemplate
 from engines.llamacpp.native.model import NativeModel
+from engines.llamacpp.spelling import Cuts
 
 
 class LlamaVocab:
@@ -28,6 +29,8 @@ class LlamaVocab:
         self._calls = 0
         self._closed = False
         self._template: ChatTemplate | None = None
+        special = (token for token in range(self._native.n_vocab) if self._native.is_special(token))
+        self._cuts = Cuts({self._text(token): self._native.swallows_blanks(token) for token in special})
 
     def tokenize(self, prompt: str) -> list[int]:
         """See `engines.api.Vocab`."""
@@ -57,9 +60,9 @@ class LlamaVocab:
     def _tokenize(self, parts: Sequence[str]) -> list[int]:
         with self._open():
             try:
-                tokens = self._native.tokenize(parts[0], add_special=True, parse_special=True)
-                for part in parts[1:]:
-                    tokens += self._native.tokenize(part, add_special=False, parse_special=True)
+                tokens: list[int] = []
+                for number, piece in enumerate(piece for part in parts for piece in self._pieces(part)):
+                    tokens += self._native.tokenize(piece, add_special=number == 0, parse_special=True)
             except UnicodeEncodeError:
                 raise InvalidPrompt("the text holds half a surrogate pair, which is not Unicode text") from None
             bos = self._native.bos
@@ -69,17 +72,20 @@ class LlamaVocab:
             raise InvalidPrompt("the prompt is empty for this model; give it at least one token of text")
         return tokens
 
+    def _pieces(self, text: str) -> Iterable[str]:
+        return [text] if self._native.adds_eos else self._cuts.pieces(text)
+
     def _compile_template(self) -> ChatTemplate:
         source = self._native.chat_template
         if source is None:
             raise InvalidPrompt(f"{self._native.name} has no chat template; send prompt instead of messages")
         native = self._native
+        controls = (self._text(token) for token in range(native.n_vocab) if native.is_control(token))
+        return ChatTemplate(source, bos=self._text(native.bos), eos=self._text(native.eos), controls=controls)
 
-        def text(token: int) -> str:
-            return native.piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
-
-        controls = (text(token) for token in range(native.n_vocab) if native.is_control(token))
-        return ChatTemplate(source, bos=text(native.bos), eos=text(native.eos), controls=controls)
+    def _text(self, token: int) -> str:
+        """What spells a token; nothing for -1, which is none."""
+        return self._native.piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
 
     def close(self) -> None:
         """See `engines.api.Vocab`."""

@@ -105,8 +105,8 @@ class Client:
             prompt: Raw text, without the model's chat template.
             messages: Turns of `role` and `content`, put through the model's chat template by the server.
             task_id: A UUID; made here if left out.
-            max_wait_s: How long to wait, in all, for a full queue or a pool that is not ready yet. Where the server asks
-                for longer, one last try is made at its end: a task may be over sooner than expected.
+            max_wait_s: How long to wait, in all, for a full queue or a pool that is not ready yet. Where the server
+                asks for longer, one last try is made at its end: a task may be over sooner than expected.
             on_wait: Called before each such pause with the refusal and the pause in seconds.
             options: See `TaskOptions`.
 

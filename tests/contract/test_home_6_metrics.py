@@ -139,6 +139,7 @@ def broken(text: str) -> dict[str, tuple[str, str]]:
     """Scrapes with one defect each, and a part of the complaint about it."""
     first = next(line for line in text.splitlines() if line.startswith("queue_depth{"))
     tokens = next(line for line in text.splitlines() if line.startswith("tokens_in_total{"))
+    state = next(line for line in text.splitlines() if line.startswith("model_state{"))
     without = "\n".join(line for line in text.splitlines() if "tokens_out_total" not in line) + "\n"
     return {
         "a new series": (f"{text}# HELP p95 x\n# TYPE p95 gauge\np95 1\n", "p95 is not on the list"),
@@ -159,6 +160,10 @@ def broken(text: str) -> dict[str, tuple[str, str]]:
             text.replace(first, "\n".join(first.replace('"default"', f'"p{i}"') for i in range(40))),
             "label pool_id holds",
         ),
+        "models that nobody forgot": (
+            text.replace(state, "\n".join(state.replace('"tiny-a"', f'"m{i}"') for i in range(47))),
+            "model_state has 50 samples, at most 48",
+        ),
         "a path": (text.replace('model_id="tiny-a"', 'model_id="/home/me/tiny-a"'), "label model_id"),
         "GPU series without a GPU": (
             f"{text}# HELP gpu_utilization x\n# TYPE gpu_utilization gauge\n"
@@ -169,7 +174,7 @@ def broken(text: str) -> dict[str, tuple[str, str]]:
 
 
 @pytest.mark.home("HOME-10.3")
-@pytest.mark.parametrize("defect", list(broken("queue_depth{a} 1\ntokens_in_total{b} 1\n")))
+@pytest.mark.parametrize("defect", list(broken("queue_depth{a} 1\ntokens_in_total{b} 1\nmodel_state{c} 1\n")))
 def test_the_lint_finds_a_defect(scrape: str, defect: str) -> None:
     text, complaint = broken(scrape)[defect]
     assert text != scrape

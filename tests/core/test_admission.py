@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -11,11 +13,12 @@ import pytest
 from engines.api import Footprint, Vocab
 from engines.errors import EngineDead
 from orchd import admission
-from orchd.active import INLINE_CHARS, ActiveModel
+from orchd.active import INLINE_CHARS, LONG_CHARS, ActiveModel
 from orchd.config import PoolConfig
 from orchd.errors import PoolUnavailable
 from orchd.pools import Pool
-from orchd.schemas import TaskRequest
+from orchd.schemas import Message, TaskRequest
+from tests.support.harness import until
 
 
 class Tokenizer:
@@ -74,3 +77,55 @@ async def test_a_closed_vocabulary_that_nobody_replaced_is_an_error() -> None:
 
     with pytest.raises(EngineDead):
         await admission.prepare(cast(Pool, Serving(model("only", Tokenizer(1, fail)))), TaskRequest(prompt="x"))
+
+
+class Threads(Tokenizer):
+    """Notes on which thread it is asked, and by how many at once."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.seen: list[str] = []
+        self.at_once = self.most_at_once = 0
+        self.go_on = threading.Event()
+
+    def tokenize(self, text: str) -> list[int]:
+        self.seen.append(threading.current_thread().name)
+        if len(text) > LONG_CHARS:
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+            assert self.go_on.wait(20)
+            self.at_once -= 1
+        return [1]
+
+    def tokenize_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        return self.tokenize("")
+
+
+MESSAGE = Message(role="user", content="")
+
+
+@pytest.mark.parametrize(
+    ("request_", "inline"),
+    [
+        (TaskRequest(prompt="x" * INLINE_CHARS), True),
+        (TaskRequest(prompt="x" * (INLINE_CHARS + 1)), False),
+        (TaskRequest(messages=(MESSAGE,)), False),
+        (TaskRequest(messages=(MESSAGE,) * 30_000), False),
+    ],
+    ids=["short prompt", "long prompt", "one empty message", "many empty messages"],
+)
+async def test_only_short_prompts_are_tokenised_on_the_event_loop(request_: TaskRequest, inline: bool) -> None:
+    vocab = Threads()
+    await admission.prepare(cast(Pool, Serving(model("only", vocab))), request_)
+    assert (vocab.seen == [threading.current_thread().name]) is inline
+
+
+async def test_very_long_prompts_take_turns_and_others_pass_them() -> None:
+    vocab = Threads()
+    pool = cast(Pool, Serving(model("only", vocab)))
+    long = [asyncio.create_task(admission.prepare(pool, TaskRequest(prompt="x" * 100_000))) for _ in range(50)]
+    await until(lambda: vocab.at_once, "one is tokenised")
+    await asyncio.wait_for(admission.prepare(pool, TaskRequest(prompt="x" * 10_000)), 20)
+    vocab.go_on.set()
+    await asyncio.gather(*long)
+    assert vocab.most_at_once == 1

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import array
 import asyncio
+import gc
 import json
+import sys
+import tracemalloc
 import uuid
 
+import msgspec
 import pytest
 
 from engines.api import FinishReason
 from orchd.errors import WorkerReset
 from orchd.events import EventLog
-from orchd.schemas import Accepted, End, Priority, Started, Token
+from orchd.schemas import Accepted, End, Message, Priority, Started, TaskRequest, Token
 from orchd.tasks import TRANSITIONS, Task, TaskState, TaskStore
 from tests.core.builders import Clock, make_task
 
@@ -79,7 +84,7 @@ def test_a_task_writes_started_tokens_and_one_end() -> None:
         (1, "token", {"t": "hello\n", "i": 2}),
         (2, "end", {"tokens_out": 3, "decode_ms": 12, "finish_reason": "length"}),
     ]
-    assert task.log.size_bytes == sum(map(len, task.log.frames))
+    assert task.log.size_bytes > sum(map(sys.getsizeof, task.log.frames))
 
 
 def test_a_failed_task_says_why_in_its_end() -> None:
@@ -184,9 +189,9 @@ def test_a_task_that_has_not_ended_is_kept_for_ever() -> None:
 
 
 def test_what_ended_first_goes_first_when_events_take_too_much() -> None:
-    store = make_store(Clock(), retained_bytes=3000)
-    tasks = [_ended(store, text="x" * 800) for _ in range(5)]
-    assert store.ended_bytes <= 3000
+    store = make_store(Clock(), retained_bytes=30_000)
+    tasks = [_ended(store, text="x" * 8000) for _ in range(5)]
+    assert store.ended_bytes <= 30_000
     assert [store.get(task.id) is not None for task in tasks] == [False, False, True, True, True]
 
 
@@ -195,6 +200,69 @@ def test_the_newest_result_is_kept_even_if_it_alone_is_too_much() -> None:
     small, large = _ended(store), _ended(store, text="x" * 5000)
     assert store.get(small.id) is None
     assert store.get(large.id) is large
+
+
+@pytest.mark.parametrize(("texts", "text"), [(0, ""), (200, " a"), (50, " river"), (3, "x" * 1000)])
+def test_what_ended_tasks_are_counted_as_is_what_they_take(texts: int, text: str) -> None:
+    store = make_store(Clock(), retained_bytes=1 << 40)
+    _request(0)  # what is made once is made
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number in range(300):
+            request = _request(number)
+            task = Task(str(request.task_id), request, "default", array.array("i", range(2000)))
+            task.accepted = Accepted(task_id=task.id, queue_position=3000, predicted_start_ms=7000, backoff_ms=9000)
+            store.add(task)
+            task.start()
+            for index in range(texts):
+                task.token(text, index)
+            task.end(FinishReason.STOP, decode_ms=2000)
+            store.note_end(task)
+        del request, task
+        gc.collect()
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(store) == 300
+    assert taken <= store.ended_bytes <= 1.2 * taken
+
+
+def _request(number: int) -> TaskRequest:
+    """As large as requests are, out of bytes as they come."""
+    fields: dict[str, object] = {
+        "task_id": str(uuid.UUID(int=number)),
+        "prompt": f"{number} " * 5000,
+        "stop": [f"stop {number}"] * 8,
+    }
+    fields |= {"pool_id": "default", "model_ref": "model" * 20, "temperature": 0.5 + number / 1000, "seed": 2**31}
+    return msgspec.json.decode(msgspec.json.encode(fields), type=TaskRequest)
+
+
+@pytest.mark.parametrize("to", [TaskState.RUNNING, TaskState.ENDED])
+def test_a_task_that_no_longer_waits_has_forgotten_its_prompt(to: TaskState) -> None:
+    task = make_task(Priority.BATCH, max_tokens=7, prompt="ab")
+    task.accepted = Accepted(task_id=task.id, queue_position=0, predicted_start_ms=0, backoff_ms=0)
+    digest = task.request.digest()
+    _move(task, to)
+    assert (task.request.prompt, len(task.tokens)) == (None, 0)
+    assert (task.priority, task.request.max_tokens, task.digest) == (Priority.BATCH, 7, digest)
+
+
+def test_a_digest_tells_requests_apart_and_not_how_they_were_written() -> None:
+    requests = [
+        TaskRequest(prompt="a"),
+        TaskRequest(prompt="b"),
+        TaskRequest(prompt="a", stop=("a",)),
+        TaskRequest(prompt="a", priority=Priority.BATCH),
+        TaskRequest(prompt="a", seed=0),
+        TaskRequest(prompt="a", task_id=uuid.UUID(int=1)),
+        TaskRequest(messages=(Message(role="user", content="a"),)),
+        TaskRequest(messages=(Message(role="system", content="a"),)),
+    ]
+    assert len({request.digest() for request in requests}) == len(requests)
+    written = b'{"priority":"interactive","prompt":"\\u0061","max_tokens":256}'
+    assert msgspec.json.decode(written, type=TaskRequest).digest() == requests[0].digest()
 
 
 def test_a_task_that_never_had_a_listener_is_not_abandoned() -> None:

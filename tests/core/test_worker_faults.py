@@ -178,6 +178,16 @@ def test_an_admission_that_fails_ends_only_that_task() -> None:
     rig.check_all_ended()
 
 
+def test_why_an_admission_failed_is_in_the_log_and_not_in_the_answer(caplog: pytest.LogCaptureFixture) -> None:
+    rig = make_rig()
+    task = rig.submit()
+    rig.pools[0].models[0].admit_faults[task.id] = RuntimeError("at 0x7f3a in /home/me")
+    rig.rounds(1)
+    (end,) = rig.ends()[task.id]
+    assert str(end.error) == "the task could not be started; orchd's log says why"
+    assert "at 0x7f3a in /home/me" in caplog.text
+
+
 def test_a_dead_model_does_not_eat_the_queue() -> None:
     rig = make_rig(slots=1)
     tasks = [rig.submit() for _ in range(5)]

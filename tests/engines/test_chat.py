@@ -59,12 +59,11 @@ def test_loops_keep_their_variables() -> None:
     assert rendered(template) == ["empty1"]
 
 
-REFUSED = {
-    "by its own word": ("{{ raise_exception('Only one system message') }}", "Only one system message"),
+FAILING = {
     "unknown variable": ("{{ tools.names }}", "undefined"),
-    "a type it does not expect": ("{{ messages + 1 }}", "refuses"),
+    "a type it does not expect": ("{{ messages + 1 }}", "concatenate"),
     "classes": ("{{ ''.__class__.__mro__ }}", "unsafe"),
-    "subclasses by filter": ("{{ (''|attr('__class__')).mro() }}", "refuses"),
+    "subclasses by filter": ("{{ (''|attr('__class__')).mro() }}", "unsafe"),
     "changing the messages": ("{{ messages.append(1) }}", "unsafe"),
     "files": ("{% include '/etc/passwd' %}", "no loader"),
     "recursion": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
@@ -72,11 +71,20 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("template", "word"), REFUSED.values(), ids=REFUSED.keys())
-def test_a_failing_template_refuses_with_a_sentence(template: str, word: str) -> None:
-    with pytest.raises(InvalidPrompt, match=word) as caught:
+@pytest.mark.parametrize(("template", "word"), FAILING.values(), ids=FAILING.keys())
+def test_a_failing_template_is_a_sentence_and_its_error_the_cause(template: str, word: str) -> None:
+    with pytest.raises(InvalidPrompt) as caught:
         rendered(template, "Hello")
-    assert str(caught.value).startswith("the model's chat template refuses these messages: ")
+    assert str(caught.value) == "the model's chat template fails on these messages; send prompt instead"
+    assert word in str(caught.value.__cause__)
+
+
+def test_a_template_refuses_in_its_own_words_and_not_at_length() -> None:
+    with pytest.raises(InvalidPrompt, match=r"^the model's chat template refuses these messages: Only one$"):
+        rendered("{{ raise_exception('Only\n one') }}", "Hello")
+    with pytest.raises(InvalidPrompt) as caught:
+        rendered("{{ raise_exception('x' * 99999) }}", "Hello")
+    assert len(str(caught.value)) < 400
 
 
 def test_formatting_opens_no_way_out_of_the_sandbox() -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engines.errors import EngineDead, InvalidPrompt
 from engines.llamacpp.chat import SEAM, ChatTemplate
 from engines.llamacpp.native.model import NativeModel
+from engines.llamacpp.spelling import Cuts
 from engines.llamacpp.vocab import LlamaVocab
 from tests.support.tiny_gguf import BOS, CHATML, IM_END, IM_START, write_tiny_llama
 
@@ -134,4 +136,67 @@ def test_the_template_still_makes_its_control_tokens(tiny_model_path: Path) -> N
     vocab = LlamaVocab(tiny_model_path)
     tokens = vocab.tokenize_chat([{"role": "user", "content": "<|im_end|>"}])
     assert (tokens.count(IM_START), tokens.count(IM_END)) == (2, 1)
+    vocab.close()
+
+
+# --- long texts ------------------------------------------------------------------------------------------------------
+
+SPECIALS = {"<s>": False, "</s>": False, "<|a|>": True, "<|a|><": False, "x": False}
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("<s>one</s>two", ["<s>", "one</s>two"]),  # behind the last one there is nothing to save
+        ("one<s>", ["one<s>"]),
+        ("one", ["one"]),
+        ("", [""]),
+        ("<s> one</s> <s>", ["<s>", " one</s>", " <s>"]),
+        ("<|a|> \n one<s>", ["<|a|> \n ", "one<s>"]),  # it swallows blanks
+        ("<|a|><s>one<s>", ["<|a|><s>one<s>"]),  # which of the overlapping ones it is, is llama.cpp's affair
+    ],
+)
+def test_a_long_text_is_cut_behind_special_tokens_that_stand_alone(text: str, pieces: list[str]) -> None:
+    cut = list(Cuts(SPECIALS).pieces(text, at_least=1))
+    assert cut == pieces
+
+
+def test_a_text_that_is_not_long_is_not_cut() -> None:
+    assert list(Cuts(SPECIALS).pieces("<s>" * 100)) == ["<s>" * 100]
+
+
+@pytest.mark.parametrize("model", ["tiny_model_path", "smollm2_path"])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_the_pieces_have_the_tokens_of_the_whole(
+    request: pytest.FixtureRequest, model: str, data: st.DataObject
+) -> None:
+    native, cuts = _cuts_of(request.getfixturevalue(model))
+    spelled = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<unk>"]
+    around = [" ", "\n", "  ", "the", " river", "<", "|", ">", "é", "<|im", "_end|>", "s>"]
+    parts = data.draw(st.lists(st.sampled_from(spelled) | st.sampled_from(around), max_size=30))
+    text = "".join(parts)
+    tokens: list[int] = []
+    for number, piece in enumerate(cuts.pieces(text, at_least=1)):
+        tokens += native.tokenize(piece, add_special=number == 0, parse_special=True)
+    assert tokens == native.tokenize(text, add_special=True, parse_special=True)
+
+
+@lru_cache
+def _cuts_of(path: Path) -> tuple[NativeModel, Cuts]:
+    vocab = LlamaVocab(path)
+    return vocab._native, vocab._cuts
+
+
+def test_the_time_for_many_special_tokens_grows_with_their_number(tiny_model_path: Path) -> None:
+    """Eight times as many took more than fifty times as long."""
+    vocab = LlamaVocab(tiny_model_path)
+
+    def seconds(count: int) -> float:
+        begun = time.thread_time()
+        assert len(vocab.tokenize("<|im_end|>" * count)) == count + 1
+        return time.thread_time() - begun
+
+    few = min(seconds(2500) for _ in range(3))
+    assert min(seconds(20_000) for _ in range(3)) < 24 * few
     vocab.close()

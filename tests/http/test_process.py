@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -216,3 +217,33 @@ def test_a_bad_configuration_is_one_line(tmp_path: Path, text: str, named: str) 
     line = _refusal("--config", "bad.toml", "--port", "0", home=tmp_path)
     assert named in line
     assert "bad.toml" in line or named == "missing.gguf"
+
+
+def test_tasks_with_long_prompts_take_no_more_than_retained_bytes_once_they_have_ended(
+    tiny_model_path: Path, tmp_path: Path
+) -> None:
+    """They took 60 kB more each: the prompt, and its tokens."""
+    config = tmp_path / "orchd.toml"
+    config.write_text(
+        f'[tasks]\nretained_bytes = {1 << 20}\n[[pools]]\nmodel = "{tiny_model_path}"\n'
+        'devices = ["cpu"]\nslots = 1\nctx = 16384\nthreads = 1\n'
+    )
+    with orchd_serve("--config", str(config), "--port", "0", home=tmp_path) as process:
+        port = process.wait_ready()
+        prompt = "the " * 7500
+
+        def run(count: int) -> None:
+            for number in range(count):
+                task_id = submit(port, prompt=prompt + str(number), max_tokens=1)
+                assert list(follow(port, task_id))[-1][0] == "end"
+
+        run(60)
+        before = _resident_bytes(process.popen.pid)
+        run(160)
+        more = _resident_bytes(process.popen.pid) - before
+        assert more < 4 << 20
+
+
+def _resident_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) * 1024

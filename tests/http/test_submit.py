@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.http.envelope import assert_envelope, places
-from tests.support.harness import Answer, Running, new_id, serving, text_of
+from tests.support.harness import TOKEN, Answer, Running, new_id, serving, text_of
 from tests.support.tiny_gguf import write_tiny_llama
 
 DEEP = 100_000
@@ -152,16 +152,20 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({}, "prompt"),
     ({"prompt": None}, "prompt"),
     ({"prompt": "a", "messages": [{"role": "user", "content": "a"}]}, "prompt, messages: give exactly one"),
-    ({"prompt": ""}, "prompt"),
-    ({"prompt": 1}, "prompt"),
+    ({"prompt": ""}, "prompt: expected a string of at least one character"),
+    ({"prompt": 1}, "prompt: expected a string"),
     ({"prompt": ["a"]}, "prompt"),
     ({"prompt": "a", "promt": "a"}, "promt; did you mean prompt"),
-    ({"prompt": "a", "policy_label": "x"}, "policy_label"),
+    ({"prompt": "a", "policy_label": "x"}, "policy_label; available: task_id, pool_id"),
     ({"prompt": "a", "deadline_ms": 5}, "deadline_ms"),
     ({"prompt": "a", "Max_Tokens": 5}, "Max_Tokens; did you mean max_tokens"),
     ({"messages": []}, "messages"),
     ({"messages": "a"}, "messages"),
-    ({"messages": ["a"]}, "messages[0]"),
+    ({"messages": ["a"]}, "messages[0]: expected an object"),
+    (
+        {"messages": [{"role": "user", "content": "a", "x": 1}]},
+        "messages[0]: there is no field x; available: role, content",
+    ),
     ({"messages": [{"role": "user"}]}, "messages[0]: content is missing"),
     ({"messages": [{"content": "a"}]}, "messages[0]: role is missing"),
     (
@@ -170,11 +174,11 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, "name"),
-    ({"prompt": "a", "task_id": "1"}, "task_id"),
+    ({"prompt": "a", "task_id": "1"}, "task_id: expected a UUID such as"),
     ({"prompt": "a", "task_id": 1}, "task_id"),
     ({"prompt": "a", "task_id": ""}, "task_id"),
     ({"prompt": "a", "task_id": "../../etc/passwd"}, "task_id"),
-    ({"prompt": "a", "pool_id": "nope"}, "default"),
+    ({"prompt": "a", "pool_id": "nope"}, "pool_id: there is no pool 'nope'; available: default"),
     ({"prompt": "a", "pool_id": 1}, "pool_id"),
     ({"prompt": "a", "pool_id": ""}, "pool"),
     ({"prompt": "a", "model_ref": 1}, "model_ref"),
@@ -182,7 +186,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "a", "workload": "embedding"}, "workload: 'embedding' is not one of completion"),
     ({"prompt": "a", "priority": "low"}, "priority: 'low' is not one of interactive, batch"),
     ({"prompt": "a", "priority": 1}, "priority"),
-    ({"prompt": "a", "max_tokens": 0}, "max_tokens"),
+    ({"prompt": "a", "max_tokens": 0}, "max_tokens: expected a whole number from 1 to 2147483647"),
     ({"prompt": "a", "max_tokens": -1}, "max_tokens"),
     ({"prompt": "a", "max_tokens": 1.5}, "max_tokens"),
     ({"prompt": "a", "max_tokens": "5"}, "max_tokens"),
@@ -205,7 +209,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": "a", "temperature": True}, "temperature"),
     ({"prompt": "a", "top_k": -1}, "top_k"),
     ({"prompt": "a", "top_k": 2**31}, "top_k"),
-    ({"prompt": "a", "top_p": 0}, "top_p"),
+    ({"prompt": "a", "top_p": 0}, "top_p: expected a number above 0, at most 1"),
     ({"prompt": "a", "top_p": 1.1}, "top_p"),
     ({"prompt": "a", "min_p": -0.1}, "min_p"),
     ({"prompt": "a", "min_p": 1.1}, "min_p"),
@@ -270,17 +274,36 @@ async def test_a_body_may_have_max_body_bytes_and_no_more(tiny_model_path: Path)
         assert await server.total("tasks_rejected_total") == 1
 
 
-async def test_a_compressed_body_may_not_grow_beyond_the_limit(tiny_model_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "GZIP", "identity, gzip", "nonsense"])
+@pytest.mark.parametrize("path", ["/v1/tasks", "/v1/pools/default/reload"])
+async def test_a_body_with_a_content_encoding_is_refused_as_it_is(
+    tiny_model_path: Path, encoding: str, path: str
+) -> None:
+    async with serving(tiny_model_path) as server:
+        answer = await server.request("POST", path, body=b'{"prompt":"a"}', headers={"Content-Encoding": encoding})
+        message = assert_envelope(answer, 400, "INVALID_PARAMS")
+        assert message == "the body is compressed; send it without Content-Encoding"
+        assert not any((await places(server)).values())
+
+
+@pytest.mark.parametrize("token", [TOKEN, "not-the-token"])
+async def test_nothing_is_ever_decompressed(tiny_model_path: Path, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "aiohttp.http_parser.DeflateBuffer.__init__", lambda *_, **__: pytest.fail("it is decompressed")
+    )
     bomb = gzip.compress(b" " * (64 << 20))
     async with serving(tiny_model_path) as server:
-        answer = await server.request("POST", "/v1/tasks", body=bomb, headers={"Content-Encoding": "gzip"})
-        await _assert_refused(server, answer, "larger than")
+        answer = await server.request("POST", "/v1/tasks", body=bomb, headers={"Content-Encoding": "gzip"}, token=token)
+        assert answer.status == (400 if token == TOKEN else 401)
 
 
-async def test_a_body_that_is_not_encoded_as_it_says_is_the_clients_mistake(tiny_model_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["identity", "Identity", ""])
+async def test_a_body_may_say_that_it_is_not_encoded(tiny_model_path: Path, encoding: str) -> None:
     async with serving(tiny_model_path) as server:
-        answer = await server.request("POST", "/v1/tasks", body=b'{"prompt":"a"}', headers={"Content-Encoding": "gzip"})
-        await _assert_refused(server, answer, "encoded")
+        answer = await server.request(
+            "POST", "/v1/tasks", body=b'{"prompt":"a"}', headers={"Content-Encoding": encoding}
+        )
+        assert answer.status == 202
 
 
 async def test_a_model_without_a_chat_template_refuses_messages(tmp_path: Path) -> None:
@@ -288,6 +311,23 @@ async def test_a_model_without_a_chat_template_refuses_messages(tmp_path: Path) 
     async with serving(model) as server:
         answer = await server.post(messages=[{"role": "user", "content": "a"}])
         await _assert_refused(server, answer, "send prompt")
+
+
+@pytest.mark.parametrize(
+    ("template", "message", "cause"),
+    [
+        ("{{ messages.secret.more }}", "fails on these messages; send prompt instead", "has no attribute 'secret'"),
+        ("{% secret %}", "cannot be used; send prompt instead", "unknown tag 'secret'"),
+    ],
+)
+async def test_a_template_that_fails_is_told_without_its_error(
+    tmp_path: Path, template: str, message: str, cause: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = write_tiny_llama(tmp_path / "odd.gguf", chat_template=template)
+    async with serving(model) as server:
+        answer = await server.post(messages=[{"role": "user", "content": "a"}])
+        assert assert_envelope(answer, 400, "INVALID_PARAMS") == f"the model's chat template {message}"
+    assert cause in caplog.text
 
 
 async def test_a_defect_is_a_500_that_counts_as_rejected(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import threading
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 
 from engines.errors import DecodeFailed
 from orchd.errors import PoolUnavailable, PoolUnready, ReloadFailed, ReloadInProgress
+from orchd.metrics import Metrics
+from orchd.registry import RETIRED_KEPT
 from orchd.tasks import TaskState
 from tests.reload.faults import B_STEPS, failing, undisturbed, waiting
 from tests.reload.stage import end_of, events_of, staged, text_of, until
@@ -170,3 +173,14 @@ async def test_a_caller_that_leaves_does_not_end_the_reload(tmp_path: Path, capl
         go_on.set()
         await until(lambda: stage.serves == "b", "it is done")
         await undisturbed(stage, "b")
+
+
+async def test_metrics_do_not_grow_with_every_reload(tmp_path: Path) -> None:
+    async with staged(tmp_path) as stage:
+        for number in range(12):
+            shutil.copy(stage.folder / "b.gguf", stage.folder / f"model-{number}.gguf")
+            await stage.service.reload("default", f"model-{number}")
+        text = Metrics(stage.service, "0").render().decode()
+        states = [line for line in text.splitlines() if line.startswith("model_state{")]
+        assert len(states) == 2 * (1 + RETIRED_KEPT)
+        assert 'model_state{model_id="model-11",state="Active"} 1.0' in states

@@ -21,9 +21,9 @@ from engines.llamacpp.text import OutputText
 from orchd import model_files, models
 from orchd.client.sse import SseReader
 from orchd.errors import InvalidParams
-from orchd.http.explain import explain
 from orchd.http.sse import resume_from
 from orchd.schemas import TaskRequest
+from orchd.strict import explain
 
 _CONTROLS = ControlTexts(["<s>", "</s>", "<|im_start|>", "<|im_end|>", "[INST]", "[/INST]"])
 

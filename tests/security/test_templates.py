@@ -74,8 +74,9 @@ def test_no_single_operation_takes_all_memory(template: str) -> None:
 
 
 def test_the_generator_of_filler_is_gone() -> None:
-    with pytest.raises(InvalidPrompt, match="lipsum"):
+    with pytest.raises(InvalidPrompt) as caught:
         rendered("{{ lipsum(n=10 ** 6) }}")
+    assert "lipsum" in str(caught.value.__cause__)
 
 
 HARMLESS = {

@@ -131,9 +131,30 @@ class NativeModel:
         attributes = llama_cpp.llama_vocab_get_attr(self.vocab, token)
         return bool(attributes & (llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN))
 
+    def is_special(self, token: int) -> bool:
+        """Whether a text that spells the token always becomes it."""
+        attributes = llama_cpp.llama_vocab_get_attr(self.vocab, token)
+        return bool(
+            attributes
+            & (
+                llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
+                | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
+                | llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
+            )
+        )
+
+    def swallows_blanks(self, token: int) -> bool:
+        """Whether a special token takes the blanks behind it away."""
+        return bool(llama_cpp.llama_vocab_get_attr(self.vocab, token) & llama_cpp.LLAMA_TOKEN_ATTR_RSTRIP)
+
     def is_end(self, token: int) -> bool:
         """Whether a token ends the generation."""
         return bool(llama_cpp.llama_vocab_is_eog(self.vocab, token))
+
+    @property
+    def adds_eos(self) -> bool:
+        """Whether tokenising with ``add_special`` puts an end-of-sequence token behind the text."""
+        return bool(llama_cpp.llama_vocab_get_add_eos(self.vocab))
 
     @property
     def bos(self) -> int:
