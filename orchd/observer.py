@@ -8,7 +8,7 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class PoolSummary:
-    """One pool, ready.
+    """One pool, ready or without a model.
 
     Attributes:
         id: The pool.
@@ -16,6 +16,7 @@ class PoolSummary:
         replicas: The device of each replica, such as ``gpu:0`` or ``cpu``.
         slots: Tasks that run at the same time on each replica.
         ctx: Tokens per slot.
+        failure: Why it is not served, in one sentence; None where it is.
     """
 
     id: str
@@ -23,6 +24,7 @@ class PoolSummary:
     replicas: tuple[str, ...]
     slots: int
     ctx: int
+    failure: str | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Observer(Protocol):
         """It is loaded, and took so long."""
 
     def ready(self, summary: Summary) -> None:
-        """Every pool serves."""
+        """Every pool serves, or all that can; one at least does."""
 
     def stopping(self, running: int) -> None:
         """Nothing more is admitted; `running` tasks may still finish."""
