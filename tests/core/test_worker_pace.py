@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Callable
+from pathlib import Path
 
-from engines.api import ALONE, Beside, StepEvent
+import pytest
+
+from engines.api import ALONE, Beside, DeviceSpec, StepEvent
+from orchd.config import Config, WorkersConfig
+from orchd.credentials import Credentials
+from orchd.devices import Device
+from orchd.server import Server, listen
 from tests.core.rig import Rig, make_rig
-from tests.support.fake_engine import FakeModel
+from tests.support.fake_engine import FakeEngine, FakeModel
+from tests.support.observers import WhenReady
 
 
 def slow(rig: Rig, pool: int, seconds: float) -> FakeModel:
@@ -140,3 +150,25 @@ def test_many_steps_in_one_round_are_no_hang_either() -> None:
         rig.submit(pool=pool)
     rig.rounds(1)
     assert seen == [50, 50, 50]
+
+
+@pytest.mark.parametrize(
+    ("workers", "target_s", "lone_s"),
+    [
+        (WorkersConfig(), 0.12, 0.5),
+        (WorkersConfig(stall_s=1), 0.05, 0.05),
+        (WorkersConfig(step_target_ms=2000), 2.0, 2.0),
+        (WorkersConfig(step_target_ms=60_000), 3.0, 3.0),
+    ],
+)
+async def test_no_step_aims_at_more_than_a_share_of_the_time_after_which_it_would_be_a_hang(
+    tiny_model_path: Path, workers: WorkersConfig, target_s: float, lone_s: float
+) -> None:
+    engine, stop = FakeEngine(), asyncio.Event()
+    config = Config(workers=workers)
+    observer = WhenReady(lambda summary: stop.set())
+    server = Server(config, Credentials("t" * 20, "tests"), engine, [[Device("cpu", DeviceSpec("cpu"))]], observer)
+    with contextlib.closing(listen("127.0.0.1", 0)) as listening:
+        assert await server.run([tiny_model_path], listening, stop=stop) == 0
+    ((spec, _),) = engine.specs
+    assert (spec.step_target_s, spec.lone_step_s) == (target_s, lone_s)
