@@ -11,10 +11,13 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 ProgressCallback = Callable[[float], None]
-"""Called with the share of the work done, 0.0 to 1.0, from the thread that does the work."""
+"""Called with the share of the work done, 0.0 to 1.0, on the thread that does it. What it raises ends the work."""
+
+WaitCallback = Callable[[], None]
+"""Called a few times a second from a thread that waits. What it raises ends the wait, and what is waited for."""
 
 
 class FinishReason(str, enum.Enum):
@@ -58,6 +61,7 @@ class ModelSpec:
         swa_full: Keep all of a sliding-window layer's cache, so that any prefix can be used again; off saves memory.
         mmap: Map the file instead of reading it into memory.
         step_target_s: How long a step should take, at most, while a sequence is streaming.
+        lone_step_s: How long it should take, at most, while none is: what comes or is cancelled waits for its end.
     """
 
     path: Path
@@ -70,6 +74,7 @@ class ModelSpec:
     swa_full: bool = True
     mmap: bool = True
     step_target_s: float = 0.12
+    lone_step_s: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,24 @@ class StepEvent:
     finish: FinishReason | None = None
 
 
+@dataclass(frozen=True)
+class Beside:
+    """What other models on the same device do between two steps of one.
+
+    Attributes:
+        streams: Sequences that are streaming there.
+        streams_s: Seconds that a step of theirs takes, of all these models together; 0 where none was measured.
+        prompts: Models there that prefill too, and get as much of the time as this one.
+    """
+
+    streams: int = 0
+    streams_s: float = 0.0
+    prompts: int = 0
+
+
+ALONE: Final = Beside()
+
+
 class Vocab(Protocol):
     """A model's tokenizer and chat template. Every method may be called from any thread, `close` from the last one."""
 
@@ -189,8 +212,15 @@ class LoadedModel(Protocol):
     def admit(self, sequence: Sequence) -> None:
         """Give a sequence a slot. The caller has checked `free_slots`."""
 
-    def step(self) -> list[StepEvent]:
-        """One forward pass over every running sequence; at most one event for each. Raises `DecodeFailed`."""
+    @property
+    def heartbeat(self) -> int:
+        """Another number each time it is read while a step computes, where the device tells; any thread."""
+
+    def step(self, beside: Beside = ALONE) -> list[StepEvent]:
+        """One forward pass over every running sequence; at most one event for each. Raises `DecodeFailed`.
+
+        Prompts get as much of it as `ModelSpec.step_target_s` leaves, or `ModelSpec.lone_step_s` where nothing streams.
+        """
 
     def cancel(self, key: str) -> bool:
         """Free the slot of a sequence; no further event will carry its key. False if none has it."""
@@ -208,7 +238,7 @@ class Engine(Protocol):
     name: str
     version: str
 
-    def vet(self, spec: ModelSpec) -> Footprint:
+    def vet(self, spec: ModelSpec, *, on_wait: WaitCallback | None = None) -> Footprint:
         """Open a file where it can do no harm; what it needs in memory. Raises `LoadFailed`."""
 
     def load_vocab(self, path: Path) -> Vocab:

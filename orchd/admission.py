@@ -47,10 +47,15 @@ def check_open(pool: Pool) -> None:
 
     Raises:
         PoolUnready: It is loading its first model.
-        PoolUnavailable: None of its replicas is alive.
+        PoolUnavailable: Its model could not be loaded, or none of its replicas is alive.
     """
     if pool.loading:
         raise PoolUnready(f"pool {pool.id} is still loading its model; try again", retry_after_s=UNREADY_RETRY_S)
+    if pool.failure is not None:
+        raise PoolUnavailable(
+            f"pool {pool.id} has no model ({pool.failure}); reload it once the file is repaired",
+            retry_after_s=UNREADY_RETRY_S,
+        )
     if not pool.scheduler.any_ready and not pool.away:
         raise PoolUnavailable(
             f"no replica of pool {pool.id} is alive; it is being brought back", retry_after_s=UNREADY_RETRY_S

@@ -96,7 +96,8 @@ class WorkersConfig(Strict, frozen=True):
         Meta(
             gt=0,
             le=DAY_S,
-            description="Seconds without a finished step after which a busy worker is not alive.",
+            description="Seconds without progress after which a busy worker is not alive; no step aims at more than a "
+            "twentieth.",
         ),
     ] = 60.0
     step_target_ms: Annotated[

@@ -7,13 +7,16 @@ import contextlib
 import ctypes
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from engines.api import DeviceSpec, Engine, Footprint, LoadedModel, ModelSpec, Vocab
 from engines.errors import LoadFailed
 from orchd.observer import Observer
+
+CLOSE_S = 5.0
+"""How long a load that should end may take to do so; llama.cpp asks whether to go on only now and then."""
 
 
 class Closeable(Protocol):
@@ -42,10 +45,11 @@ class Loader:
         self._observer = observer
         self._closing = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
+        self._running: set[Future[Any]] = set()
 
     async def vet(self, spec: ModelSpec) -> Footprint:
         """Open a model where it can do no harm. Raises `engines.errors.LoadFailed`."""
-        return await self.run(lambda: self._engine.vet(spec))
+        return await self.run(lambda: self._engine.vet(spec, on_wait=self.check_open))
 
     async def vocab(self, path: Path) -> Vocab:
         """Open a model's tokenizer. Raises `engines.errors.LoadFailed`."""
@@ -66,10 +70,16 @@ class Loader:
 
     async def run(self, work: Callable[[], T]) -> T:
         """Do something on the loading thread, after what it does now."""
-        return await asyncio.wrap_future(self._thread.submit(work))
+        return await asyncio.wrap_future(self._submit(work))
+
+    def _submit(self, work: Callable[[], T]) -> Future[T]:
+        self._running = {future for future in self._running if not future.done()}
+        future = self._thread.submit(work)
+        self._running.add(future)
+        return future
 
     async def _load(self, work: Callable[[], C]) -> C:
-        future = self._thread.submit(work)
+        future = self._submit(work)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
@@ -85,22 +95,28 @@ class Loader:
             _trim()
 
         with contextlib.suppress(RuntimeError):  # the thread has ended: the process is about to, with all it holds
-            self._thread.submit(close)
+            self._submit(close)
 
     def trim(self) -> None:
         """Give the system back what was closed on other threads."""
         with contextlib.suppress(RuntimeError):
-            self._thread.submit(_trim)
+            self._submit(_trim)
 
     def check_open(self) -> None:
         """Raise `LoadFailed` once `close` was called; for long work on the loading thread."""
         if self._closing:
             raise LoadFailed("the server is shutting down")
 
-    def close(self) -> None:
-        """End the load that is under way, then the thread."""
+    def close(self) -> bool:
+        """End the load that is under way, then the thread. Any thread.
+
+        Returns:
+            Whether it has ended, within `CLOSE_S`.
+        """
         self._closing = True
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        running = [future for future in self._running if not future.done()]  # `wait` does not count cancelled ones
+        return not wait(running, CLOSE_S).not_done
 
 
 def _close_result(future: Future[C]) -> None:

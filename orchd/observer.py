@@ -14,7 +14,7 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class PoolSummary:
-    """One pool, ready.
+    """One pool, ready or without a model.
 
     Attributes:
         id: The pool.
@@ -22,6 +22,7 @@ class PoolSummary:
         replicas: The device of each replica, such as ``gpu:0`` or ``cpu``.
         slots: Tasks that run at the same time on each replica.
         ctx: Tokens per slot.
+        failure: Why it is not served, in one sentence; None where it is.
     """
 
     id: str
@@ -29,6 +30,7 @@ class PoolSummary:
     replicas: tuple[str, ...]
     slots: int
     ctx: int
+    failure: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Observer(Protocol):
         """It is loaded, and took so long."""
 
     def ready(self, summary: Summary) -> None:
-        """Every pool serves."""
+        """Every pool serves, or all that can; one at least does."""
 
     def stopping(self, running: int) -> None:
         """Nothing more is admitted; `running` tasks may still finish."""

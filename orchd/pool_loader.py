@@ -27,15 +27,25 @@ class PoolLoader:
         devices: One replica on each.
         loader: Does the loading, for all pools.
         step_target_s: See `engines.api.ModelSpec`.
+        lone_step_s: See `engines.api.ModelSpec`.
     """
 
-    def __init__(self, config: PoolConfig, devices: Sequence[Device], loader: Loader, *, step_target_s: float) -> None:
+    def __init__(
+        self,
+        config: PoolConfig,
+        devices: Sequence[Device],
+        loader: Loader,
+        *,
+        step_target_s: float,
+        lone_step_s: float = ModelSpec.lone_step_s,
+    ) -> None:
         self.turn = loader.turn
         """To be held from `check_fit` until the model is loaded."""
         self._config = config
         self._devices = devices
         self._loader = loader
         self._step_target_s = step_target_s
+        self._lone_step_s = lone_step_s
 
     async def open(self, path: Path) -> ActiveModel:
         """Look at a file from outside, then where it can do no harm, then open its tokenizer. Raises `LoadFailed`."""
@@ -124,4 +134,5 @@ class PoolLoader:
             swa_full=config.swa_full,
             mmap=config.mmap,
             step_target_s=self._step_target_s,
+            lone_step_s=self._lone_step_s,
         )

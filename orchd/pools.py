@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
-from engines.errors import OutOfDeviceMemory
+from engines.errors import LoadFailed, OutOfDeviceMemory
 from orchd.active import ActiveModel
 from orchd.config import PoolConfig
 from orchd.devices import Device
@@ -59,12 +59,15 @@ class Pool:
         self.loader = loader
         self.model: ActiveModel | None = None
         self.loading = True
-        """Its first model is not there yet."""
+        """Its first model is not there yet, and is on its way."""
+        self.failure: str | None = None
+        """Why it has no model since the start, in one sentence without folders: it could not be loaded."""
         self.reloading = False
         """A `orchd.reload.Reload` is under way."""
         self.away = False
         """Its model was taken down to make room for another; tasks wait."""
         self.sleep = sleep
+        self._first: Path | None = None
         self._closed = asyncio.Event()
         self._lost: dict[int, str] = {}  # replicas whose device CUDA cannot use any more, and NVML's words for it
         self._stall_s = stall_s
@@ -104,8 +107,28 @@ class Pool:
 
     # --- models ----------------------------------------------------------------------------------------------------
 
+    @property
+    def path(self) -> Path:
+        """The file that a reload opens that names none: the model's, or the one that could not be loaded."""
+        assert self._first is not None  # nothing is asked of a pool before `load`
+        return self._first if self.model is None else self.model.path
+
     async def load(self, path: Path) -> None:
-        """Load its first model. Raises `engines.errors.LoadFailed`; what was loaded is closed again."""
+        """Load its first model. What was loaded is closed again where that fails, and a reload may try again.
+
+        Raises:
+            LoadFailed: The file cannot be served; so may anything else be raised that is a defect.
+        """
+        self._first = path
+        try:
+            await self._load(path)
+        except Exception as error:
+            self.failure = one_sentence(error, path)
+            self.loading = False
+            raise
+        self.loading = False
+
+    async def _load(self, path: Path) -> None:
         model = await self.loader.open(path)
         try:
             async with self.loader.turn:
@@ -114,7 +137,6 @@ class Pool:
         except BaseException:
             self.loader.discard(model)
             raise
-        self.loading = False
 
     async def check_fit(self, model: ActiveModel, *, leaving: ActiveModel | None = None) -> None:
         """Raise `OutOfDeviceMemory` unless every device has room for its replicas now, or without a model it has."""
@@ -131,6 +153,7 @@ class Pool:
         A replica whose host is None has no model.
         """
         self.model = model
+        self.failure = None
         self.away = False
         self.scheduler.switch(hosts, tokens)
         for replica, worker, host in zip(self.replicas, self.workers, hosts, strict=True):
@@ -230,12 +253,13 @@ class Pool:
         for worker in self.workers:
             worker.wake()
 
-    def health(self) -> PoolHealth:
-        """A snapshot."""
+    def health(self, *, closing: bool = False) -> PoolHealth:
+        """A snapshot; of a server that is ``closing``, or not."""
         return PoolHealth(
             id=self.id,
             model_id=None if self.model is None else self.model.id,
-            ready=self.ready,
+            ctx=self.config.ctx,
+            ready=self.ready and not closing,
             replicas=tuple(
                 ReplicaHealth(
                     id=replica.id,
@@ -247,3 +271,10 @@ class Pool:
                 for index, replica in enumerate(self.replicas)
             ),
         )
+
+
+def one_sentence(error: Exception, path: Path) -> str:
+    """What a failed load may tell clients: llama.cpp quotes the path it was given, and a defect says anything."""
+    if not isinstance(error, LoadFailed):
+        return f"{path.name} could not be loaded; the server's log says why"
+    return " ".join(str(error).replace(f"{path.parent}/", "").split())

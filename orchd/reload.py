@@ -17,7 +17,7 @@ from pathlib import Path
 from engines.errors import LoadFailed, OutOfDeviceMemory
 from orchd.active import ActiveModel, is_short
 from orchd.errors import DecodeTimeout, ReloadFailed, TaskError
-from orchd.pools import Pool
+from orchd.pools import Pool, one_sentence
 from orchd.replica import Host
 from orchd.scheduler import Place
 from orchd.schemas import TaskRequest
@@ -58,34 +58,45 @@ class Reload:
         self._lost = lost
         self._grace_s = grace_s
 
-    async def run(self) -> ActiveModel:
-        """Replace the model; returns the one that was.
+    async def run(self) -> ActiveModel | None:
+        """Replace the model; returns the one that was, None if the pool had none since the start.
 
         Raises:
             ReloadFailed: The old model serves as before; the message says which step failed and why.
         """
         pool, old = self._pool, self._pool.model
-        assert old is not None  # a pool is not reloaded before it is loaded
         try:
             new = await pool.loader.open(self._path)
         except LoadFailed as error:
-            raise self._failed("vetting", error, f"{old.id} still serves") from None
+            raise self._failed("vetting", error, _unchanged(old)) from None
         try:
             async with pool.loader.turn:
-                if pool.config.reload == "auto" and await self._fits_beside(new):
+                if old is None:
+                    await self._first(new)
+                elif pool.config.reload == "auto" and await self._fits_beside(new):
                     await self._beside(old, new)
                 else:
                     await self._instead(old, new)
         except BaseException:
             pool.loader.discard(new)
             raise
-        pool.loader.discard(old)
+        if old is not None:
+            pool.loader.discard(old)
         return old
 
     def _failed(self, step: str, error: LoadFailed, now: str) -> ReloadFailed:
         """One sentence without folders: llama.cpp quotes the path it was given."""
-        why = " ".join(str(error).replace(f"{self._path.parent}/", "").split())
+        why = one_sentence(error, self._path)
+        if self._pool.failure is not None:
+            self._pool.failure = why
         return ReloadFailed(f"{step} failed: {why}; {now}")
+
+    async def _first(self, new: ActiveModel) -> None:
+        try:
+            await self._pool.check_fit(new)
+            await self._switch(new, await self._pool.loader.load_hosts(new))
+        except LoadFailed as error:
+            raise self._failed("loading", error, _unchanged(None)) from None
 
     async def _fits_beside(self, new: ActiveModel) -> bool:
         try:
@@ -99,14 +110,14 @@ class Reload:
         try:
             await self._switch(new, await self._pool.loader.load_hosts(new))
         except LoadFailed as error:
-            raise self._failed("loading", error, f"{old.id} still serves") from None
+            raise self._failed("loading", error, _unchanged(old)) from None
 
     async def _instead(self, old: ActiveModel, new: ActiveModel) -> None:
         pool = self._pool
         try:
             await pool.check_fit(new, leaving=old)
         except OutOfDeviceMemory as error:
-            raise self._failed("loading", error, f"{old.id} still serves") from None
+            raise self._failed("loading", error, _unchanged(old)) from None
         _log.info("pool %s: %s leaves before %s comes", pool.id, old.id, new.id)
         late = DecodeTimeout("the task was not done when its pool had to make room for another model; send it again")
         stuck = await pool.take_down(self._grace_s, late)
@@ -176,6 +187,10 @@ class Reload:
     def _untokenized(self, tokens: Tokens) -> dict[str, TaskRequest]:
         """By task id. A task that starts meanwhile forgets its prompt, so this holds requests."""
         return {task.id: task.request for task in self._pool.scheduler.waiting() if task.id not in tokens}
+
+
+def _unchanged(old: ActiveModel | None) -> str:
+    return "the pool still has no model" if old is None else f"{old.id} still serves"
 
 
 _MAX_ROUNDS = 8  # each leaves only what came in meanwhile

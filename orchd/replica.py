@@ -12,11 +12,24 @@ from orchd.tasks import Task
 
 @dataclass(eq=False)
 class Host:
-    """A loaded model on a replica and the tasks that run on it. Worker thread only, once hosted."""
+    """A loaded model on a replica and the tasks that run on it. Worker thread only, once hosted.
+
+    Attributes:
+        model: What steps.
+        tasks: By id.
+        failures: Steps that failed in a row.
+        streams_s: How long its last step took in which no prompt was prefilled; 0 if there was none.
+    """
 
     model: LoadedModel
     tasks: dict[str, Task] = field(default_factory=dict)
     failures: int = 0
+    streams_s: float = 0.0
+
+    @property
+    def streams(self) -> int:
+        """Its tasks that are past their prompt."""
+        return sum(task.first_token_at is not None for task in self.tasks.values())
 
 
 @dataclass(eq=False)

@@ -163,6 +163,7 @@ class PoolHealth(Wire, frozen=True, kw_only=True):
 
     id: str
     model_id: str | None
+    ctx: int
     ready: bool
     replicas: tuple[ReplicaHealth, ...]
 

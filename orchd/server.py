@@ -10,11 +10,13 @@ import os
 import resource
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import NoReturn
 
-from engines.api import Engine
+from engines.api import Engine, ModelSpec
 from engines.errors import LoadFailed, OutOfDeviceMemory
 from engines.llamacpp.build import has_cuda
 from orchd import devices, models
@@ -42,6 +44,12 @@ SWEEP_S = 0.25
 
 MOST_FILES = 65536
 """Open files to ask for, where the account may have more."""
+
+STEP_SHARE = 1 / 20
+"""Of the time after which a worker counts as hanging: the longest step to aim at."""
+
+JOIN_S = 5.0
+"""How long workers have at the end to close their models."""
 
 FIRST_LOOK_S = 2.0
 """How long the start waits to know the GPUs' memory and load; a driver that hangs does not hold it up."""
@@ -84,7 +92,10 @@ def serve(config: Config, credentials: Credentials, *, observer: Observer) -> in
         return await server.run(owned, listening, stop=stop)
 
     with contextlib.closing(listening):
-        return asyncio.run(run())
+        code = asyncio.run(run())
+    if server.left_behind:
+        _leave(code)
+    return code
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -129,6 +140,8 @@ class Server:
         self._engine = engine
         self._placed = placed
         self._observer = Guarded(observer)
+        self.left_behind = False
+        """Whether a thread of this process hangs in native code, where nothing can end it."""
         self._workers: dict[str, Worker] = {}
         self._telemetry = Telemetry({device.name for pool in placed for device in pool}, clock=time.monotonic)
 
@@ -151,17 +164,20 @@ class Server:
             ):
                 loading = asyncio.create_task(self._load(service, owned))
                 stopped = asyncio.create_task(stop.wait())
-                await asyncio.wait({loading, stopped}, return_when=asyncio.FIRST_COMPLETED)
-                if not stopped.done():
-                    loading.result()
-                    self._observer.ready(self._summary(service, listening))
-                    await stopped
-                loading.cancel()
+                try:
+                    await asyncio.wait({loading, stopped}, return_when=asyncio.FIRST_COMPLETED)
+                    if not stopped.done():
+                        loading.result()
+                        self._observer.ready(self._summary(service, listening))
+                        await stopped
+                finally:
+                    loading.cancel()
                 self._observer.stopping(service.running)
                 await service.drain(self._config.server.shutdown_grace_s)
         finally:
-            await asyncio.to_thread(loader.close)  # may take a while, and a second signal must be heard
-            await self._stop_workers()
+            for worker in self._workers.values():
+                worker.stop()
+            await asyncio.to_thread(self._join, loader)  # may take a while, and a second signal must be heard
             await asyncio.to_thread(self._telemetry.close)
         self._observer.stopped()
         return 0
@@ -171,11 +187,18 @@ class Server:
         roots = [Path(root) for root in config.models.roots] + [
             root for path in owned for root in models.roots_of(path)
         ]
+        target_s, bound_s = config.workers.step_target_ms / 1000, config.workers.stall_s * STEP_SHARE
         pools = {
             pool.id: Pool(
                 pool,
                 placed,
-                PoolLoader(pool, placed, loader, step_target_s=config.workers.step_target_ms / 1000),
+                PoolLoader(
+                    pool,
+                    placed,
+                    loader,
+                    step_target_s=min(target_s, bound_s),
+                    lone_step_s=min(max(target_s, ModelSpec.lone_step_s), bound_s),
+                ),
                 capacity=config.queue.capacity,
                 worker_of=self._worker_of,
                 stall_s=config.workers.stall_s,
@@ -218,20 +241,42 @@ class Server:
             yield
 
     async def _load(self, service: Service, owned: list[Path]) -> None:
+        """Load each pool's model. One that cannot be loaded is left out where another can.
+
+        Raises:
+            ConfigError: None can be loaded.
+        """
+        failures: list[str] = []
         for pool, path in zip(service.pools.values(), owned, strict=True):
             try:
                 await pool.load(path)
-            except OutOfDeviceMemory as error:
-                raise ConfigError(f'pool "{pool.id}": {error}') from None
             except LoadFailed as error:
-                raise ConfigError(f'pool "{pool.id}": {error} ({path}); give a GGUF file that generates text') from None
-            service.models.activate(models.model_id(path))
+                remedy = (
+                    "" if isinstance(error, OutOfDeviceMemory) else f" ({path}); give a GGUF file that generates text"
+                )
+                failures.append(f'pool "{pool.id}": {error}{remedy}')
+            except Exception:
+                if len(owned) == 1:
+                    raise
+                _log.exception("a defect, met while the model of pool %s was loaded", pool.id)
+                failures.append(f'pool "{pool.id}": {pool.failure}')
+            else:
+                service.models.activate(models.model_id(path))
+                continue
+            if len(owned) > 1:
+                _log.error("%s", failures[-1])
+        if len(failures) == len(owned):
+            raise ConfigError("; ".join(failures))
 
-    async def _stop_workers(self) -> None:
+    def _join(self, loader: Loader) -> None:
+        """Wait for the threads to end; those that hang are left behind."""
+        deadline = time.monotonic() + JOIN_S  # workers have it while the load has its own
+        if not loader.close():
+            self.left_behind = True
+            _log.error("a load does not end and is left behind")
         for worker in self._workers.values():
-            worker.stop()
-        for worker in self._workers.values():
-            if not await asyncio.to_thread(worker.join, 5.0):
+            if not worker.join(max(0.0, deadline - time.monotonic())):
+                self.left_behind = True
                 _log.error("worker %s hangs in a step and is left behind", worker.device)
 
     def _summary(self, service: Service, listening: socket.socket) -> Summary:
@@ -249,10 +294,19 @@ class Server:
                     tuple(replica.device for replica in pool.replicas),
                     pool.config.slots,
                     pool.config.ctx,
+                    pool.failure,
                 )
                 for pool in service.pools.values()
             ),
         )
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process although a thread hangs: Python would wait for one, and take llama.cpp apart under another."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it
+            stream.flush()
+    os._exit(code)
 
 
 def raise_file_limit() -> None:

@@ -36,6 +36,9 @@ from orchd.scheduler import Place
 from orchd.schemas import Accepted, Health, Reloaded, TaskRequest
 from orchd.tasks import Task, TaskState, TaskStore
 
+ANSWER_S = 2.0
+"""How long a worker may take to end what was cancelled, when the server stops; steps are shorter (`orchd.server`)."""
+
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
@@ -175,10 +178,9 @@ class Service:
         if self.closing or pool.loading:
             why = "shutting down" if self.closing else "still loading its first model"
             raise PoolUnready(f"pool {pool.id} is {why}; try again", retry_after_s=UNREADY_RETRY_S)
-        assert pool.model is not None  # it is loaded
         if pool.reloading:
             raise ReloadInProgress(f"pool {pool.id} is being reloaded; try again when that is done")
-        path = pool.model.path if model_ref is None else models.resolve(model_ref, self._roots)
+        path = pool.path if model_ref is None else models.resolve(model_ref, self._roots)
         pool.reloading = True
         work = self._keep(self._reload(pool, path))
         try:
@@ -211,7 +213,8 @@ class Service:
             pool.reloading = False
         assert pool.model is not None
         self.models.activate(pool.model.id)
-        self.models.retire(old.id)
+        if old is not None:
+            self.models.retire(old.id)
         _log.info("pool %s now serves %s", pool.id, pool.model.id)
         return Reloaded(pool_id=pool.id, model_id=pool.model.id)
 
@@ -283,9 +286,9 @@ class Service:
     # --- health and shutdown ---------------------------------------------------------------------------------------
 
     def health(self) -> Health:
-        """A snapshot, made without asking any worker."""
-        pools = tuple(pool.health() for pool in self.pools.values())
-        if any(pool.loading or pool.away for pool in self.pools.values()):
+        """A snapshot, made without asking any worker. Once the server stops, no pool can start tasks."""
+        pools = tuple(pool.health(closing=self.closing) for pool in self.pools.values())
+        if not self.closing and any(pool.loading or pool.away for pool in self.pools.values()):
             status: Literal["ok", "loading", "degraded"] = "loading"
         elif all(pool.ready and all(replica.alive for replica in pool.replicas) for pool in pools):
             status = "ok"
@@ -299,7 +302,10 @@ class Service:
         return sum(task.state is TaskState.RUNNING for task in self._tasks)
 
     async def drain(self, grace_s: float) -> None:
-        """Admit nothing, end what waits, let what runs finish within the grace, then end the rest as cancelled."""
+        """Admit nothing, end what waits, let what runs finish within the grace, then end the rest as cancelled.
+
+        When it returns every accepted task has its end, from this thread where its worker hangs.
+        """
         self.closing = True
         for pool in self.pools.values():
             for task in pool.scheduler.drain_waiting():
@@ -309,12 +315,15 @@ class Service:
         for task in list(self._tasks):
             if task.state is not TaskState.ENDED:
                 self.cancel(task)
-        background = list(self._background)
-        for work in background:
+        for work in self._background:
             work.cancel()
-        await asyncio.gather(*background, return_exceptions=True)
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), 5.0)  # a worker answers within a step, unless it hangs
+            await asyncio.wait_for(self._idle.wait(), ANSWER_S)
+        for task in list(self._tasks):
+            if task.state is not TaskState.ENDED:  # whatever its worker says of it later counts for nothing
+                self._end(task, FinishReason.CANCELLED)
+        if self._background:
+            await asyncio.wait(self._background, timeout=ANSWER_S)
 
 
 def _note_unheard(work: asyncio.Task[Any]) -> None:

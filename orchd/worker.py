@@ -3,6 +3,8 @@
 Guarantees:
 - every task it took gets exactly one `Ended`, whatever a model does: a step that raises ends the tasks it was stepping;
 - a freed slot is filled in the next round, straight from the scheduler, without the event loop;
+- each model is told what the others do, so that a prompt in one does not hold up the streams of another;
+- a task that is cancelled is gone before the next step of any model;
 - a model is touched by this thread alone from the moment it is hosted until it is closed here.
 """
 
@@ -13,7 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from engines.api import FinishReason, StepEvent
+from engines.api import ALONE, Beside, FinishReason, LoadedModel, StepEvent
 from engines.errors import EngineDead, EngineError
 from orchd.errors import Internal, TaskError, WorkerReset
 from orchd.replica import Host, Replica
@@ -51,7 +53,9 @@ class Worker:
         self._commands: deque[Callable[[], None]] = deque()
         self._reports: list[Report] = []
         self._stopping = False
-        self._round_began: float | None = None
+        self._moved_at: float | None = None  # when it last began something; None while it is idle
+        self._stepping: LoadedModel | None = None
+        self._beat = 0, 0.0  # the last heartbeat that differed from the one before, and when it was seen
         self._thread = threading.Thread(target=self._run, name=f"worker {device}", daemon=True)
 
     # --- any thread ------------------------------------------------------------------------------------------------
@@ -94,16 +98,23 @@ class Worker:
         self.do(lambda: self._end_tasks(replica, error))
 
     def stalled_s(self) -> float:
-        """Seconds since it began the round it is in; 0 if it is idle."""
-        began = self._round_began
-        return 0.0 if began is None else self._clock() - began
+        """Seconds in which nothing was seen of it, neither a step's end nor progress within one; 0 if it is idle.
+
+        For one thread, which asks several times a second.
+        """
+        moved_at, model, now = self._moved_at, self._stepping, self._clock()
+        if moved_at is None:
+            return 0.0
+        if model is not None and (count := model.heartbeat) != self._beat[0]:
+            self._beat = count, now
+        return now - max(moved_at, self._beat[1])
 
     # --- its own thread --------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         while not self._stopping:
             if not self.round():
-                self._round_began = None
+                self._moved_at = None
                 self._wake.wait()
                 self._wake.clear()  # a round follows, so nothing is missed that was set until now
         self._obey()
@@ -116,12 +127,14 @@ class Worker:
 
     def round(self) -> bool:
         """Obey commands, fill free slots, step every model once. Returns whether there was anything to step."""
-        self._round_began = self._clock()
+        self._moved_at = self._clock()
         self._obey()
         stepped = False
         for replica in self.replicas:
-            self._fill(replica)
+            self._fill(replica)  # all of them before the first step, which is told what the others have to do
+        for replica in self.replicas:
             for host in list(replica.hosts):
+                self._obey()
                 if host.tasks:
                     stepped = True
                     self._flush()  # what is known need not wait for a step that may be long
@@ -154,16 +167,35 @@ class Worker:
             replica.tokens_in += len(task.tokens)
 
     def _step(self, replica: Replica, host: Host) -> None:
+        streams_alone = host.streams == len(host.tasks)
+        self._moved_at = began = self._clock()
+        self._stepping = host.model
         try:
-            events = host.model.step()
+            events = host.model.step(self._beside(host))
         except Exception as error:
             self._recover(replica, host, error)
             return
+        finally:
+            self._stepping = None
+        if streams_alone:
+            host.streams_s = self._clock() - began
         host.failures = 0
         for event in events:
             task = host.tasks.get(event.key)
             if task is not None:  # a model that repeats itself harms nobody
                 self._note(replica, host, task, event)
+
+    def _beside(self, host: Host) -> Beside:
+        """What the other models here do between two steps of this one."""
+        others = [other for replica in self.replicas for other in replica.hosts if other is not host and other.tasks]
+        if not others:
+            return ALONE
+        streams = [(other.streams, len(other.tasks), other.streams_s) for other in others]
+        return Beside(
+            streams=sum(count for count, _, _ in streams),
+            streams_s=sum(seconds for count, _, seconds in streams if count),
+            prompts=sum(count < tasks for count, tasks, _ in streams),
+        )
 
     def _note(self, replica: Replica, host: Host, task: Task, event: StepEvent) -> None:
         replica.tokens_out += event.tokens_out - task.tokens_out

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engines.api import DeviceSpec, Footprint, ModelSpec, ProgressCallback
+from engines.api import DeviceSpec, Footprint, ModelSpec, ProgressCallback, WaitCallback
 from engines.llamacpp.model import LlamaModel
 from engines.llamacpp.native import library
 from engines.llamacpp.vet import vet
@@ -17,9 +17,9 @@ class LlamaCppEngine:
     name = "llamacpp"
     version = library.version
 
-    def vet(self, spec: ModelSpec) -> Footprint:
+    def vet(self, spec: ModelSpec, *, on_wait: WaitCallback | None = None) -> Footprint:
         """See `engines.api.Engine`."""
-        return vet(spec)
+        return vet(spec, on_wait=on_wait)
 
     def load_vocab(self, path: Path) -> LlamaVocab:
         """See `engines.api.Engine`."""

@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
-from engines.api import DeviceSpec, FinishReason, ModelSpec, ProgressCallback, Sequence, StepEvent
+from engines.api import ALONE, Beside, DeviceSpec, FinishReason, ModelSpec, ProgressCallback, Sequence, StepEvent
 from engines.errors import DecodeFailed, EngineError, LoadFailed
 from engines.llamacpp import sampling
 from engines.llamacpp.native.context import NativeContext
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.native.threads import free_to_move
+from engines.llamacpp.pace import Pace
 from engines.llamacpp.planner import Planner
 from engines.llamacpp.shortlist import WORTH_IT, shortlist
 from engines.llamacpp.slots import Reuse, Run, Slot, find_donor, find_leader, find_reuse
@@ -59,7 +60,7 @@ class LlamaModel:
         self._planner = Planner(
             self._context,
             self._slots,
-            step_target_s=spec.step_target_s,
+            pace=Pace(spec.step_target_s, self._context.n_rows, lone_s=spec.lone_step_s),
             apart=self._native.is_recurrent,
         )
         self._admissions = 0
@@ -148,9 +149,14 @@ class LlamaModel:
         context.clear_slot(slot)
         return 0
 
-    def step(self) -> list[StepEvent]:
+    @property
+    def heartbeat(self) -> int:
+        """See `engines.api.LoadedModel`; a GPU does not tell."""
+        return self._context.heartbeat.count
+
+    def step(self, beside: Beside = ALONE) -> list[StepEvent]:
         """See `engines.api.LoadedModel`."""
-        step = self._planner.next()
+        step = self._planner.next(beside)
         if step is None:
             return []
         started = self._clock()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from engines.api import ALONE, Beside
+
 MIN_CHUNK = 16
 """Prompt tokens in a step even where they do not fit: fewer cost a step nearly as much and starve the prompt."""
 
@@ -25,32 +27,34 @@ class Pace:
     A prompt token costs more the more tokens are before it, so its price is a line over its position.
 
     Args:
-        target_s: How long a step with running streams may take.
+        target_s: How long a step may take beside running streams.
+        lone_s: How long beside none.
         max_rows: Most rows in a step.
     """
 
-    def __init__(self, target_s: float, max_rows: int) -> None:
+    def __init__(self, target_s: float, max_rows: int, *, lone_s: float) -> None:
         self._target_s = target_s
+        self._lone_s = lone_s
         self._max_rows = max_rows
         self._decode_s: dict[int, float] = {}  # rows -> seconds of a step with nothing else
         self._token_s = _Line()  # position -> seconds a prompt token adds
 
-    def prefill_budget(self, decode_rows: int, position: int = 0) -> int:
-        """Prompt tokens for a step beside so many running streams; no limit but the batch beside none.
+    def prefill_budget(self, decode_rows: int, position: int = 0, beside: Beside = ALONE) -> int:
+        """Prompt tokens for a step beside so many running streams.
 
         Where the streams alone take more than half of the target, prefill gets as much time as they do: the pace of the
         streams halves at worst, and a prompt does not starve on a slow machine.
 
         Args:
-            decode_rows: The streams.
+            decode_rows: The streams in the same step.
             position: Of the first token that will be prefilled, in its prompt.
+            beside: What takes its turn with the step; its prompts share the time that is left with this one's.
         """
-        if decode_rows == 0:
-            return self._max_rows
         if not self._token_s.known:
             return min(_FIRST_CHUNK, self._max_rows)
-        decode_s = self._decode_time(decode_rows)
-        left_s = max(self._target_s - decode_s, decode_s)
+        target_s = self._target_s if decode_rows or beside.streams else self._lone_s
+        streams_s = self._decode_time(decode_rows) + beside.streams_s
+        left_s = max(target_s - streams_s, streams_s) / (1 + beside.prompts)
         tokens = max(MIN_CHUNK, int(left_s / self._token_s.at(position)))
         if tokens >= WORTH_A_TILE:
             tokens = max(TILE, tokens // GRAIN * GRAIN)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+from engines.api import Beside
 from engines.llamacpp.batch import Chunk, Demand, first_prompt, plan
 from engines.llamacpp.layout import carry_out, find_move
 from engines.llamacpp.native.context import NativeContext
@@ -32,28 +33,28 @@ class Step:
 
 
 class Planner:
-    """See the module. It knows a step's cost from those that were made.
+    """See the module.
 
     Args:
         context: Whose batch is written.
         slots: One for each of the context's KV streams.
-        step_target_s: How long a step with running streams may take.
+        pace: What it knows of the cost of steps.
         apart: Whether each slot's rows are computed apart from the others' anyway, and no slot's memory can be copied,
             as in recurrent models.
     """
 
-    def __init__(self, context: NativeContext, slots: list[Slot], *, step_target_s: float, apart: bool) -> None:
+    def __init__(self, context: NativeContext, slots: list[Slot], *, pace: Pace, apart: bool) -> None:
         self._context = context
         self._slots = slots
         self._apart = apart
-        self._pace = Pace(step_target_s, context.n_rows)
+        self._pace = pace
         self._streams: Step | None = None  # the last step, if it was of streams alone and they are still the same
 
     def slots_changed(self) -> None:
         """A sequence came or went: the next step is another one than the last."""
         self._streams = None
 
-    def next(self) -> Step | None:
+    def next(self, beside: Beside) -> Step | None:
         """Write the next step into the batch; its tokens count as cached from then on. None if no slot has a run."""
         if self._streams is not None:
             return self._repeated(self._streams)
@@ -65,7 +66,7 @@ class Planner:
         decode_rows = sum(run.decoding for _, run in running)
         first = first_prompt(demands)
         position = 0 if first is None else len(self._slots[first].cached)
-        budget = self._pace.prefill_budget(decode_rows, position)
+        budget = self._pace.prefill_budget(decode_rows, position, beside)
         chunks = plan(demands, prefill_budget=budget, max_rows=self._context.n_rows)
         prefill_tokens = sum(chunk.rows for chunk in chunks) - decode_rows
         ends = itertools.accumulate(chunk.rows for chunk in chunks)

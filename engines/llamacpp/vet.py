@@ -19,11 +19,12 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.api import Footprint, ModelSpec
+from engines.api import Footprint, ModelSpec, WaitCallback
 from engines.errors import EngineError, LoadFailed
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ DECODE_UP_TO = 4 * 2**30
 GIVE_WAY = 5
 """Nice value of the process beside the server's: where cores are few, running sequences come first."""
 
+WAIT_S = 0.1
+"""How often whoever waits for the process is asked whether to go on."""
+
 _OWN_GROUP: dict[str, Any] = {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
 """A Ctrl-C for the server says nothing about the file. A session of its own would say that too, but there Linux may
 give it the same time as the whole server, whatever its nice value."""
@@ -51,8 +55,10 @@ _SHAPE = ("slots", "ctx", "batch", "flash_attn", "cache_type_k", "cache_type_v",
 _CACHE_LINE = re.compile(r"llama_kv_cache\S*: size =\s*([\d.]+) MiB")
 
 
-def vet(spec: ModelSpec, *, time_limit_s: float | None = None) -> Footprint:
+def vet(spec: ModelSpec, *, time_limit_s: float | None = None, on_wait: WaitCallback | None = None) -> Footprint:
     """What a model file needs in memory, after a throwaway process has opened it and decoded a token.
+
+    Whatever ends the wait for that process ends the process.
 
     Raises:
         LoadFailed: The file is not one that can be served; the message is one sentence without folders.
@@ -79,7 +85,7 @@ def vet(spec: ModelSpec, *, time_limit_s: float | None = None) -> Footprint:
         try:
             with contextlib.suppress(OSError):  # it has ended
                 os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + GIVE_WAY)
-            output, _ = process.communicate(timeout=limit_s)
+            output = _output_of(process, limit_s, on_wait)
         except subprocess.TimeoutExpired:
             raise LoadFailed(f"{name} could not be opened within {limit_s:.0f} s") from None
         finally:
@@ -96,6 +102,20 @@ def vet(spec: ModelSpec, *, time_limit_s: float | None = None) -> Footprint:
         said = answer["error"].replace(f"{os.path.abspath(spec.path.parent)}/", "")
         raise LoadFailed("".join(char if char.isprintable() else " " for char in said))
     return Footprint(weights=size, cache=answer["cache"], buffers=answer["buffers"])
+
+
+def _output_of(process: subprocess.Popen[bytes], limit_s: float, on_wait: WaitCallback | None) -> bytes:
+    """What it prints until it ends. Raises `subprocess.TimeoutExpired`, and what ``on_wait`` raises."""
+    deadline_s = time.monotonic() + limit_s
+    while True:
+        left_s = deadline_s - time.monotonic()
+        try:
+            return process.communicate(timeout=min(left_s, WAIT_S))[0]
+        except subprocess.TimeoutExpired:
+            if left_s <= WAIT_S:
+                raise
+            if on_wait is not None:
+                on_wait()
 
 
 def file_bytes(path: Path) -> int:

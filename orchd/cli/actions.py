@@ -268,8 +268,11 @@ def _print_health(answer: Health) -> None:
     colour = {"ok": "green", "loading": "yellow", "degraded": "red"}[answer.status]
     table = Table("pool", "model", "replica", "device", "state", "busy", box=None, pad_edge=False)
     for pool in answer.pools:
+        failed = pool.model_id is None and answer.status == "degraded"
         for replica in pool.replicas:
             state = ("ready" if pool.ready else "not ready") if replica.alive else "not alive"
+            if failed:
+                state = "failed to load, see the server's log"
             table.add_row(
                 Text(pool.id),
                 Text(pool.model_id or "-"),

@@ -155,7 +155,7 @@ def curl_pair(summary: Summary) -> list[str]:
     """
     task: dict[str, object] = {"task_id": str(uuid.uuid4())}
     if len(summary.pools) > 1:
-        task["pool_id"] = summary.pools[0].id
+        task["pool_id"] = next(pool.id for pool in summary.pools if pool.failure is None)
     body = json.dumps(task | {"prompt": PROMPT, "max_tokens": 48})
     token = "$ORCHD_TOKEN" if summary.token_file is None else f"$(cat {shlex.quote(summary.token_file)})"
     return [
@@ -168,6 +168,8 @@ def curl_pair(summary: Summary) -> list[str]:
 
 
 def _pool(pool: PoolSummary, width: int) -> str:
+    if pool.failure is not None:
+        return f"{pool.id:{width}}  not served: {pool.failure}"
     devices = ", ".join(
         f"{pool.replicas.count(device)} × {device}" if pool.replicas.count(device) > 1 else device
         for device in dict.fromkeys(pool.replicas)

@@ -174,7 +174,7 @@ def test_answers_are_minimal(live: Live) -> None:
     assert set(accepted.json()) == {"task_id", "queue_position", "predicted_start_ms", "backoff_ms"}
     health = live.request("GET", "/health").json()
     assert set(health) == {"status", "pools"}
-    assert set(health["pools"][0]) == {"id", "model_id", "ready", "replicas"}
+    assert set(health["pools"][0]) == {"id", "model_id", "ctx", "ready", "replicas"}
     assert set(health["pools"][0]["replicas"][0]) == {"id", "device", "alive", "slots", "busy"}
     assert len(accepted.body) < 200
 

@@ -15,7 +15,7 @@ import aiohttp
 import msgspec
 import pytest
 
-from engines.api import DeviceSpec, Footprint, ModelSpec, ProgressCallback
+from engines.api import DeviceSpec, Footprint, ModelSpec, ProgressCallback, WaitCallback
 from orchd import devices, server, telemetry
 from orchd.config import Config
 from orchd.credentials import Credentials
@@ -60,7 +60,7 @@ class GpuEngine(FakeEngine):
     cards: list[Card] = field(default_factory=list)
     sizes: dict[str, Footprint] = field(default_factory=dict)
 
-    def vet(self, spec: ModelSpec) -> Footprint:
+    def vet(self, spec: ModelSpec, *, on_wait: WaitCallback | None = None) -> Footprint:
         return self.sizes[spec.path.stem]
 
     def load(self, spec: ModelSpec, device: DeviceSpec, *, on_progress: ProgressCallback | None = None) -> FakeModel:

@@ -39,6 +39,7 @@ async def test_ready(tiny_model_path: Path) -> None:
             {
                 "id": pool,
                 "model_id": "tiny-llama",
+                "ctx": 512,
                 "ready": True,
                 "replicas": [{"id": "0", "device": device, "alive": True, "slots": 2, "busy": 0}],
             }

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engines.api import DeviceSpec, Footprint, ModelSpec, ProgressCallback
+from engines.api import DeviceSpec, Footprint, ModelSpec, ProgressCallback, WaitCallback
 from engines.errors import EngineDead
 from orchd.config import PoolConfig, TasksConfig
 from orchd.devices import Device
@@ -64,7 +64,7 @@ class Engine(FakeEngine):
         self.hook(step, name, replica)
         return name
 
-    def vet(self, spec: ModelSpec) -> Footprint:
+    def vet(self, spec: ModelSpec, *, on_wait: WaitCallback | None = None) -> Footprint:
         self._step("vet", spec.path)
         return self.footprint
 

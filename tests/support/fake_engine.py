@@ -13,7 +13,18 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engines.api import DeviceSpec, FinishReason, Footprint, ModelSpec, ProgressCallback, Sequence, StepEvent
+from engines.api import (
+    ALONE,
+    Beside,
+    DeviceSpec,
+    FinishReason,
+    Footprint,
+    ModelSpec,
+    ProgressCallback,
+    Sequence,
+    StepEvent,
+    WaitCallback,
+)
 from engines.errors import InvalidPrompt, LoadFailed
 
 
@@ -52,6 +63,8 @@ class FakeModel:
         always: What every step raises that `step_faults` says nothing about.
         admit_faults: Task key to what its admission raises.
         reset_faults: What the next resets raise.
+        beside: What the model was told in each step that the others do.
+        heartbeat: See `engines.api.LoadedModel`; it counts where a test lets it.
     """
 
     def __init__(self, slots: int, *, gated: bool = False, patience_s: float = 30) -> None:
@@ -65,6 +78,8 @@ class FakeModel:
         self.admitted: list[str] = []
         self.stepped: list[tuple[str, ...]] = []
         self.cancelled: list[str] = []
+        self.beside: list[Beside] = []
+        self.heartbeat = 0
         self.resets = 0
         self.closes = 0
         self.gated = gated
@@ -92,9 +107,10 @@ class FakeModel:
         self.running[sequence.key] = (sequence, 0)
         self.admitted.append(sequence.key)
 
-    def step(self) -> list[StepEvent]:
+    def step(self, beside: Beside = ALONE) -> list[StepEvent]:
         assert not self.closes
         assert self.running, "a step with nothing to do"
+        self.beside.append(beside)
         if self.gated:
             self.at_gate.release()
             assert self.permits.acquire(timeout=self.patience_s)
@@ -164,7 +180,7 @@ class FakeEngine:
     breaks: Exception | None = None
     patience_s: float = 30
 
-    def vet(self, spec: ModelSpec) -> Footprint:
+    def vet(self, spec: ModelSpec, *, on_wait: WaitCallback | None = None) -> Footprint:
         if not spec.path.exists():
             raise LoadFailed(f"{spec.path.name} is not there")
         return Footprint(0, 0, 0)

@@ -20,7 +20,18 @@ import msgspec
 from multidict import CIMultiDictProxy
 from prometheus_client.parser import text_string_to_metric_families
 
-from engines.api import DeviceSpec, Footprint, ModelSpec, ProgressCallback, SamplingParams, Sequence
+from engines.api import (
+    ALONE,
+    Beside,
+    DeviceSpec,
+    Footprint,
+    ModelSpec,
+    ProgressCallback,
+    SamplingParams,
+    Sequence,
+    StepEvent,
+    WaitCallback,
+)
 from engines.errors import DecodeFailed
 from engines.llamacpp.engine import LlamaCppEngine
 from engines.llamacpp.model import LlamaModel
@@ -91,7 +102,7 @@ class BrakedEngine(LlamaCppEngine):
     def __init__(self, brake: Brake) -> None:
         self._brake = brake
 
-    def vet(self, spec: ModelSpec) -> Footprint:
+    def vet(self, spec: ModelSpec, *, on_wait: WaitCallback | None = None) -> Footprint:
         return _vet(spec)
 
     def load(self, spec: ModelSpec, device: DeviceSpec, *, on_progress: ProgressCallback | None = None) -> LlamaModel:
@@ -99,7 +110,11 @@ class BrakedEngine(LlamaCppEngine):
             self._brake.may_load.wait(DEADLINE_S)
         model = super().load(spec, device, on_progress=on_progress)
         step = model.step
-        model.step = lambda: step() if self._brake.passes() else []  # type: ignore[method-assign]
+
+        def braked(beside: Beside = ALONE) -> list[StepEvent]:
+            return step(beside) if self._brake.passes() else []
+
+        model.step = braked  # type: ignore[method-assign]  # all that differs
         return model
 
 

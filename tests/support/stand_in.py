@@ -139,7 +139,7 @@ def end(number: int, finish_reason: str = "stop", **more: object) -> bytes:
 
 def health_body(*, status: str = "ok", model_id: str = "tiny-llama") -> dict[str, object]:
     replica = {"id": "0", "device": "cpu", "alive": True, "slots": 4, "busy": 1}
-    pool = {"id": "default", "model_id": model_id, "ready": status == "ok", "replicas": [replica]}
+    pool = {"id": "default", "model_id": model_id, "ctx": 512, "ready": status == "ok", "replicas": [replica]}
     return {"status": status, "pools": [pool]}
 
 

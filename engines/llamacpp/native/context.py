@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from engines.api import ModelSpec
 from engines.errors import DecodeFailed, EngineDead, LoadFailed
+from engines.llamacpp.native.heartbeat import Heartbeat
 from engines.llamacpp.native.library import captured
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.native.sampler import NativeSampler
@@ -48,6 +49,8 @@ class NativeContext:
         params.swa_full = spec.swa_full
         params.kv_unified = False  # no slot can use up another's cells
         params.no_perf = True
+        self.heartbeat = Heartbeat()
+        params.abort_callback, params.abort_callback_data = self.heartbeat.callback, self.heartbeat.address
         with captured() as lines:
             handle = llama_cpp.llama_init_from_model(model.handle, params)
         if not handle:
@@ -102,6 +105,7 @@ class NativeContext:
     def decode(self, n_rows: int) -> None:
         """Run the first rows of `token`, `pos`, `seq`, `output` through the model. Raises `DecodeFailed`."""
         self._batch.n_tokens = n_rows
+        self.heartbeat.begin()
         self._threads.use(1 if n_rows <= self._lone_rows else self._threads.count)
         code = llama_cpp.llama_decode(self.handle, self._batch)
         llama_cpp.llama_synchronize(self.handle)  # a GPU may still be at work, and a step's time is measured
