@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -25,7 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from engines.llamacpp.vocab import LlamaVocab
 from tests.soak.clients import BEARER, PATIENCE_S, Client
 from tests.soak.ledger import Ledger, Samples
-from tests.soak.server import GOOD, LONG_RETENTION_S, POOLS, RETENTION_S, Usage, served, write_models
+from tests.soak.server import BROKEN_POOL, GOOD, LONG_RETENTION_S, POOLS, RETENTION_S, Usage, served, write_models
 
 EXECUTOR_THREADS = 32
 """Most threads that asyncio makes for long prompts, as they are needed, and keeps."""
@@ -72,15 +73,21 @@ async def soak(home: Path, *, seconds: float, clients: int = 48, seed: int = 0) 
     bad = write_models(home)
     retention_s = RETENTION_S if seconds < 120 else LONG_RETENTION_S
     began = time.monotonic()
-    with served(home, retention_s=retention_s) as process:
+    with served(home, retention_s=retention_s) as (process, log):
         port = await asyncio.to_thread(process.wait_ready)
         campaign = _Campaign(port, process.popen.pid, Ledger(), bad, random.Random(seed), clients)
         usages = []
+        await campaign.send_the_largest()
         for share, forget_s in ((0.2, 0.0), (0.4, retention_s), (0.4, retention_s)):
             await campaign.load(seconds * share)
             usages.append(await campaign.quiesce(forget_s))
+            if len(usages) == 2:
+                log.kill()  # whoever read the log leaves; the server writes on
         faults = campaign.ledger.faults + await campaign.verdict(home / f"{GOOD[0]}.gguf", usages)
-        faults += _logged_faults(process.stderr)
+        faults += _logged_faults((home / "log").read_text())
+        process.send(signal.SIGTERM)
+        if (code := await asyncio.to_thread(process.wait)) != 0:
+            faults.append(f"the server left with {code} after SIGTERM")
     return Report(campaign.ledger, time.monotonic() - began, usages, faults)
 
 
@@ -92,6 +99,12 @@ class _Campaign:
     bad: Sequence[str]
     chance: random.Random
     clients: int
+
+    async def send_the_largest(self) -> None:
+        """All clients at once, so that the memory this takes is there before any is weighed."""
+        async with self._session() as session:
+            clients = [Client(self.port, session, self.ledger, self.chance) for _ in range(self.clients)]
+            await asyncio.gather(*(client.largest() for client in clients))
 
     async def load(self, seconds: float) -> None:
         """Clients and reloads for a while; returns when every client has finished its last task."""
@@ -105,6 +118,7 @@ class _Campaign:
                     await one.one_task()
 
             reloads = [asyncio.create_task(self._reload(session, pool)) for pool in POOLS]
+            reloads.append(asyncio.create_task(self._reload_broken(session)))
             await asyncio.gather(*(client(number) for number in range(self.clients)))
             for reload in reloads:
                 reload.cancel()
@@ -124,6 +138,13 @@ class _Campaign:
             twice = [asked, self.chance.choice(GOOD)] if self.chance.random() < 0.2 else [asked]
             for status in await asyncio.gather(*(self.ask_reload(session, pool, name) for name in twice)):
                 self.ledger.reloads[status] += 1
+
+    async def _reload_broken(self, session: aiohttp.ClientSession) -> None:
+        """The pool that never came up is asked to load what cannot be loaded either."""
+        while True:
+            await asyncio.sleep(self.chance.uniform(1, 5))
+            status = await self.ask_reload(session, BROKEN_POOL, self.chance.choice(self.bad))
+            self.ledger.reloads[status] += 1
 
     async def ask_reload(self, session: aiohttp.ClientSession, pool: str, name: str) -> int:
         url = f"http://127.0.0.1:{self.port}/v1/pools/{pool}/reload"
@@ -192,9 +213,13 @@ class _Campaign:
             vocab.close()
 
 
+_WANTED = ("hangs in a step", f'pool "{BROKEN_POOL}"')
+"""Errors that the campaign makes on purpose."""
+
+
 def _logged_faults(log: str) -> list[str]:
     """Errors and tracebacks, from the first one on."""
-    lines = log.splitlines()
+    lines = [line for line in log.splitlines() if not any(wanted in line for wanted in _WANTED)]
     first = next((i for i, line in enumerate(lines) if "Traceback" in line or " ERROR " in line), len(lines))
     return lines[first : first + 60]
 

@@ -21,6 +21,9 @@ from tests.soak.server import CTX, GOOD, GRACE_S, POOLS
 from tests.support.process import TOKEN
 
 PATIENCE_S = 60.0
+LARGEST_BYTES = 900_000
+LONGEST_PAUSE_S = 120.0
+"""Of 800 tokens at the pace of a worker that hangs now and then, for all who wait and all who come back."""
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 WORDS = ("the", "river", "and", "some", "words", "that", "were", "there", "before", "it", "has", "been", "a", "long")
 STOPS = ("the", " and", "re", "a long stop that never comes", "é", "in", ". ", "🙂")
@@ -38,15 +41,23 @@ class Client:
         self.ledger = ledger
         self.chance = chance
 
+    async def largest(self) -> None:
+        """The largest body there is, and nothing in it."""
+        if await self._submit({}, body=b" " * LARGEST_BYTES + b"{}") is not None:
+            self.ledger.complain("a task of nothing was accepted")
+
     async def one_task(self) -> None:
         behaviour = self.chance.choice(list(BEHAVIOURS))
         request = self._request()
         if behaviour == "answer lost":
             request.pop("model_ref", None)  # so that it is refused for good or accepted in the end, as a whole
             await self._hang_up_on(request)
+        elif behaviour == "obeys":
+            request.pop("model_ref", None)
         answer = await self._submit(request)
-        while answer is None and behaviour == "answer lost" and request["max_tokens"] < CTX:
-            answer = await self._submit(request)  # the first may still be under way while this one is refused
+        while answer is None and behaviour in ("answer lost", "obeys") and request["max_tokens"] < CTX:
+            # Of a lost answer, the first may still be under way while this one is refused.
+            answer = await self._submit(request, obey=behaviour == "obeys")
         if answer is None:
             return
         task_id = answer["task_id"]
@@ -83,9 +94,15 @@ class Client:
             request["max_tokens"] = CTX  # never fits
         return request
 
-    async def _submit(self, request: dict[str, Any]) -> dict[str, Any] | None:
-        """The 202's body; None for a refusal, after the pause it asks for, at most a second."""
-        async with self.session.post(f"{self.url}/v1/tasks", json=request, headers=BEARER) as response:
+    async def _submit(
+        self, request: dict[str, Any], *, obey: bool = False, body: bytes | None = None
+    ) -> dict[str, Any] | None:
+        """The 202's body; None for a refusal, after the pause it asks for; at most a second, unless it is obeyed.
+
+        Without obedience most that are refused never return, because the next request has another id.
+        """
+        data = self._padded(json.dumps(request).encode()) if body is None else body
+        async with self.session.post(f"{self.url}/v1/tasks", data=data, headers=BEARER) as response:
             answer = await response.json()
             if response.status == 202:
                 return dict(answer)
@@ -93,8 +110,23 @@ class Client:
             if (response.status, answer["code"]) not in REFUSALS:
                 self.ledger.complain(f"a submit got {response.status} {answer}")
             pause_s = float(response.headers.get("X-Backoff-Ms", 0)) / 1000
-        await asyncio.sleep(min(pause_s, 1.0))
+        if pause_s > LONGEST_PAUSE_S:
+            self.ledger.complain(f"a sender was told to wait for {pause_s} s")
+        await asyncio.sleep(pause_s if obey else min(pause_s, 1.0))
         return None
+
+    def _padded(self, body: bytes) -> bytes | AsyncIterator[bytes]:
+        """Some bodies are large, and some come in chunks of unknown number."""
+        if self.chance.random() < 0.2:
+            body += b" " * self.chance.choice([20_000, 100_000, LARGEST_BYTES])
+        if self.chance.random() < 0.9:
+            return body
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for start in range(0, len(body), 60_000):
+                yield body[start : start + 60_000]
+
+        return chunks()
 
     async def _hang_up_on(self, request: dict[str, Any]) -> None:
         """Send a submit and leave before its answer comes."""
@@ -219,6 +251,7 @@ BEHAVIOURS: dict[str, Read] = {
     "fast": Client.whole,
     "asks again": Client.whole,
     "answer lost": Client.whole,
+    "obeys": Client.whole,
     "nobody": Client.nothing,
     "twice": Client.twice,
     "late": Client.late,

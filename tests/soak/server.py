@@ -1,4 +1,8 @@
-"""The server under soak: a process, two pools on two shared CPU workers, and what it takes of the machine."""
+"""The server under soak: a process, two pools on two shared CPU workers, and what it takes of the machine.
+
+Beside them is a pool whose model is damaged and never comes up; now and then a worker is slow, or hangs; and at some
+time whoever reads the log leaves.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,23 @@ import contextlib
 import os
 import random
 import re
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.support import damaged_gguf
 from tests.support.process import Process, orchd_serve
 from tests.support.tiny_gguf import write_tiny_llama
 
 POOLS = ("left", "right")
+BROKEN_POOL = "broken"
 GOOD = ("alpha", "beta")
 CTX = 1024
 CAPACITY = 6
+STALL_S = 1.5
+FAULTS: dict[str, Any] = {"SOAK_SLOW": "0.002", "SOAK_HANG": "0.0001", "SOAK_HANG_S": "4", "SOAK_SEED": "0"}
 GRACE_S = 0.3
 RETENTION_S = 15.0
 """For short runs, which wait for it twice. A client whose window was closed waits for the kernel's next probe, for 6 s
@@ -27,6 +36,8 @@ LONG_RETENTION_S = 30.0
 _CONFIG = """
 [queue]
 capacity = {capacity}
+[workers]
+stall_s = {stall}
 [tasks]
 cancel_grace_s = {grace}
 retention_s = {retention}
@@ -34,7 +45,7 @@ retention_s = {retention}
 _POOL = """
 [[pools]]
 id = "{id}"
-model = "alpha.gguf"
+model = "{model}.gguf"
 devices = ["cpu", "cpu"]
 slots = 2
 ctx = {ctx}
@@ -87,9 +98,20 @@ def write_models(folder: Path) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def served(home: Path, *, retention_s: float) -> Iterator[Process]:
-    """The server on a free port, in a folder that holds the models."""
-    config = _CONFIG.format(capacity=CAPACITY, grace=GRACE_S, retention=retention_s)
-    (home / "orchd.toml").write_text(config + "".join(_POOL.format(id=pool, ctx=CTX) for pool in POOLS))
-    with orchd_serve("--port", "0", home=home) as process:
-        yield process
+def served(home: Path, *, retention_s: float) -> Iterator[tuple[Process, subprocess.Popen[bytes]]]:
+    """The server on a free port, in a folder that holds the models, and the process that reads its log."""
+    config = _CONFIG.format(capacity=CAPACITY, grace=GRACE_S, retention=retention_s, stall=STALL_S)
+    pools = dict.fromkeys(POOLS, "alpha") | {BROKEN_POOL: "bad-duplicate-tokens"}
+    (home / "orchd.toml").write_text(
+        config + "".join(_POOL.format(id=pool, model=model, ctx=CTX) for pool, model in pools.items())
+    )
+    read, write = os.pipe()
+    log = subprocess.Popen(["tee", "log"], cwd=home, stdin=read, stdout=subprocess.DEVNULL)
+    os.close(read)
+    try:
+        with orchd_serve("--port", "0", home=home, stderr=write, module="tests.soak.faulty", **FAULTS) as process:
+            os.close(write)
+            yield process, log
+    finally:
+        log.kill()
+        log.wait()

@@ -78,6 +78,7 @@ def orchd_serve(
     stdout: int | None = None,
     stderr: int | None = None,
     redirect: str = "",
+    module: str = "orchd",
     **environ: str,
 ) -> Iterator[Process]:
     """Run `orchd serve` with arguments until the context ends.
@@ -89,6 +90,7 @@ def orchd_serve(
         stdout: Another descriptor for its output than that of a file.
         stderr: The same for its log.
         redirect: What a shell does with its descriptors, such as ``2>&-``.
+        module: What stands in for the program.
         environ: Added to a clean environment.
     """
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("ORCHD_", "XDG_"))}
@@ -97,7 +99,7 @@ def orchd_serve(
     if token is not None:
         env["ORCHD_TOKEN"] = token
     with (home / "stdout").open("wb") as out, (home / "stderr").open("wb") as err:
-        command = ["sh", "-c", f'exec "$@" {redirect}', "sh", sys.executable, "-m", "orchd", "serve", *args]
+        command = ["sh", "-c", f'exec "$@" {redirect}', "sh", sys.executable, "-m", module, "serve", *args]
         popen = subprocess.Popen(
             command,
             cwd=home,
