@@ -4,6 +4,16 @@ Each time the loop wakes up, and each client whose text it then sends, takes tim
 few cores the threads that compute. So text that comes faster than a screen shows pictures is shown some pieces at a
 time: the loop looks for more by itself. What somebody waits for wakes it at once: a task that begins or ends, its first
 text, a replica that goes down, and any text that comes more slowly.
+
+For example:
+
+- 100 texts a second, one every 10 ms: fewer than `WORTH_A_LOOK` in `LONGEST_S`. Each wakes the loop, no timer runs.
+- 400 a second, one every 2.5 ms: it looks every 7.5 ms, for `TOGETHER` of them: 133 times a second instead of 400.
+- 24,000 a second, of the smallest models: three would come in 0.1 ms, so it looks every `SHORTEST_S`.
+
+One period for all was tried together with one way to write in `orchd.http.sse`: tiny model, alternating pairs, medians
+of each pair's ratio. With 1/120 s, 7 pairs: tokens/s 1.14 (1 client) and 0.98 (16), but the 99th percentile of the gaps
+between texts grew from 5.9 to 10.1 ms with 16. With 1/240 s, 8 pairs: 0.99 and 0.94, with one client 2.3 to 4.6 ms.
 """
 
 from __future__ import annotations
@@ -22,7 +32,7 @@ SHORTEST_S = 0.002
 """Least that the loop lets gather: many steps of the smallest models, beside which it works."""
 
 TOGETHER = 3
-"""Posts with text that a look should find."""
+"""Posts with text that a look should find: the period is so many times the time between them."""
 
 WORTH_A_LOOK = 2
 """Those that it has to find; of fewer, each may as well wake the loop."""

@@ -56,9 +56,10 @@ async def send(
 class _Feed:
     """What one listener has been sent, and the short way to it.
 
-    While its reader keeps up, new events are written the moment they come: waking the handler for each would cost
-    several times the write itself. As soon as anything is left unsent, the handler is woken instead, and waits for the
-    reader.
+    While its reader keeps up, new events are written the moment they come, in chunks framed here, because aiohttp's
+    writer can only be awaited. As soon as anything is left unsent, the handler is woken instead, and waits for the
+    reader. Waking it for all took a third more of the event loop's time for each token, with 16 clients of the tiny
+    model, and gave 9 % fewer tokens/s (medians of 8 alternating pairs' ratios, of 0.99 to 1.46 and 0.82 to 1.21).
     """
 
     def __init__(self, request: web.Request, log: EventLog, start: int) -> None:
