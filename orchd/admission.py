@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from engines.errors import EngineDead
 from orchd.errors import UNREADY_RETRY_S, InvalidParams, PoolUnavailable, PoolUnready
-from orchd.pools import Pool
+from orchd.pools import Pool, PoolState
 from orchd.schemas import TaskRequest
 from orchd.tasks import Task
 
@@ -29,7 +29,7 @@ def choose_pool(pools: Mapping[str, Pool], request: TaskRequest) -> Pool:
         raise InvalidParams(f"pool_id: there are several pools; say which: {', '.join(pools)}")
     if request.model_ref is not None:
         named = [pool for pool in chosen if pool.model is not None and pool.model.is_named(request.model_ref)]
-        chosen = named or [pool for pool in chosen if pool.loading]
+        chosen = named or [pool for pool in chosen if pool.state is PoolState.LOADING]
         if not chosen:
             raise PoolUnavailable(
                 f"no pool serves {request.model_ref!r} now; /health tells which models are served",
@@ -49,14 +49,14 @@ def check_open(pool: Pool) -> None:
         PoolUnready: It is loading its first model.
         PoolUnavailable: Its model could not be loaded, or none of its replicas is alive.
     """
-    if pool.loading:
+    if pool.state is PoolState.LOADING:
         raise PoolUnready(f"pool {pool.id} is still loading its model; try again", retry_after_s=UNREADY_RETRY_S)
-    if pool.failure is not None:
+    if pool.state is PoolState.FAILED:
         raise PoolUnavailable(
             f"pool {pool.id} has no model ({pool.failure}); reload it once the file is repaired",
             retry_after_s=UNREADY_RETRY_S,
         )
-    if not pool.scheduler.any_ready and not pool.away:
+    if pool.stranded:
         raise PoolUnavailable(
             f"no replica of pool {pool.id} is alive; it is being brought back", retry_after_s=UNREADY_RETRY_S
         )

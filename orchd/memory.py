@@ -19,10 +19,10 @@ CUDA_BYTES = 256 * 2**20
 report of llama.cpp's, and CUDA that finds no memory in the middle of a step ends the process."""
 
 
-def need(footprint: Footprint, replicas: int, *, place: str = HOST) -> int:
+def need(footprint: Footprint, replicas: int, *, memory: str = HOST) -> int:
     """Bytes that so many replicas of a model should find free on their common device."""
     total = footprint.total * replicas
-    return total + int(total * MARGIN_SHARE) + MARGIN_BYTES + (CUDA_BYTES if place != HOST else 0)
+    return total + int(total * MARGIN_SHARE) + MARGIN_BYTES + (CUDA_BYTES if memory != HOST else 0)
 
 
 def check_fit(
@@ -46,14 +46,14 @@ def check_fit(
             )
 
 
-def place_of(device: Device) -> str:
+def memory_of(device: Device) -> str:
     """Whose memory a device uses: a GPU its own, every CPU worker the machine's."""
     return device.name if device.spec.kind == "gpu" else HOST
 
 
-def free_bytes(place: str) -> int | None:
+def free_bytes(memory: str) -> int | None:
     """Free memory there now; None if nobody can tell."""
-    index = gpu_index(place)
+    index = gpu_index(memory)
     return host_memory.free_bytes() if index is None else free_gpu_bytes(index)
 
 

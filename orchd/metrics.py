@@ -75,7 +75,7 @@ class _ServiceCollector(Collector):
             for replica in pool.replicas:
                 of_replica = [*of_pool, replica.id]
                 for priority in Priority:
-                    enqueued.add_metric([*of_replica, priority.value], replica.seat.enqueued[priority])
+                    enqueued.add_metric([*of_replica, priority.value], replica.slots.enqueued[priority])
                 tokens_in.add_metric(of_replica, replica.tokens_in)
                 tokens_out.add_metric(of_replica, replica.tokens_out)
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 from engines.api import ModelSpec
 from engines.errors import LoadFailed
 from orchd import memory, model_files, models
-from orchd.active import ActiveModel
+from orchd.active_model import ActiveModel
 from orchd.config import PoolConfig
 from orchd.devices import Device
 from orchd.loader import Loader
-from orchd.replica import Host
+from orchd.replica import Instance
 
 _log = logging.getLogger(__name__)
 
@@ -61,30 +62,30 @@ class PoolLoader:
 
     async def check_fit(self, model: ActiveModel, *, leaving: ActiveModel | None = None) -> None:
         """Raise `OutOfDeviceMemory` unless every device has room for its replicas now, or without a model it has."""
-        places = Counter(memory.place_of(device) for device in self._devices)
-        needs = {place: memory.need(model.footprint, replicas, place=place) for place, replicas in places.items()}
-        free = await self._loader.run(lambda: {place: memory.free_bytes(place) for place in places})
-        freed = {} if leaving is None else {place: leaving.footprint.total * n for place, n in places.items()}
+        replicas = Counter(memory.memory_of(device) for device in self._devices)
+        needs = {name: memory.need(model.footprint, count, memory=name) for name, count in replicas.items()}
+        free = await self._loader.run(lambda: {name: memory.free_bytes(name) for name in replicas})
+        freed = {} if leaving is None else {name: leaving.footprint.total * count for name, count in replicas.items()}
         memory.check_fit(model.path.name, needs, free, leaving=freed)
 
-    async def load_hosts(self, model: ActiveModel, *, without: Collection[int] = ()) -> list[Host | None]:
+    async def load_instances(self, model: ActiveModel, *, without: Collection[int] = ()) -> list[Instance | None]:
         """A handle for every replica but some, or `LoadFailed` and none."""
-        hosts: list[Host | None] = []
+        instances: list[Instance | None] = []
         try:
             for index in range(len(self._devices)):
-                hosts.append(None if index in without else await self.load_host(index, model))
+                instances.append(None if index in without else await self.load_instance(index, model))
         except BaseException:
-            self.discard_hosts(hosts)
+            self.discard_instances(instances)
             raise
-        return hosts
+        return instances
 
-    async def load_host(self, index: int, model: ActiveModel) -> Host:
+    async def load_instance(self, index: int, model: ActiveModel) -> Instance:
         """A handle for one replica, of the very files that were vetted. Raises `LoadFailed`."""
         device = self._devices[index]
         label = f"{self._config.id}/{index} {model.id} on {device.name}"
         model.check_unchanged()
         try:
-            host = Host(await self._loader.model(self._spec(model.path), device.spec, label=label))
+            instance = Instance(await self._loader.model(self._spec(model.path), device.spec, label=label))
         except LoadFailed as error:
             if len(self._devices) == 1:
                 raise
@@ -92,17 +93,17 @@ class PoolLoader:
         try:
             model.check_unchanged()
         except LoadFailed:
-            self.discard_hosts([host])
+            self.discard_instances([instance])
             raise
-        return host
+        return instance
 
     def discard(self, model: ActiveModel) -> None:
         """Close the tokenizer of a model that the pool does not serve."""
         self._loader.discard(model.vocab)
 
-    def discard_hosts(self, hosts: Iterable[Host | None]) -> None:
+    def discard_instances(self, instances: Iterable[Instance | None]) -> None:
         """Close handles that no worker was given."""
-        self._loader.discard(*(host.model for host in hosts if host is not None))
+        self._loader.discard(*(instance.model for instance in instances if instance is not None))
 
     def trim(self) -> None:
         """Give the system back what workers closed."""
@@ -122,17 +123,11 @@ class PoolLoader:
         return log
 
     def _spec(self, path: Path) -> ModelSpec:
-        config = self._config
-        return ModelSpec(
-            path,
-            slots=config.slots,
-            ctx=config.ctx,
-            batch=config.batch,
-            flash_attn=config.flash_attn,
-            cache_type_k=config.cache_type_k,
-            cache_type_v=config.cache_type_v,
-            swa_full=config.swa_full,
-            mmap=config.mmap,
-            step_target_s=self._step_target_s,
-            lone_step_s=self._lone_step_s,
-        )
+        shape = model_spec(self._config, path)
+        return replace(shape, step_target_s=self._step_target_s, lone_step_s=self._lone_step_s)
+
+
+def model_spec(config: PoolConfig, path: Path) -> ModelSpec:
+    """A file in the shape that a pool's settings ask for: every setting that `ModelSpec` knows by the same name."""
+    shape = {field.name: getattr(config, field.name) for field in fields(ModelSpec) if hasattr(config, field.name)}
+    return ModelSpec(path, **shape)

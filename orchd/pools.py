@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import array
 import asyncio
+import enum
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from engines.errors import LoadFailed, OutOfDeviceMemory
-from orchd.active import ActiveModel
+from orchd.active_model import ActiveModel
 from orchd.config import PoolConfig
 from orchd.devices import Device
 from orchd.errors import TaskError
 from orchd.pool_loader import PoolLoader
-from orchd.replica import Host, Replica
+from orchd.replica import Instance, Replica
+from orchd.replica_slots import ReplicaSlots
 from orchd.reports import ReplicaDown, Report
 from orchd.scheduler import Scheduler
 from orchd.schemas import PoolHealth, ReplicaHealth
-from orchd.seat import Seat
 from orchd.telemetry import Telemetry
 from orchd.worker import Worker
 
@@ -28,8 +29,20 @@ RECOVERY_PAUSE_S = 1.0
 MAX_RECOVERY_PAUSE_S = 60.0
 
 
+class PoolState(enum.Enum):
+    """Where a pool's model is."""
+
+    LOADING = enum.auto()
+    """The first one is on its way."""
+    FAILED = enum.auto()
+    """The first one could not be loaded; `Pool.failure` says why. A reload may bring one."""
+    SERVING = enum.auto()
+    SWAPPED_OUT = enum.auto()
+    """It was taken down to make room for another; tasks wait."""
+
+
 class Pool:
-    """Event loop thread only.
+    """A model, its replicas and their queue. Event loop thread only.
 
     Args:
         config: Its settings.
@@ -58,52 +71,52 @@ class Pool:
         self.config = config
         self.loader = loader
         self.model: ActiveModel | None = None
-        self.loading = True
-        """Its first model is not there yet, and is on its way."""
+        self.state = PoolState.LOADING
         self.failure: str | None = None
-        """Why it has no model since the start, in one sentence without folders: it could not be loaded."""
+        """Why its first model could not be loaded, in one sentence without folders."""
         self.reloading = False
         """A `orchd.reload.Reload` is under way."""
-        self.away = False
-        """Its model was taken down to make room for another; tasks wait."""
         self.sleep = sleep
         self._first: Path | None = None
         self._closed = asyncio.Event()
         self._lost: dict[int, str] = {}  # replicas whose device CUDA cannot use any more, and NVML's words for it
         self._stall_s = stall_s
-        seats = [Seat(index, config.slots) for index in range(len(devices))]
-        self.scheduler = Scheduler(capacity, seats, clock=clock)
-        self.replicas = [
-            Replica(str(seat.index), device.name, seat, self.scheduler)
-            for seat, device in zip(seats, devices, strict=True)
-        ]
-        self.workers = [worker_of(device) for device in devices]
-        for replica, worker in zip(self.replicas, self.workers, strict=True):
+        workers = [worker_of(device) for device in devices]
+        slots = [ReplicaSlots[Instance](index, config.slots, wake=worker.wake) for index, worker in enumerate(workers)]
+        self.scheduler = Scheduler(capacity, slots, clock=clock)
+        self.replicas: list[Replica] = []
+        for own, device, worker in zip(slots, devices, workers, strict=True):
+            replica = Replica(str(own.index), device.name, own, self.scheduler, worker)
+            self.replicas.append(replica)
             worker.replicas.append(replica)  # it has not been started
-            replica.seat.wake = worker.wake
 
     @property
     def ready(self) -> bool:
         """Whether it can start tasks."""
-        return self.model is not None and any(self.alive(index) for index in range(len(self.replicas)))
+        return self.model is not None and any(map(self.alive, self.replicas))
 
-    def stalled(self) -> list[int]:
+    @property
+    def stranded(self) -> bool:
+        """Whether no replica can start what waits, and none is about to."""
+        return self.state is PoolState.SERVING and not self.scheduler.any_ready
+
+    def stalled(self) -> list[Replica]:
         """Replicas whose worker has just turned out to hang, whichever pool's step it hangs in.
 
         One that moves again asks for tasks, which ends its stall; it is woken, in case it had nothing left to do.
         """
         hanging = []
-        for index, (replica, worker) in enumerate(zip(self.replicas, self.workers, strict=True)):
-            hangs = worker.stalled_s() >= self._stall_s
-            if hangs and not replica.seat.stalled:
-                hanging.append(index)
-            elif replica.seat.stalled and not hangs:
-                worker.wake()
+        for replica in self.replicas:
+            hangs = replica.worker.stalled_s() >= self._stall_s
+            if hangs and not replica.slots.stalled:
+                hanging.append(replica)
+            elif replica.slots.stalled and not hangs:
+                replica.worker.wake()
         return hanging
 
-    def alive(self, index: int) -> bool:
+    def alive(self, replica: Replica) -> bool:
         """Whether a replica has its model and its worker moves."""
-        return self.replicas[index].seat.ready and self.workers[index].stalled_s() < self._stall_s
+        return replica.slots.ready and replica.worker.stalled_s() < self._stall_s
 
     # --- models ----------------------------------------------------------------------------------------------------
 
@@ -124,16 +137,15 @@ class Pool:
             await self._load(path)
         except Exception as error:
             self.failure = one_sentence(error, path)
-            self.loading = False
+            self.state = PoolState.FAILED
             raise
-        self.loading = False
 
     async def _load(self, path: Path) -> None:
         model = await self.loader.open(path)
         try:
             async with self.loader.turn:
                 await self.check_fit(model)
-                self.switch(model, await self.loader.load_hosts(model), {})
+                self.switch(model, await self.loader.load_instances(model), {})
         except BaseException:
             self.loader.discard(model)
             raise
@@ -147,18 +159,20 @@ class Pool:
             )
         await self.loader.check_fit(model, leaving=leaving)
 
-    def switch(self, model: ActiveModel, hosts: Sequence[Host | None], tokens: Mapping[str, array.array[int]]) -> None:
+    def switch(
+        self, model: ActiveModel, instances: Sequence[Instance | None], tokens: Mapping[str, array.array[int]]
+    ) -> None:
         """Serve a model from now on, with these prompts for the waiting tasks: one assignment under one lock.
 
-        A replica whose host is None has no model.
+        A replica whose instance is None has no model.
         """
         self.model = model
         self.failure = None
-        self.away = False
-        self.scheduler.switch(hosts, tokens)
-        for replica, worker, host in zip(self.replicas, self.workers, hosts, strict=True):
-            if host is not None:
-                worker.adopt(replica, host)
+        self.state = PoolState.SERVING
+        self.scheduler.switch(instances, tokens)
+        for replica, instance in zip(self.replicas, instances, strict=True):
+            if instance is not None:
+                replica.worker.adopt(replica, instance)
 
     async def take_down(self, grace_s: float, late: TaskError) -> list[int]:
         """Stop handing out tasks, let those that run end within the grace, end the rest, close the model everywhere.
@@ -166,14 +180,15 @@ class Pool:
         Returns:
             The replicas whose worker hangs: it closes the model when it moves again.
         """
-        self.away = True
+        self.state = PoolState.SWAPPED_OUT
         self.scheduler.switch([None] * len(self.replicas), {})
-        self.wake()
+        for replica in self.replicas:
+            replica.worker.wake()  # to close what is idle
         emptied = [asyncio.ensure_future(self._emptied(replica)) for replica in self.replicas]
         try:
             await asyncio.wait(emptied, timeout=grace_s)
-            for replica, worker in zip(self.replicas, self.workers, strict=True):
-                worker.end_tasks(replica, late)
+            for replica in self.replicas:
+                replica.worker.end_tasks(replica, late)
             await asyncio.wait(emptied, timeout=self._stall_s)
             return [index for index, closed in enumerate(emptied) if not closed.done()]
         finally:
@@ -181,7 +196,7 @@ class Pool:
                 waiting.cancel()
 
     async def _emptied(self, replica: Replica) -> None:
-        while replica.hosts:
+        while replica.instances:
             self._closed.clear()
             await self._closed.wait()
 
@@ -197,28 +212,28 @@ class Pool:
         replica = self.replicas[index]
         if index in self._lost:
             return  # it has its model still; see `note_readings`
-        if not replica.seat.ready:
+        if not replica.slots.ready:
             await self._emptied(replica)  # what it had may still take the memory
         pause_s = min(RECOVERY_PAUSE_S * 2 ** max(0, replica.setbacks - 1), MAX_RECOVERY_PAUSE_S)
         while True:
             await self.sleep(pause_s)
-            if replica.seat.ready:
+            if replica.slots.ready:
                 return  # a reload was quicker
             if self.reloading:
                 continue
             assert self.model is not None  # it had one, or no replica could have gone down
             model = self.model
             try:
-                host = await self.loader.load_host(index, model)
+                instance = await self.loader.load_instance(index, model)
             except Exception as error:
                 pause_s = min(2 * pause_s, MAX_RECOVERY_PAUSE_S)
                 _log.error("pool %s, replica %d is not back: %s; next try in %g s", self.id, index, error, pause_s)
                 continue
-            if self.reloading or replica.seat.ready or self.model is not model:
-                self.loader.discard_hosts([host])
+            if self.reloading or replica.slots.ready or self.model is not model:
+                self.loader.discard_instances([instance])
                 continue
-            self.scheduler.bring_back(replica.seat, host)
-            self.workers[index].adopt(replica, host)
+            self.scheduler.bring_back(replica.slots, instance)
+            replica.worker.adopt(replica, instance)
             _log.warning("pool %s, replica %d is back", self.id, index)
             return
 
@@ -235,23 +250,18 @@ class Pool:
         for index, replica in enumerate(self.replicas):
             reading = telemetry.reading(replica.device)
             if reading is not None:
-                self.scheduler.note_free_bytes(replica.seat, reading.free_bytes)
+                self.scheduler.note_free_bytes(replica.slots, reading.free_bytes)
             why = telemetry.lost(replica.device)
             if why is None:
-                if self._lost.pop(index, None) is not None and replica.seat.host is not None:
-                    self.scheduler.set_ready(replica.seat, ready=True)
+                if self._lost.pop(index, None) is not None and replica.slots.instance is not None:
+                    self.scheduler.set_ready(replica.slots, ready=True)
                 continue
             if index not in self._lost:
                 down.append(ReplicaDown(replica, f"NVML says {why}"))
             self._lost[index] = why
-            if replica.seat.ready:
-                self.scheduler.set_ready(replica.seat, ready=False)
+            if replica.slots.ready:
+                self.scheduler.set_ready(replica.slots, ready=False)
         return down
-
-    def wake(self) -> None:
-        """Wake every worker: there may be something to take."""
-        for worker in self.workers:
-            worker.wake()
 
     def health(self, *, closing: bool = False) -> PoolHealth:
         """A snapshot; of a server that is ``closing``, or not."""
@@ -264,11 +274,11 @@ class Pool:
                 ReplicaHealth(
                     id=replica.id,
                     device=replica.device,
-                    alive=self.alive(index),
-                    slots=replica.seat.slots,
-                    busy=replica.seat.busy,
+                    alive=self.alive(replica),
+                    slots=replica.slots.total,
+                    busy=replica.slots.busy,
                 )
-                for index, replica in enumerate(self.replicas)
+                for replica in self.replicas
             ),
         )
 

@@ -15,11 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from engines.errors import LoadFailed, OutOfDeviceMemory
-from orchd.active import ActiveModel, is_short
+from orchd.active_model import ActiveModel, is_short
 from orchd.errors import DecodeTimeout, ReloadFailed, TaskError
-from orchd.pools import Pool, one_sentence
-from orchd.replica import Host
-from orchd.scheduler import Place
+from orchd.pools import Pool, PoolState, one_sentence
+from orchd.replica import Instance
+from orchd.scheduler import Found
 from orchd.schemas import TaskRequest
 from orchd.tasks import Task
 
@@ -87,14 +87,14 @@ class Reload:
     def _failed(self, step: str, error: LoadFailed, now: str) -> ReloadFailed:
         """One sentence without folders: llama.cpp quotes the path it was given."""
         why = one_sentence(error, self._path)
-        if self._pool.failure is not None:
+        if self._pool.state is PoolState.FAILED:
             self._pool.failure = why
         return ReloadFailed(f"{step} failed: {why}; {now}")
 
     async def _first(self, new: ActiveModel) -> None:
         try:
             await self._pool.check_fit(new)
-            await self._switch(new, await self._pool.loader.load_hosts(new))
+            await self._switch(new, await self._pool.loader.load_instances(new))
         except LoadFailed as error:
             raise self._failed("loading", error, _unchanged(None)) from None
 
@@ -108,7 +108,7 @@ class Reload:
 
     async def _beside(self, old: ActiveModel, new: ActiveModel) -> None:
         try:
-            await self._switch(new, await self._pool.loader.load_hosts(new))
+            await self._switch(new, await self._pool.loader.load_instances(new))
         except LoadFailed as error:
             raise self._failed("loading", error, _unchanged(old)) from None
 
@@ -125,7 +125,7 @@ class Reload:
             if stuck:
                 raise LoadFailed(f"{old.id} could not be taken down, because a worker hangs in a step")
             await self._await_room(new)
-            await self._switch(new, await pool.loader.load_hosts(new))
+            await self._switch(new, await pool.loader.load_instances(new))
         except Exception as error:
             now = await self._roll_back(old, stuck)
             if isinstance(error, LoadFailed):
@@ -150,28 +150,28 @@ class Reload:
         pool = self._pool
         lost, now = stuck, f"{old.id} was loaded again and serves"
         try:
-            hosts = await pool.loader.load_hosts(old, without=stuck)
+            instances = await pool.loader.load_instances(old, without=stuck)
         except Exception as error:
             _log.error("pool %s: %s cannot be loaded again either: %s", pool.id, old.id, error)
-            hosts = [None] * len(pool.replicas)
-            lost, now = range(len(hosts)), f"{old.id} could not be loaded again either, and is tried again"
-        pool.switch(old, hosts, {})
+            instances = [None] * len(pool.replicas)
+            lost, now = range(len(instances)), f"{old.id} could not be loaded again either, and is tried again"
+        pool.switch(old, instances, {})
         if lost:
             self._lost(lost)
         return now
 
-    async def _switch(self, new: ActiveModel, hosts: Sequence[Host | None]) -> None:
+    async def _switch(self, new: ActiveModel, instances: Sequence[Instance | None]) -> None:
         """Re-tokenise what waits, then hand over everything at once."""
         pool = self._pool
         try:
             tokens = await self._tokenize_waiting(new)
         except BaseException:
-            pool.loader.discard_hosts(hosts)
+            pool.loader.discard_instances(instances)
             raise
         for task in pool.scheduler.waiting():
-            if isinstance(outcome := tokens.get(task.id), TaskError) and pool.scheduler.cancel(task) is Place.WAITING:
+            if isinstance(outcome := tokens.get(task.id), TaskError) and pool.scheduler.cancel(task) is Found.WAITING:
                 self._refuse(task, outcome)
-        pool.switch(new, hosts, {key: value for key, value in tokens.items() if not isinstance(value, TaskError)})
+        pool.switch(new, instances, {key: value for key, value in tokens.items() if not isinstance(value, TaskError)})
 
     async def _tokenize_waiting(self, new: ActiveModel) -> Tokens:
         """Every waiting task's prompt: long ones on a thread; the loop has not run any further when this returns."""

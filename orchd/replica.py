@@ -1,18 +1,20 @@
-"""One pool's place on one device, and the models that are there."""
+"""A pool's model on one of its devices, and who owns it there."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from engines.api import LoadedModel
+from orchd.errors import TaskError
+from orchd.replica_slots import ReplicaSlots
 from orchd.scheduler import Scheduler
-from orchd.seat import Seat
 from orchd.tasks import Task
 
 
 @dataclass(eq=False)
-class Host:
-    """A loaded model on a replica and the tasks that run on it. Worker thread only, once hosted.
+class Instance:
+    """A loaded model on a replica and the tasks that run on it. Worker thread only, once it is adopted.
 
     Attributes:
         model: What steps.
@@ -32,16 +34,36 @@ class Host:
         return sum(task.first_token_at is not None for task in self.tasks.values())
 
 
+class Owner(Protocol):
+    """The worker of a replica's device, as others may ask it; any thread. See `orchd.worker.Worker`."""
+
+    def wake(self) -> None:
+        """There may be something to do."""
+
+    def adopt(self, replica: Replica, instance: Instance) -> None:
+        """Own an instance from now on."""
+
+    def cancel(self, task: Task) -> None:
+        """End a task, if it runs there."""
+
+    def end_tasks(self, replica: Replica, error: TaskError) -> None:
+        """End whatever a replica still runs."""
+
+    def stalled_s(self) -> float:
+        """Seconds since it was last seen to move; 0 if it is idle."""
+
+
 @dataclass(eq=False)
 class Replica:
-    """One pool's place on one device.
+    """A pool's model on one of its devices.
 
     Attributes:
         id: Its index in the pool, as text.
         device: Name of its device.
-        seat: Its side of the scheduler.
+        slots: Its side of the scheduler.
         scheduler: Where its tasks come from.
-        hosts: Its models, the current one last; more than one only while a reload lets old tasks finish.
+        worker: The thread of its device, which other pools' replicas there share.
+        instances: Its models, the current one last; more than one only while a reload lets old tasks finish.
         tokens_in: Prompt tokens it ever took; written by the worker.
         tokens_out: Output tokens it ever made; written by the worker.
         setbacks: Times it was given up since it last finished a task; written by the worker.
@@ -49,9 +71,10 @@ class Replica:
 
     id: str
     device: str
-    seat: Seat
-    scheduler: Scheduler
-    hosts: list[Host] = field(default_factory=list)
+    slots: ReplicaSlots[Instance]
+    scheduler: Scheduler[Instance]
+    worker: Owner
+    instances: list[Instance] = field(default_factory=list)
     tokens_in: int = 0
     tokens_out: int = 0
     setbacks: int = 0
@@ -59,5 +82,5 @@ class Replica:
     @property
     def device_bytes(self) -> int:
         """Bytes of device memory that its models hold, as their engine counts them; any thread."""
-        hosts = {*self.hosts, self.seat.host} - {None}  # a new one may not have been adopted yet
-        return sum(host.model.device_bytes for host in hosts)
+        instances = {*self.instances, self.slots.instance}  # a new one may not have been adopted yet
+        return sum(instance.model.device_bytes for instance in instances if instance is not None)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from engines.api import FinishReason
 from orchd.errors import TaskError
-from orchd.replica import Host, Replica
+from orchd.replica import Replica
 from orchd.tasks import Task
 
 
@@ -46,18 +46,17 @@ class Ended:
 
 @dataclass(frozen=True)
 class ReplicaDown:
-    """A replica was given up and its seat is not ready. Its models are closed, unless its device is lost."""
+    """A replica was given up and its slots is not ready. Its models are closed, unless its device is lost."""
 
     replica: Replica
     why: str
 
 
 @dataclass(frozen=True)
-class HostClosed:
+class InstanceClosed:
     """A model that was replaced has ended its last task and is closed."""
 
     replica: Replica
-    host: Host
 
 
-Report = Begun | Progress | Ended | ReplicaDown | HostClosed
+Report = Begun | Progress | Ended | ReplicaDown | InstanceClosed

@@ -22,14 +22,14 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Generic, TypeVar
 
 from orchd.backoff import Backoff
 from orchd.errors import AdmissionReject
 from orchd.forecast import Forecast, Plan, Running
 from orchd.placement import Load, least_loaded
+from orchd.replica_slots import ReplicaSlots
 from orchd.schemas import Accepted, Priority
-from orchd.seat import Seat
 from orchd.task_queue import TaskQueue
 from orchd.tasks import Task
 
@@ -37,7 +37,10 @@ PLAN_S = 0.1
 """A plan serves for so long where nothing has changed but the time."""
 
 
-class Place(enum.Enum):
+T = TypeVar("T")
+
+
+class Found(enum.Enum):
     """What `Scheduler.cancel` found."""
 
     WAITING = enum.auto()
@@ -45,25 +48,25 @@ class Place(enum.Enum):
     GONE = enum.auto()
 
 
-class Scheduler:
-    """See the module.
+class Scheduler(Generic[T]):
+    """The queue of one pool and the slots of its replicas; ``T`` is what a replica's worker runs tasks on.
 
     Args:
         capacity: Most tasks that may wait.
-        seats: The pool's replicas.
+        replicas: The slots of each replica.
         clock: Monotonic seconds.
     """
 
-    def __init__(self, capacity: int, seats: list[Seat], *, clock: Callable[[], float]) -> None:
+    def __init__(self, capacity: int, replicas: list[ReplicaSlots[T]], *, clock: Callable[[], float]) -> None:
         self.capacity = capacity
-        self.seats = seats
+        self.replicas = replicas
         self._clock = clock
         self._lock = threading.Lock()
         self._queue = TaskQueue()
         self._reserved = 0
         self._forecast = Forecast()
         self._plan: Plan | None = None  # None once a task has started, ended or left
-        self._backoffs = {priority: Backoff(capacity + sum(seat.slots for seat in seats)) for priority in Priority}
+        self._backoffs = {priority: Backoff(capacity + sum(slots.total for slots in replicas)) for priority in Priority}
         self.dropped: Counter[Priority] = Counter()
         """Tasks that left the queue without a replica: cancelled or failed there."""
 
@@ -112,57 +115,57 @@ class Scheduler:
                 predicted_start_ms=math.ceil(max(0.0, start - now) * 1000),
                 backoff_ms=self._pause_ms(plan, now),
             )
-            seat = self._next_seat()
-        _wake(seat)
+            slots = self._next_slots()
+        _wake(slots)
         return answer
 
     # --- going out -------------------------------------------------------------------------------------------------
 
-    def next_for(self, seat: Seat) -> tuple[Task, Any] | None:
-        """The task a replica's worker should start now, and the host to start it on.
+    def next_for(self, slots: ReplicaSlots[T]) -> tuple[Task, T] | None:
+        """The task a replica's worker should start now, and the instance to start it on.
 
         None if nobody waits, the replica has no slot to fill, or another one is less loaded.
         """
         with self._lock:
-            seat.stalled = False
-            if not self._queue or not seat.free:
+            slots.stalled = False
+            if not self._queue or not slots.free or slots.instance is None:
                 return None
-            found, chosen = None, self._next_seat()
-            if chosen is seat:
+            found, chosen = None, self._next_slots()
+            if chosen is slots:
                 task = self._queue.pop()
-                seat.running[task.id] = Running.of(task, self._clock())
-                seat.enqueued[task.priority] += 1
+                slots.running[task.id] = Running.of(task, self._clock())
+                slots.enqueued[task.priority] += 1
                 self._plan = None
-                found, chosen = (task, seat.host), self._next_seat()
-        if chosen is not seat:
+                found, chosen = (task, slots.instance), self._next_slots()
+        if chosen is not slots:
             _wake(chosen)
         return found
 
-    def release(self, seat: Seat, task: Task, *, completed: bool) -> None:
+    def release(self, slots: ReplicaSlots[T], task: Task, *, completed: bool) -> None:
         """A task's slot is free again. From ``completed`` ones it is learnt how long tasks take."""
         with self._lock:
-            running = seat.running.pop(task.id)
+            running = slots.running.pop(task.id)
             self._plan = None
             if completed:
                 self._forecast.observe(running, self._clock())
 
-    def cancel(self, task: Task) -> Place:
+    def cancel(self, task: Task) -> Found:
         """Take a task out if it waits; says where it is otherwise."""
         with self._lock:
             if self._queue.get(task.id) is not None:
                 self._queue.remove(task)
                 self._note_dropped(task)
-                return Place.WAITING
-            if any(task.id in seat.running for seat in self.seats):
-                return Place.RUNNING
-            return Place.GONE
+                return Found.WAITING
+            if any(task.id in slots.running for slots in self.replicas):
+                return Found.RUNNING
+            return Found.GONE
 
     def waiting(self) -> list[Task]:
         """Every waiting task, in order."""
         with self._lock:
             return list(self._queue)
 
-    def drain_waiting(self) -> list[Task]:
+    def clear(self) -> list[Task]:
         """Take every waiting task out, in order."""
         with self._lock:
             tasks = self._queue.clear()
@@ -172,53 +175,53 @@ class Scheduler:
 
     # --- replicas --------------------------------------------------------------------------------------------------
 
-    def set_ready(self, seat: Seat, *, ready: bool) -> None:
+    def set_ready(self, slots: ReplicaSlots[T], *, ready: bool) -> None:
         """A replica came or went."""
         with self._lock:
-            seat.ready = ready
+            slots.ready = ready
             chosen = self._replicas_changed()
         _wake(chosen)
 
-    def note_free_bytes(self, seat: Seat, free_bytes: int) -> None:
+    def note_free_bytes(self, slots: ReplicaSlots[T], free_bytes: int) -> None:
         """Free memory of a replica's device, as measured last; counts from the next placement on."""
         with self._lock:
-            seat.free_bytes = free_bytes
+            slots.free_bytes = free_bytes
 
-    def note_stall(self, seat: Seat) -> list[str]:
+    def note_stall(self, slots: ReplicaSlots[T]) -> list[str]:
         """A replica's worker hangs: it gets nothing until it moves again.
 
         Returns:
             The ids of the tasks that hang with it.
         """
         with self._lock:
-            seat.stalled = True
-            hanging = list(seat.running)
+            slots.stalled = True
+            hanging = list(slots.running)
             chosen = self._replicas_changed()
         _wake(chosen)
         return hanging
 
-    def switch(self, hosts: Sequence[Any], tokens: Mapping[str, array.array[int]]) -> None:
-        """Give every replica another host at once, None for none, and waiting tasks the prompts that go with it."""
+    def switch(self, instances: Sequence[T | None], tokens: Mapping[str, array.array[int]]) -> None:
+        """Give every replica another instance at once, None for none, and waiting tasks the prompts that go with it."""
         with self._lock:
             for task_id, prompt in tokens.items():
                 if (task := self._queue.get(task_id)) is not None:
                     task.tokens = prompt
-            for seat, host in zip(self.seats, hosts, strict=True):
-                seat.host, seat.ready = host, host is not None
+            for slots, instance in zip(self.replicas, instances, strict=True):
+                slots.instance, slots.ready = instance, instance is not None
             chosen = self._replicas_changed()
         _wake(chosen)
 
-    def bring_back(self, seat: Seat, host: Any) -> None:
-        """Give one replica a host again."""
+    def bring_back(self, slots: ReplicaSlots[T], instance: T) -> None:
+        """Give one replica a instance again."""
         with self._lock:
-            seat.host, seat.ready = host, True
+            slots.instance, slots.ready = instance, True
             chosen = self._replicas_changed()
         _wake(chosen)
 
     @property
     def any_ready(self) -> bool:
         """Whether some replica can start tasks."""
-        return any(seat.serving for seat in self.seats)
+        return any(slots.serving for slots in self.replicas)
 
     # --- looking ---------------------------------------------------------------------------------------------------
 
@@ -231,29 +234,29 @@ class Scheduler:
         """Assert what the module promises; for tests."""
         with self._lock:
             self._queue.check_integrity()
-            running = [task_id for seat in self.seats for task_id in seat.running]
+            running = [task_id for slots in self.replicas for task_id in slots.running]
             assert len(running) == len(set(running))
             assert not any(self._queue.get(task_id) for task_id in running)
-            assert len(self._queue) <= self.capacity + sum(seat.slots for seat in self.seats)
+            assert len(self._queue) <= self.capacity + sum(slots.total for slots in self.replicas)
             assert self._reserved >= 0
-            for seat in self.seats:
-                assert seat.busy <= seat.slots
+            for slots in self.replicas:
+                assert slots.busy <= slots.total
 
     # --- inside the lock -------------------------------------------------------------------------------------------
 
-    def _next_seat(self) -> Seat | None:
+    def _next_slots(self) -> ReplicaSlots[T] | None:
         """The replica that the first waiting task should start on; None if none waits or no slot is free."""
         if not self._queue:
             return None
-        index = least_loaded(Load(seat.index, seat.free, seat.free_bytes) for seat in self.seats)
-        return None if index is None else self.seats[index]
+        index = least_loaded(Load(slots.index, slots.free, slots.free_bytes) for slots in self.replicas)
+        return None if index is None else self.replicas[index]
 
-    def _replicas_changed(self) -> Seat | None:
+    def _replicas_changed(self) -> ReplicaSlots[T] | None:
         self._plan = None
-        return self._next_seat()
+        return self._next_slots()
 
     def _free_slots(self) -> int:
-        return sum(seat.free for seat in self.seats)
+        return sum(slots.free for slots in self.replicas)
 
     def _places(self) -> int:
         """How many more tasks may come; waiting ones for which there is a free slot are on their way out."""
@@ -261,8 +264,8 @@ class Scheduler:
 
     def _current_plan(self, now: float) -> Plan:
         if self._plan is None or now > self._plan.now + PLAN_S:
-            serving = [seat for seat in self.seats if seat.serving]
-            running = [one for seat in serving for one in seat.running.values()]
+            serving = [slots for slots in self.replicas if slots.serving]
+            running = [one for slots in serving for one in slots.running.values()]
             self._plan = self._forecast.plan(now, running, self._free_slots(), self._queue)
         return self._plan
 
@@ -279,6 +282,6 @@ class Scheduler:
         self.dropped[task.priority] += 1
 
 
-def _wake(seat: Seat | None) -> None:
-    if seat is not None:
-        seat.wake()
+def _wake(slots: ReplicaSlots[T] | None) -> None:
+    if slots is not None:
+        slots.wake()

@@ -173,7 +173,7 @@ class Server:
                 finally:
                     loading.cancel()
                 self._observer.stopping(service.running)
-                await service.drain(self._config.server.shutdown_grace_s)
+                await service.shut_down(self._config.server.shutdown_grace_s)
         finally:
             for worker in self._workers.values():
                 worker.stop()

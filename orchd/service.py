@@ -28,11 +28,12 @@ from orchd.errors import (
     TaskError,
 )
 from orchd.mailbox import Mailbox
-from orchd.pools import Pool
+from orchd.pools import Pool, PoolState
 from orchd.registry import Registry
 from orchd.reload import Reload
-from orchd.reports import Begun, Ended, HostClosed, Progress, ReplicaDown, Report
-from orchd.scheduler import Place
+from orchd.replica import Replica
+from orchd.reports import Begun, Ended, InstanceClosed, Progress, ReplicaDown, Report
+from orchd.scheduler import Found
 from orchd.schemas import Accepted, Health, Reloaded, TaskRequest
 from orchd.tasks import Task, TaskState, TaskStore
 
@@ -147,18 +148,18 @@ class Service:
         for task in self._tasks.sweep():
             self.cancel(task)
         for pool in self.pools.values():
-            for index in pool.stalled():
-                self._replica_hangs(pool, index)
+            for replica in pool.stalled():
+                self._replica_hangs(pool, replica)
 
     def cancel(self, task: Task) -> None:
         """End a task as cancelled, wherever it is. Nothing happens if it has ended."""
         pool = self.pools[task.pool_id]
         place = pool.scheduler.cancel(task)
-        if place is Place.WAITING:
+        if place is Found.WAITING:
             self._end(task, FinishReason.CANCELLED)
-        elif place is Place.RUNNING:
-            for worker in pool.workers:
-                worker.cancel(task)
+        elif place is Found.RUNNING:
+            for replica in pool.replicas:
+                replica.worker.cancel(task)
 
     # --- reload ----------------------------------------------------------------------------------------------------
 
@@ -175,7 +176,7 @@ class Service:
         pool = self.pools.get(pool_id)
         if pool is None:
             raise NotFound(f"there is no pool {pool_id!r}; available: {', '.join(self.pools)}")
-        if self.closing or pool.loading:
+        if self.closing or pool.state is PoolState.LOADING:
             why = "shutting down" if self.closing else "still loading its first model"
             raise PoolUnready(f"pool {pool.id} is {why}; try again", retry_after_s=UNREADY_RETRY_S)
         if pool.reloading:
@@ -196,7 +197,7 @@ class Service:
 
     async def _reload(self, pool: Pool, path: Path) -> Reloaded:
         def lost(replicas: Sequence[int]) -> None:
-            if not pool.scheduler.any_ready:
+            if pool.stranded:
                 self._end_waiting(pool)
             for index in replicas:
                 self._keep(pool.recover(index))
@@ -238,35 +239,36 @@ class Service:
                 self._end(report.task, report.reason, decode_ms=report.decode_ms, error=report.error)
         elif isinstance(report, ReplicaDown):
             self._replica_down(report)
-        elif isinstance(report, HostClosed):
-            for pool in self.pools.values():
-                pool.note_closed()
+        elif isinstance(report, InstanceClosed):
+            self._pool_of(report.replica).note_closed()
+
+    def _pool_of(self, replica: Replica) -> Pool:
+        return next(pool for pool in self.pools.values() if replica in pool.replicas)
 
     def _replica_down(self, report: ReplicaDown) -> None:
-        pool = next(pool for pool in self.pools.values() if report.replica in pool.replicas)
-        index = report.replica.seat.index
+        pool = self._pool_of(report.replica)
+        index = report.replica.slots.index
         _log.error("pool %s, replica %d on %s is down: %s", pool.id, index, report.replica.device, report.why)
         pool.note_closed()
-        if not pool.scheduler.any_ready and not pool.away:
+        if pool.stranded:
             self._end_waiting(pool)
         self._keep(pool.recover(index))
 
-    def _replica_hangs(self, pool: Pool, index: int) -> None:
+    def _replica_hangs(self, pool: Pool, replica: Replica) -> None:
         """End the tasks of a replica whose worker hangs, and start no more there until it moves again."""
-        replica = pool.replicas[index]
-        _log.error("pool %s, replica %d: the worker of %s hangs in a step", pool.id, index, replica.device)
-        hanging = pool.scheduler.note_stall(replica.seat)
+        _log.error("pool %s, replica %s: the worker of %s hangs in a step", pool.id, replica.id, replica.device)
+        hanging = pool.scheduler.note_stall(replica.slots)
         error = DecodeTimeout("the device that ran the task hangs; send it again")
         for task in filter(None, map(self._tasks.get, hanging)):
-            pool.workers[index].cancel(task)
+            replica.worker.cancel(task)
             if task.state is not TaskState.ENDED:
                 self._end(task, FinishReason.ERROR, error=error)
-        if not pool.scheduler.any_ready and not pool.away:
+        if pool.stranded:
             self._end_waiting(pool)
 
     def _end_waiting(self, pool: Pool) -> None:
         error = PoolUnavailable(f"no replica of pool {pool.id} is alive; send the task again later")
-        for task in pool.scheduler.drain_waiting():
+        for task in pool.scheduler.clear():
             self._end(task, FinishReason.ERROR, error=error)
 
     def _keep(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -288,7 +290,9 @@ class Service:
     def health(self) -> Health:
         """A snapshot, made without asking any worker. Once the server stops, no pool can start tasks."""
         pools = tuple(pool.health(closing=self.closing) for pool in self.pools.values())
-        if not self.closing and any(pool.loading or pool.away for pool in self.pools.values()):
+        if not self.closing and any(
+            pool.state in (PoolState.LOADING, PoolState.SWAPPED_OUT) for pool in self.pools.values()
+        ):
             status: Literal["ok", "loading", "degraded"] = "loading"
         elif all(pool.ready and all(replica.alive for replica in pool.replicas) for pool in pools):
             status = "ok"
@@ -301,14 +305,14 @@ class Service:
         """Tasks that a worker has taken and not ended."""
         return sum(task.state is TaskState.RUNNING for task in self._tasks)
 
-    async def drain(self, grace_s: float) -> None:
+    async def shut_down(self, grace_s: float) -> None:
         """Admit nothing, end what waits, let what runs finish within the grace, then end the rest as cancelled.
 
         When it returns every accepted task has its end, from this thread where its worker hangs.
         """
         self.closing = True
         for pool in self.pools.values():
-            for task in pool.scheduler.drain_waiting():
+            for task in pool.scheduler.clear():
                 self._end(task, FinishReason.CANCELLED)
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._idle.wait(), grace_s)

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from engines.api import ALONE, Beside, FinishReason, LoadedModel, StepEvent
 from engines.errors import EngineDead, EngineError
 from orchd.errors import Internal, TaskError, WorkerReset
-from orchd.replica import Host, Replica
-from orchd.reports import Begun, Ended, HostClosed, Progress, ReplicaDown, Report
+from orchd.replica import Instance, Replica
+from orchd.reports import Begun, Ended, InstanceClosed, Progress, ReplicaDown, Report
 from orchd.tasks import Task
 
 _log = logging.getLogger(__name__)
@@ -30,6 +30,10 @@ MAX_FAILURES = 3
 
 def _lost() -> TaskError:
     return WorkerReset("the worker that ran the task was reset; send it again")
+
+
+def _discard(reports: list[Report]) -> None:
+    """Nobody listens."""
 
 
 def _not_started() -> TaskError:
@@ -47,7 +51,7 @@ class Worker:
     def __init__(self, device: str, *, clock: Callable[[], float]) -> None:
         self.device = device
         self.replicas: list[Replica] = []
-        self._post: Callable[[list[Report]], None] = list.clear  # nobody listens before `start`
+        self._post: Callable[[list[Report]], None] = _discard  # nobody listens before `start`
         self._clock = clock
         self._wake = threading.Event()
         self._commands: deque[Callable[[], None]] = deque()
@@ -89,9 +93,9 @@ class Worker:
         """End a task it is running; nothing happens if it has ended meanwhile."""
         self.do(lambda: self._cancel(task))
 
-    def adopt(self, replica: Replica, host: Host) -> None:
+    def adopt(self, replica: Replica, instance: Instance) -> None:
         """Own a model from now on: step it, and close it once it is not the replica's current one."""
-        self.do(lambda: self._adopt(replica, host))
+        self.do(lambda: self._adopt(replica, instance))
 
     def end_tasks(self, replica: Replica, error: TaskError) -> None:
         """End whatever a replica still runs, with an error."""
@@ -119,10 +123,10 @@ class Worker:
                 self._wake.clear()  # a round follows, so nothing is missed that was set until now
         self._obey()
         for replica in self.replicas:
-            for host in replica.hosts:
-                self._end_all(replica, host, FinishReason.CANCELLED, None)
-                self._close(host)
-            replica.hosts.clear()
+            for instance in replica.instances:
+                self._end_all(replica, instance, FinishReason.CANCELLED, None)
+                self._close(instance)
+            replica.instances.clear()
         self._flush()
 
     def round(self) -> bool:
@@ -133,13 +137,13 @@ class Worker:
         for replica in self.replicas:
             self._fill(replica)  # all of them before the first step, which is told what the others have to do
         for replica in self.replicas:
-            for host in list(replica.hosts):
+            for instance in list(replica.instances):
                 self._obey()
-                if host.tasks:
+                if instance.tasks:
                     stepped = True
                     self._flush()  # what is known need not wait for a step that may be long
-                    self._step(replica, host)
-                self._retire(replica, host)
+                    self._step(replica, instance)
+                self._retire(replica, instance)
         self._flush()
         return stepped
 
@@ -151,43 +155,45 @@ class Worker:
                 _log.exception("a command failed on %s", self.device)
 
     def _fill(self, replica: Replica) -> None:
-        while (found := replica.scheduler.next_for(replica.seat)) is not None:
-            task, host = found
-            self._adopt(replica, host)
+        while (found := replica.scheduler.next_for(replica.slots)) is not None:
+            task, instance = found
+            self._adopt(replica, instance)
             self._reports.append(Begun(task))
             try:
-                host.model.admit(task.sequence())
+                instance.model.admit(task.sequence())
             except Exception as error:
                 _log.exception("task %s could not be admitted", task.id)
                 self._finish(replica, task, FinishReason.ERROR, _not_started())
                 if isinstance(error, EngineDead):  # it would refuse every other task as well
-                    self._abandon(replica, host, error)
+                    self._abandon(replica, instance, error)
                 continue
-            host.tasks[task.id] = task
+            instance.tasks[task.id] = task
             replica.tokens_in += len(task.tokens)
 
-    def _step(self, replica: Replica, host: Host) -> None:
-        streams_alone = host.streams == len(host.tasks)
+    def _step(self, replica: Replica, instance: Instance) -> None:
+        streams_alone = instance.streams == len(instance.tasks)
         self._moved_at = began = self._clock()
-        self._stepping = host.model
+        self._stepping = instance.model
         try:
-            events = host.model.step(self._beside(host))
+            events = instance.model.step(self._beside(instance))
         except Exception as error:
-            self._recover(replica, host, error)
+            self._recover(replica, instance, error)
             return
         finally:
             self._stepping = None
         if streams_alone:
-            host.streams_s = self._clock() - began
-        host.failures = 0
+            instance.streams_s = self._clock() - began
+        instance.failures = 0
         for event in events:
-            task = host.tasks.get(event.key)
+            task = instance.tasks.get(event.key)
             if task is not None:  # a model that repeats itself harms nobody
-                self._note(replica, host, task, event)
+                self._note(replica, instance, task, event)
 
-    def _beside(self, host: Host) -> Beside:
+    def _beside(self, instance: Instance) -> Beside:
         """What the other models here do between two steps of this one."""
-        others = [other for replica in self.replicas for other in replica.hosts if other is not host and other.tasks]
+        others = [
+            other for replica in self.replicas for other in replica.instances if other is not instance and other.tasks
+        ]
         if not others:
             return ALONE
         streams = [(other.streams, len(other.tasks), other.streams_s) for other in others]
@@ -197,7 +203,7 @@ class Worker:
             prompts=sum(count < tasks for count, tasks, _ in streams),
         )
 
-    def _note(self, replica: Replica, host: Host, task: Task, event: StepEvent) -> None:
+    def _note(self, replica: Replica, instance: Instance, task: Task, event: StepEvent) -> None:
         replica.tokens_out += event.tokens_out - task.tokens_out
         task.tokens_out = event.tokens_out
         if task.first_token_at is None:
@@ -206,91 +212,91 @@ class Worker:
             self._reports.append(Progress(task, event.text, event.index, first=not task.shown))
             task.shown = True
         if event.finish is not None:
-            del host.tasks[event.key]
+            del instance.tasks[event.key]
             replica.setbacks = 0
             self._finish(replica, task, event.finish, None)
 
     def _finish(self, replica: Replica, task: Task, reason: FinishReason, error: TaskError | None) -> None:
-        replica.scheduler.release(replica.seat, task, completed=reason in (FinishReason.STOP, FinishReason.LENGTH))
+        replica.scheduler.release(replica.slots, task, completed=reason in (FinishReason.STOP, FinishReason.LENGTH))
         first = task.first_token_at
         decode_ms = 0 if first is None else round((self._clock() - first) * 1000)
         self._reports.append(Ended(task, reason, decode_ms, error))
 
-    def _end_all(self, replica: Replica, host: Host, reason: FinishReason, error: TaskError | None) -> None:
-        tasks, host.tasks = list(host.tasks.values()), {}
+    def _end_all(self, replica: Replica, instance: Instance, reason: FinishReason, error: TaskError | None) -> None:
+        tasks, instance.tasks = list(instance.tasks.values()), {}
         for task in tasks:
             self._finish(replica, task, reason, error)
 
-    def _recover(self, replica: Replica, host: Host, error: Exception) -> None:
+    def _recover(self, replica: Replica, instance: Instance, error: Exception) -> None:
         """A step failed: its tasks are lost, the model starts over, or is given up after the third time in a row."""
         unexpected = error if not isinstance(error, EngineError) else None
         _log.error("a step on %s failed: %s", self.device, error, exc_info=unexpected)
         self._end_all(
             replica,
-            host,
+            instance,
             FinishReason.ERROR,
             WorkerReset("the step that carried the task failed; send it again"),
         )
-        host.failures += 1
-        if host.failures < MAX_FAILURES:
+        instance.failures += 1
+        if instance.failures < MAX_FAILURES:
             try:
-                host.model.reset()
+                instance.model.reset()
                 return
             except Exception as again:
                 error = again
-        self._abandon(replica, host, error)
+        self._abandon(replica, instance, error)
 
-    def _abandon(self, replica: Replica, host: Host, error: Exception) -> None:
+    def _abandon(self, replica: Replica, instance: Instance, error: Exception) -> None:
         """A model is beyond repair: with it goes its replica, unless a reload has replaced it already."""
-        if host is replica.seat.host:
+        if instance is replica.slots.instance:
             self._give_up(replica, str(error))
         else:
-            self._end_all(replica, host, FinishReason.ERROR, _lost())  # and then it is retired
+            self._end_all(replica, instance, FinishReason.ERROR, _lost())  # and then it is retired
 
     def _give_up(self, replica: Replica, why: str) -> None:
         """Close everything a replica has; whoever listens to `ReplicaDown` brings it back."""
-        replica.scheduler.set_ready(replica.seat, ready=False)
+        replica.scheduler.set_ready(replica.slots, ready=False)
         replica.setbacks += 1
-        for host in replica.hosts:
-            self._end_all(replica, host, FinishReason.ERROR, _lost())
-            self._close(host)
-        replica.hosts.clear()
+        for instance in replica.instances:
+            self._end_all(replica, instance, FinishReason.ERROR, _lost())
+            self._close(instance)
+        replica.instances.clear()
         self._reports.append(ReplicaDown(replica, why))
 
-    def _adopt(self, replica: Replica, host: Host) -> None:
-        if host not in replica.hosts:
-            replica.hosts.append(host)
+    def _adopt(self, replica: Replica, instance: Instance) -> None:
+        if instance not in replica.instances:
+            replica.instances.append(instance)
 
     def _end_tasks(self, replica: Replica, error: TaskError) -> None:
-        for host in replica.hosts:
-            for task_id in host.tasks:
-                self._free(host, task_id)
-            self._end_all(replica, host, FinishReason.ERROR, error)
+        for instance in replica.instances:
+            for task_id in instance.tasks:
+                self._free(instance, task_id)
+            self._end_all(replica, instance, FinishReason.ERROR, error)
 
     def _cancel(self, task: Task) -> None:
         for replica in self.replicas:
-            for host in replica.hosts:
-                if host.tasks.get(task.id) is task:
-                    self._free(host, task.id)
-                    del host.tasks[task.id]
+            for instance in replica.instances:
+                if instance.tasks.get(task.id) is task:
+                    self._free(instance, task.id)
+                    del instance.tasks[task.id]
                     self._finish(replica, task, FinishReason.CANCELLED, None)
 
-    def _retire(self, replica: Replica, host: Host) -> None:
+    def _retire(self, replica: Replica, instance: Instance) -> None:
         """Close a model that was replaced and has nothing left to do."""
-        if host is not replica.seat.host and not host.tasks and host in replica.hosts:
-            self._close(host)
-            replica.hosts.remove(host)
-            self._reports.append(HostClosed(replica, host))
+        if instance is not replica.slots.instance and not instance.tasks and instance in replica.instances:
+            self._close(instance)
+            replica.instances.remove(instance)
+            self._reports.append(InstanceClosed(replica))
 
-    def _free(self, host: Host, task_id: str) -> None:
+    def _free(self, instance: Instance, task_id: str) -> None:
         try:
-            host.model.cancel(task_id)
+            instance.model.cancel(task_id)
         except Exception:
             _log.exception("task %s could not be cancelled; its slot is lost until the next reset", task_id)
 
-    def _close(self, host: Host) -> None:
+    def _close(self, instance: Instance) -> None:
         try:
-            host.model.close()
+            instance.model.close()
         except Exception:
             _log.exception("a model on %s could not be closed; its memory may be lost", self.device)
 

@@ -20,11 +20,11 @@ from pathlib import Path
 
 from engines.api import DeviceSpec, ModelSpec
 from orchd.devices import gpu_index, usable_cores
-from orchd.replica import Host, Replica
+from orchd.replica import Instance, Replica
+from orchd.replica_slots import ReplicaSlots
 from orchd.reports import Report
 from orchd.scheduler import Scheduler
 from orchd.schemas import TaskRequest
-from orchd.seat import Seat
 from orchd.tasks import Task
 from orchd.worker import Worker
 
@@ -81,12 +81,12 @@ def share_outside_decode(model: Path, device: str, *, slots: int, steps: int) ->
     reports: list[list[Report]] = []
     worker = Worker(device, clock=time.monotonic)
     worker._post = reports.append  # no thread: rounds are made here
-    seat = Seat(0, slots)
-    scheduler = Scheduler(slots, [seat], clock=time.monotonic)
-    replica, host = Replica("0", device, seat, scheduler), Host(loaded)
+    own = ReplicaSlots[Instance](0, slots, wake=worker.wake)
+    scheduler = Scheduler(slots, [own], clock=time.monotonic)
+    replica, instance = Replica("0", device, own, scheduler, worker), Instance(loaded)
     worker.replicas.append(replica)
-    scheduler.switch([host], {})
-    worker.adopt(replica, host)
+    scheduler.switch([instance], {})
+    worker.adopt(replica, instance)
     for number in range(slots):
         request = TaskRequest(prompt="any", max_tokens=tokens, ignore_eos=True)
         prompt = array.array("i", itertools.islice(itertools.cycle(range(100 + number, 250)), PROMPT_TOKENS))
@@ -99,7 +99,7 @@ def share_outside_decode(model: Path, device: str, *, slots: int, steps: int) ->
     for _ in range(steps):
         worker.round()
     seconds = time.perf_counter() - began
-    busy = len(seat.running)
+    busy = own.busy
     loaded.close()
     if busy != slots:
         raise RuntimeError(f"only {busy} of {slots} sequences were still running at the end")

@@ -2,8 +2,8 @@
 
 llama.cpp computes the rows of a step in one pass where each slot's cache is next to the previous row's, as many rows of
 each slot, and in further passes what is left over. A pass reads all weights, a row adds little: that is why streams are
-in the order of their slots, and why those are kept side by side (`slots.find_reuse`, `layout`). A pass looks at as many
-cells of every slot as the fullest one has: that is why a prompt gets a pass of its own, before the streams.
+in the order of their slots, and why those are kept side by side (`slots.find_reuse`, `compaction`). A pass looks at as
+many cells of every slot as the fullest one has: that is why a prompt gets a pass of its own, before the streams.
 """
 
 from __future__ import annotations

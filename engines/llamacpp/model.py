@@ -19,10 +19,10 @@ from engines.llamacpp import sampling
 from engines.llamacpp.native.context import NativeContext
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.native.threads import free_to_move
-from engines.llamacpp.pace import Pace
 from engines.llamacpp.planner import Planner
 from engines.llamacpp.shortlist import WORTH_IT, shortlist
 from engines.llamacpp.slots import Reuse, Run, Slot, find_donor, find_leader, find_reuse
+from engines.llamacpp.step_cost import StepCost
 from engines.llamacpp.text import OutputText
 from engines.llamacpp.vocab import Pieces
 
@@ -60,7 +60,7 @@ class LlamaModel:
         self._planner = Planner(
             self._context,
             self._slots,
-            pace=Pace(spec.step_target_s, self._context.n_rows, lone_s=spec.lone_step_s),
+            cost=StepCost(spec.step_target_s, self._context.n_rows, lone_s=spec.lone_step_s),
             apart=self._native.is_recurrent,
         )
         self._admissions = 0
@@ -156,7 +156,7 @@ class LlamaModel:
 
     def step(self, beside: Beside = ALONE) -> list[StepEvent]:
         """See `engines.api.LoadedModel`."""
-        step = self._planner.next(beside)
+        step = self._planner.prepare(beside)
         if step is None:
             return []
         started = self._clock()

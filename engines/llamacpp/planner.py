@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from engines.api import Beside
 from engines.llamacpp.batch import Chunk, Demand, first_prompt, plan
-from engines.llamacpp.layout import carry_out, find_move
+from engines.llamacpp.compaction import carry_out, find_move
 from engines.llamacpp.native.context import NativeContext
-from engines.llamacpp.pace import Pace
 from engines.llamacpp.slots import Run, Slot
+from engines.llamacpp.step_cost import StepCost
 
 
 @dataclass(frozen=True)
@@ -33,29 +33,32 @@ class Step:
 
 
 class Planner:
-    """See the module.
+    """Prepares one context's steps, one after the other.
 
     Args:
         context: Whose batch is written.
         slots: One for each of the context's KV streams.
-        pace: What it knows of the cost of steps.
+        cost: What is known of the cost of steps.
         apart: Whether each slot's rows are computed apart from the others' anyway, and no slot's memory can be copied,
             as in recurrent models.
     """
 
-    def __init__(self, context: NativeContext, slots: list[Slot], *, pace: Pace, apart: bool) -> None:
+    def __init__(self, context: NativeContext, slots: list[Slot], *, cost: StepCost, apart: bool) -> None:
         self._context = context
         self._slots = slots
         self._apart = apart
-        self._pace = pace
+        self._cost = cost
         self._streams: Step | None = None  # the last step, if it was of streams alone and they are still the same
 
     def slots_changed(self) -> None:
         """A sequence came or went: the next step is another one than the last."""
         self._streams = None
 
-    def next(self, beside: Beside) -> Step | None:
-        """Write the next step into the batch; its tokens count as cached from then on. None if no slot has a run."""
+    def prepare(self, beside: Beside) -> Step | None:
+        """Copy a cache where a sequence should move, and write the next step into the batch.
+
+        Its tokens count as cached from then on. None if no slot has a run.
+        """
         if self._streams is not None:
             return self._repeated(self._streams)
         moved = not self._apart and self._move_together()
@@ -66,7 +69,7 @@ class Planner:
         decode_rows = sum(run.decoding for _, run in running)
         first = first_prompt(demands)
         position = 0 if first is None else len(self._slots[first].cached)
-        budget = self._pace.prefill_budget(decode_rows, position, beside)
+        budget = self._cost.prefill_budget(decode_rows, position, beside)
         chunks = plan(demands, prefill_budget=budget, max_rows=self._context.n_rows)
         prefill_tokens = sum(chunk.rows for chunk in chunks) - decode_rows
         ends = itertools.accumulate(chunk.rows for chunk in chunks)
@@ -83,7 +86,7 @@ class Planner:
 
     def done(self, step: Step, seconds: float) -> None:
         """The step was computed in so many seconds."""
-        self._pace.observe(
+        self._cost.observe(
             decode_rows=step.decode_rows, prefill_tokens=step.prefill_tokens, position=step.position, seconds=seconds
         )
 

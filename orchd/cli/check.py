@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from engines.api import Footprint, ModelSpec
+from engines.api import Footprint
 from engines.errors import LoadFailed
 from engines.llamacpp import build
 from engines.llamacpp.vet import vet
@@ -30,6 +30,7 @@ from orchd.config import Config, PoolConfig
 from orchd.config_sources import working_folder
 from orchd.devices import Device
 from orchd.errors import ConfigError
+from orchd.pool_loader import model_spec
 
 
 class GpuReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,7 +99,7 @@ class Checkup:
         self._problems: list[str] = []
         self._notes: list[str] = []
         self._needs: dict[str, dict[str, int]] = defaultdict(dict)
-        """Bytes by place, then by pool."""
+        """Bytes by memory, then by pool."""
 
     def run(self) -> Report:
         """Looks at everything; takes about a second for each model, more for one that has a checksum beside it."""
@@ -110,7 +111,7 @@ class Checkup:
             pools = tuple(map(self._pool, self._config.pools, placed))
         token = self._token()
         self._look_at_the_address(server.host, server.port)
-        in_memory = tuple(self._memory(place, needs) for place, needs in self._needs.items())
+        in_memory = tuple(self._memory(name, needs) for name, needs in self._needs.items())
         return Report(
             ok=not self._problems,
             config=None if self._config.source is None else str(self._config.source),
@@ -182,12 +183,12 @@ class Checkup:
             path = self._model_file(pool)
             model_files.looks_like_gguf(path)
             model_files.check_digest(path)
-            footprint = vet(_spec(pool, path))
+            footprint = vet(model_spec(pool, path))
         except (ConfigError, LoadFailed) as error:
             self._problems.append(f'pool "{pool.id}": {error}')
         if footprint is not None:
-            for place, replicas in Counter(map(memory.place_of, placed)).items():
-                self._needs[place][pool.id] = memory.need(footprint, replicas, place=place)
+            for name, replicas in Counter(map(memory.memory_of, placed)).items():
+                self._needs[name][pool.id] = memory.need(footprint, replicas, memory=name)
         return PoolReport(
             id=pool.id,
             model_id=None if path is None else models.model_id(path),
@@ -206,16 +207,16 @@ class Checkup:
         base = working_folder() if config.source is None else config.source.parent
         return models.resolve_owned(pool.model, base=base, roots=roots)
 
-    def _memory(self, place: str, needs: Mapping[str, int]) -> MemoryReport:
-        need, free = sum(needs.values()), memory.free_bytes(place)
+    def _memory(self, name: str, needs: Mapping[str, int]) -> MemoryReport:
+        need, free = sum(needs.values()), memory.free_bytes(name)
         fits = free is None or need <= free
         if not fits:
             assert free is not None
             self._problems.append(
-                f"{place} has {_gib(free)} free and {_pools(needs)} {_gib(need)}; "
+                f"{name} has {_gib(free)} free and {_pools(needs)} {_gib(need)}; "
                 "use fewer slots, a smaller ctx or a smaller model"
             )
-        return MemoryReport(place=place, pools=tuple(needs), need_bytes=need, free_bytes=free, fits=fits)
+        return MemoryReport(place=name, pools=tuple(needs), need_bytes=need, free_bytes=free, fits=fits)
 
 
 def show(report: Report, out: Console) -> None:
@@ -290,19 +291,6 @@ def _pool_facts(pool: PoolReport) -> Iterator[tuple[str, str]]:
     if pool.weights_bytes is not None and pool.cache_bytes is not None and pool.buffers_bytes is not None:
         weights, cache, buffers = map(_gib, (pool.weights_bytes, pool.cache_bytes, pool.buffers_bytes))
         yield "  needs", f"weights {weights}, KV cache {cache}, buffers {buffers} on each"
-
-
-def _spec(pool: PoolConfig, path: Path) -> ModelSpec:
-    return ModelSpec(
-        path,
-        slots=pool.slots,
-        ctx=pool.ctx,
-        batch=pool.batch,
-        flash_attn=pool.flash_attn,
-        cache_type_k=pool.cache_type_k,
-        cache_type_v=pool.cache_type_v,
-        mmap=pool.mmap,
-    )
 
 
 @contextlib.contextmanager

@@ -5,42 +5,42 @@ from __future__ import annotations
 import functools
 from weakref import WeakKeyDictionary
 
+from orchd.replica_slots import ReplicaSlots
 from orchd.scheduler import Scheduler
-from orchd.seat import Seat
 from orchd.tasks import Task
 from tests.core.builders import Clock
 
 
-def make_scheduler(*slots: int, capacity: int = 64, clock: Clock | None = None) -> Scheduler:
-    seats = [Seat(index, count, ready=True, host=f"host {index}") for index, count in enumerate(slots)]
+def make_scheduler(*slots: int, capacity: int = 64, clock: Clock | None = None) -> Scheduler[str]:
+    replicas = [ReplicaSlots(index, n, ready=True, instance=f"model {index}") for index, n in enumerate(slots)]
     awake: set[int] = set()
-    for seat in seats:
-        seat.wake = functools.partial(awake.add, seat.index)
-    scheduler = Scheduler(capacity, seats, clock=clock or Clock())
+    for replica in replicas:
+        replica.wake = functools.partial(awake.add, replica.index)
+    scheduler = Scheduler(capacity, replicas, clock=clock or Clock())
     AWAKE[scheduler] = awake
     return scheduler
 
 
-AWAKE: WeakKeyDictionary[Scheduler, set[int]] = WeakKeyDictionary()
+AWAKE: WeakKeyDictionary[Scheduler[str], set[int]] = WeakKeyDictionary()
 """The replicas of each scheduler whose workers were woken and have not looked yet."""
 
 
-def submit(scheduler: Scheduler, *tasks: Task) -> None:
+def submit(scheduler: Scheduler[str], *tasks: Task) -> None:
     for task in tasks:
         with scheduler.reservation(task.priority):
             scheduler.submit(task)
 
 
-def take(scheduler: Scheduler, seat: Seat) -> Task | None:
-    found = scheduler.next_for(seat)
+def take(scheduler: Scheduler[str], slots: ReplicaSlots[str]) -> Task | None:
+    found = scheduler.next_for(slots)
     return None if found is None else found[0]
 
 
-def take_all(scheduler: Scheduler) -> list[Task]:
+def take_all(scheduler: Scheduler[str]) -> list[Task]:
     """What the workers start that were woken, and those that they wake in turn."""
     taken = []
     while AWAKE[scheduler]:
-        seat = scheduler.seats[AWAKE[scheduler].pop()]
-        while (found := take(scheduler, seat)) is not None:
+        slots = scheduler.replicas[AWAKE[scheduler].pop()]
+        while (found := take(scheduler, slots)) is not None:
             taken.append(found)
     return taken

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 from engines.api import FinishReason
 from orchd.errors import Code
-from orchd.replica import Host, Replica
-from orchd.reports import Begun, Ended, HostClosed, Progress, ReplicaDown, Report
-from orchd.scheduler import Place, Scheduler
+from orchd.replica import Instance, Replica
+from orchd.replica_slots import ReplicaSlots
+from orchd.reports import Begun, Ended, InstanceClosed, Progress, ReplicaDown, Report
+from orchd.scheduler import Found, Scheduler
 from orchd.schemas import Priority
-from orchd.seat import Seat
 from orchd.tasks import Task
 from orchd.worker import Worker
 from tests.core.builders import Clock, make_task
@@ -23,7 +23,7 @@ from tests.support.fake_engine import FakeModel
 
 @dataclass
 class RigPool:
-    scheduler: Scheduler
+    scheduler: Scheduler[Instance]
     replicas: list[Replica]
     models: list[FakeModel]
 
@@ -64,9 +64,9 @@ class Rig:
     def cancel(self, task: Task) -> None:
         """As the service does it."""
         place = self.pools[int(task.pool_id)].scheduler.cancel(task)
-        if place is Place.WAITING:
+        if place is Found.WAITING:
             self.cancelled_waiting.append(task)
-        elif place is Place.RUNNING:
+        elif place is Found.RUNNING:
             for worker in self.workers:
                 worker.cancel(task)
 
@@ -81,11 +81,11 @@ class Rig:
     def replace(self, pool: int, replica: int) -> FakeModel:
         """Bring a replica (back) up on a new model."""
         there = self.pools[pool].replicas[replica]
-        model = FakeModel(there.seat.slots)
+        model = FakeModel(there.slots.total)
         self.pools[pool].models[replica] = model
-        host = Host(model)
-        self.pools[pool].scheduler.bring_back(there.seat, host)
-        self.workers[replica].adopt(there, host)
+        instance = Instance(model)
+        self.pools[pool].scheduler.bring_back(there.slots, instance)
+        self.workers[replica].adopt(there, instance)
         return model
 
     # --- looking ---------------------------------------------------------------------------------------------------
@@ -109,8 +109,8 @@ class Rig:
     def down(self) -> list[Replica]:
         return [report.replica for report in self.reports if isinstance(report, ReplicaDown)]
 
-    def closed(self) -> list[HostClosed]:
-        return [report for report in self.reports if isinstance(report, HostClosed)]
+    def closed(self) -> list[InstanceClosed]:
+        return [report for report in self.reports if isinstance(report, InstanceClosed)]
 
     def texts(self, task: Task) -> list[str]:
         return [report.text for report in self.reports if isinstance(report, Progress) and report.task is task]
@@ -142,7 +142,7 @@ class Rig:
         assert ended == Counter(task.id for task in self.accepted)
         for pool in self.pools:
             assert not pool.scheduler.waiting()
-            assert not any(seat.running for seat in pool.scheduler.seats)
+            assert not any(slots.running for slots in pool.scheduler.replicas)
 
 
 def make_rig(*, workers: int = 1, pools: int = 1, slots: int = 2, capacity: int = 64, gated: bool = False) -> Rig:
@@ -150,16 +150,17 @@ def make_rig(*, workers: int = 1, pools: int = 1, slots: int = 2, capacity: int 
     made = []
     threads = [Worker(f"fake:{index}", clock=clock) for index in range(workers)]
     for _ in range(pools):
-        seats = [Seat(index, slots) for index in range(workers)]
-        scheduler = Scheduler(capacity, seats, clock=clock)
-        replicas = [Replica(str(seat.index), f"fake:{seat.index}", seat, scheduler) for seat in seats]
-        models = [FakeModel(slots, gated=gated) for _ in seats]
-        hosts = [Host(model) for model in models]
-        scheduler.switch(hosts, {})
-        for worker, replica, host in zip(threads, replicas, hosts, strict=True):
+        own = [ReplicaSlots[Instance](index, slots, wake=worker.wake) for index, worker in enumerate(threads)]
+        scheduler = Scheduler(capacity, own, clock=clock)
+        replicas = [
+            Replica(str(index), worker.device, own[index], scheduler, worker) for index, worker in enumerate(threads)
+        ]
+        models = [FakeModel(slots, gated=gated) for _ in replicas]
+        instances = [Instance(model) for model in models]
+        scheduler.switch(instances, {})
+        for worker, replica, instance in zip(threads, replicas, instances, strict=True):
             worker.replicas.append(replica)
-            replica.hosts.append(host)
-            replica.seat.wake = worker.wake
+            replica.instances.append(instance)
         made.append(RigPool(scheduler, replicas, models))
     rig = Rig(clock, threads, made)
     for worker in threads:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from orchd.errors import AdmissionReject
+from orchd.replica_slots import ReplicaSlots
 from orchd.scheduler import Scheduler
 from orchd.schemas import Priority, TaskRequest
-from orchd.seat import Seat
 from orchd.tasks import Task
 from tests.core.builders import Clock, pause_of
 
@@ -59,12 +59,13 @@ class Simulation:
         nameless: bool = False,
         seed: int = 0,
     ) -> None:
+        self._awake: set[int] = set()
         self.clock = Clock()
         self.random = random.Random(seed)
-        self.seats = [Seat(index, count, ready=True) for index, count in enumerate(slots)]
-        for seat in self.seats:
-            seat.wake = functools.partial(self._woken, seat)
-        self.scheduler = Scheduler(capacity, self.seats, clock=self.clock)
+        self.replicas = [ReplicaSlots(index, n, ready=True, instance="model") for index, n in enumerate(slots)]
+        for replica in self.replicas:
+            replica.wake = functools.partial(self._awake.add, replica.index)
+        self.scheduler = Scheduler(capacity, self.replicas, clock=self.clock)
         self.slots = sum(slots)
         self.first_retries: list[bool] = []
         self.refusals = 0
@@ -82,7 +83,6 @@ class Simulation:
         self._numbers = itertools.count()
         self._lengths: dict[str, tuple[Job, float, Then]] = {}
         self._paused = 0  # senders that were told to wait
-        self._awake: set[int] = set()
 
     # --- what came out ---------------------------------------------------------------------------------------------
 
@@ -122,16 +122,16 @@ class Simulation:
             self._pass(when)
             then()
             self._fill()
-            assert not self.scheduler.waiting() or not any(seat.free for seat in self.seats), "an idle slot"
+            assert not self.scheduler.waiting() or not any(slots.free for slots in self.replicas), "an idle slot"
         self._pass(until)
 
     def _pass(self, when: float) -> None:
         if self._paused:
-            free = sum(seat.free for seat in self.seats)
+            free = sum(slots.free for slots in self.replicas)
             self.idle_beside_refused_s += free * max(0.0, when - max(self.clock.now, self._warm))
         self.clock.now = when
-        for seat in self.seats:
-            for running in seat.running.values():
+        for slots in self.replicas:
+            for running in slots.running.values():
                 decoding_s = when - running.since - PROMPT_S
                 if decoding_s >= 0:
                     running.task.first_token_at = running.since + PROMPT_S
@@ -198,27 +198,24 @@ class Simulation:
 
     # --- workers ---------------------------------------------------------------------------------------------------
 
-    def _woken(self, seat: Seat) -> None:
-        self._awake.add(seat.index)
-
     def _fill(self) -> None:
         while self._awake:
-            seat = self.seats[self._awake.pop()]
-            while (found := self.scheduler.next_for(seat)) is not None:
+            slots = self.replicas[self._awake.pop()]
+            while (found := self.scheduler.next_for(slots)) is not None:
                 task = found[0]
                 job, submitted, _ = self._lengths[task.id]
                 waited = self.clock.now - submitted
                 assert task.accepted is not None
                 if waited > 0 and self.measuring:
                     self.prediction_errors.append(abs(task.accepted.predicted_start_ms / 1000 - waited) / waited)
-                self.after(PROMPT_S + (job.tokens - 1) * TOKEN_S, functools.partial(self._end, seat, task))
+                self.after(PROMPT_S + (job.tokens - 1) * TOKEN_S, functools.partial(self._end, slots, task))
 
-    def _end(self, seat: Seat, task: Task) -> None:
+    def _end(self, slots: ReplicaSlots[str], task: Task) -> None:
         job, _, then = self._lengths.pop(task.id)
         task.tokens_out = job.tokens
-        self.scheduler.release(seat, task, completed=True)
+        self.scheduler.release(slots, task, completed=True)
         self.ended += self.measuring
-        self._awake.add(seat.index)
+        self._awake.add(slots.index)
         self._fill()
         then()
 

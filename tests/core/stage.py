@@ -176,7 +176,7 @@ async def make_stage(
         for model in engine.models:
             model.gated = False
             model.allow(100)
-        await service.drain(0)
+        await service.shut_down(0)
         loader.close()
         for worker in workers.values():
             worker.stop()

@@ -13,7 +13,7 @@ import pytest
 from engines.api import Footprint, Vocab
 from engines.errors import EngineDead
 from orchd import admission
-from orchd.active import INLINE_CHARS, LONG_CHARS, ActiveModel
+from orchd.active_model import INLINE_CHARS, LONG_CHARS, ActiveModel
 from orchd.config import PoolConfig
 from orchd.errors import PoolUnavailable
 from orchd.pools import Pool

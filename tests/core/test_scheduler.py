@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 from orchd.errors import AdmissionReject
-from orchd.scheduler import Place, Scheduler
+from orchd.scheduler import Found, Scheduler
 from orchd.schemas import Priority
 from orchd.tasks import Task
 from tests.core.builders import Clock, make_task, pause_of
@@ -20,16 +20,16 @@ priorities = st.sampled_from(Priority)
 
 def test_interactive_tasks_start_before_waiting_batch_tasks_in_order_of_arrival() -> None:
     scheduler = make_scheduler(1)
-    seat = scheduler.seats[0]
+    slots = scheduler.replicas[0]
     submit(scheduler, first := make_task())
-    assert take(scheduler, seat) is first
+    assert take(scheduler, slots) is first
     tasks = [make_task(priority) for priority in (BATCH, INTERACTIVE, BATCH, INTERACTIVE)]
     submit(scheduler, *tasks)
     order = []
     running: Task | None = first
     while running is not None:
-        scheduler.release(seat, running, completed=True)
-        running = take(scheduler, seat)
+        scheduler.release(slots, running, completed=True)
+        running = take(scheduler, slots)
         order.append(running)
     assert order == [tasks[1], tasks[3], tasks[0], tasks[2], None]
 
@@ -38,10 +38,10 @@ def test_an_interactive_task_takes_the_slot_a_batch_task_was_placed_on_but_not_s
     scheduler = make_scheduler(1)
     submit(scheduler, batch := make_task(BATCH), interactive := make_task())
     assert take_all(scheduler) == [interactive]
-    assert scheduler.cancel(batch) is Place.WAITING
+    assert scheduler.cancel(batch) is Found.WAITING
 
 
-def refused(scheduler: Scheduler, priority: Priority = INTERACTIVE, name: str | None = None) -> float | None:
+def refused(scheduler: Scheduler[str], priority: Priority = INTERACTIVE, name: str | None = None) -> float | None:
     """The pause that a sender is told; None if it is not refused."""
     try:
         with scheduler.reservation(priority, name):
@@ -101,21 +101,21 @@ def test_backoff_is_zero_while_the_queue_is_under_half_full_and_grows_from_there
     assert pauses == [pytest.approx(2000 * place, rel=0.01) for place in places]
 
 
-def serve(scheduler: Scheduler, clock: Clock, *, seconds: float) -> None:
+def serve(scheduler: Scheduler[str], clock: Clock, *, seconds: float) -> None:
     """One task comes, runs so long and ends, so that the scheduler knows what a task takes."""
     submit(scheduler, task := make_task())
-    (seat,) = (seat for seat in scheduler.seats if take(scheduler, seat) is task)
+    (slots,) = (slots for slots in scheduler.replicas if take(scheduler, slots) is task)
     clock.now += seconds
     task.tokens_out, task.first_token_at = 1, clock.now
-    scheduler.release(seat, task, completed=True)
+    scheduler.release(slots, task, completed=True)
 
 
 def test_tasks_for_a_replica_that_goes_start_on_another() -> None:
     scheduler = make_scheduler(2, 2)
     submit(scheduler, *(tasks := [make_task() for _ in range(2)]))
-    scheduler.set_ready(scheduler.seats[0], ready=False)
+    scheduler.set_ready(scheduler.replicas[0], ready=False)
     assert take_all(scheduler) == tasks
-    assert [seat.busy for seat in scheduler.seats] == [0, 2]
+    assert [slots.busy for slots in scheduler.replicas] == [0, 2]
 
 
 def test_only_the_least_loaded_replica_gets_a_task_and_one_that_asks_too_early_wakes_it() -> None:
@@ -124,32 +124,32 @@ def test_only_the_least_loaded_replica_gets_a_task_and_one_that_asks_too_early_w
     submit(scheduler, task := make_task())
     assert awake == {1}
     awake.clear()  # it has not come yet
-    assert take(scheduler, scheduler.seats[0]) is None
+    assert take(scheduler, scheduler.replicas[0]) is None
     assert awake == {1}
-    assert take(scheduler, scheduler.seats[1]) is task
+    assert take(scheduler, scheduler.replicas[1]) is task
 
 
 def test_a_stalled_replica_gets_nothing_until_it_moves_again() -> None:
     scheduler = make_scheduler(2, 1)
     submit(scheduler, first := make_task())
     assert AWAKE[scheduler] == {0}
-    scheduler.note_stall(scheduler.seats[0])
+    scheduler.note_stall(scheduler.replicas[0])
     assert AWAKE[scheduler] == {0, 1}
-    assert take(scheduler, scheduler.seats[1]) is first
+    assert take(scheduler, scheduler.replicas[1]) is first
     submit(scheduler, second := make_task())
     assert scheduler.any_ready
-    scheduler.note_stall(scheduler.seats[1])
+    scheduler.note_stall(scheduler.replicas[1])
     assert not scheduler.any_ready
-    assert take(scheduler, scheduler.seats[0]) is second  # it moved
+    assert take(scheduler, scheduler.replicas[0]) is second  # it moved
     assert scheduler.any_ready
 
 
 def test_a_replica_that_comes_takes_what_waits() -> None:
     scheduler = make_scheduler(1)
-    scheduler.set_ready(scheduler.seats[0], ready=False)
+    scheduler.set_ready(scheduler.replicas[0], ready=False)
     submit(scheduler, waiting := make_task())
     assert not scheduler.any_ready
-    scheduler.set_ready(scheduler.seats[0], ready=True)
+    scheduler.set_ready(scheduler.replicas[0], ready=True)
     assert scheduler.any_ready
     assert take_all(scheduler) == [waiting]
 
@@ -163,9 +163,13 @@ def test_a_switch_changes_every_host_at_once_and_the_prompts_of_those_that_wait(
     scheduler.switch(["new 0", None, "new 2"], {task.id: new for task in [started, waiting[0], waiting[2]]})
     assert taken == [started]
     assert [task.tokens is new for task in [started, *waiting]] == [False, True, False, True, False]
-    assert [(seat.host, seat.ready) for seat in scheduler.seats] == [("new 0", True), (None, False), ("new 2", True)]
+    assert [(slots.instance, slots.ready) for slots in scheduler.replicas] == [
+        ("new 0", True),
+        (None, False),
+        ("new 2", True),
+    ]
     scheduler.check_integrity()
-    found = [scheduler.next_for(seat) for seat in scheduler.seats]
+    found = [scheduler.next_for(slots) for slots in scheduler.replicas]
     assert found == [(waiting[0], "new 0"), None, (waiting[1], "new 2")]
 
 
@@ -177,22 +181,22 @@ def test_a_switch_leaves_no_replica_out() -> None:
 
 def test_a_replica_that_is_brought_back_takes_what_waits_on_its_new_host() -> None:
     scheduler = make_scheduler(2)
-    seat = scheduler.seats[0]
+    slots = scheduler.replicas[0]
     scheduler.switch([None], {})
     submit(scheduler, *(tasks := [make_task() for _ in range(3)]))
-    assert take(scheduler, seat) is None
+    assert take(scheduler, slots) is None
     AWAKE[scheduler].clear()
-    scheduler.bring_back(seat, "again")
+    scheduler.bring_back(slots, "again")
     assert AWAKE[scheduler] == {0}
-    assert scheduler.next_for(seat) == (tasks[0], "again")
+    assert scheduler.next_for(slots) == (tasks[0], "again")
 
 
 def test_free_memory_counts_from_the_next_placement_on() -> None:
     scheduler = make_scheduler(2, 2)
-    scheduler.note_free_bytes(scheduler.seats[1], 2**30)
+    scheduler.note_free_bytes(scheduler.replicas[1], 2**30)
     submit(scheduler, make_task())
     take_all(scheduler)
-    assert [seat.busy for seat in scheduler.seats] == [0, 1]
+    assert [slots.busy for slots in scheduler.replicas] == [0, 1]
 
 
 def test_cancelling_a_task_before_it_starts_gives_its_slot_to_the_next() -> None:
@@ -207,13 +211,13 @@ def test_cancelling_a_task_before_it_starts_gives_its_slot_to_the_next() -> None
 def test_tasks_that_left_without_a_replica_are_counted_by_priority() -> None:
     scheduler = make_scheduler(1)
     submit(scheduler, first := make_task(), *(make_task(BATCH) for _ in range(3)))
-    assert scheduler.cancel(first) is Place.WAITING
-    assert len(scheduler.drain_waiting()) == 3
+    assert scheduler.cancel(first) is Found.WAITING
+    assert len(scheduler.clear()) == 3
     assert scheduler.dropped == {INTERACTIVE: 1, BATCH: 3}
 
 
-def prediction(scheduler: Scheduler) -> tuple[int, int]:
-    """Place in the queue and milliseconds to the start that the next task is told."""
+def prediction(scheduler: Scheduler[str]) -> tuple[int, int]:
+    """Found in the queue and milliseconds to the start that the next task is told."""
     with scheduler.reservation(INTERACTIVE):
         answer = scheduler.submit(task := make_task())
     assert answer is task.accepted
@@ -236,9 +240,9 @@ def test_a_slot_of_any_replica_is_a_start_at_once() -> None:
         scheduler = make_scheduler(1, 1, 1)
         submit(scheduler, *(make_task() for _ in range(3)))
         take_all(scheduler)
-        seat = scheduler.seats[idle]
-        (running,) = seat.running.values()
-        scheduler.release(seat, running.task, completed=False)
+        slots = scheduler.replicas[idle]
+        (running,) = slots.running.values()
+        scheduler.release(slots, running.task, completed=False)
         assert prediction(scheduler) == (0, 0)
 
 
@@ -250,7 +254,7 @@ def test_a_replica_that_hangs_is_not_counted_on() -> None:
     clock.now += 1
     submit(scheduler, make_task())
     take_all(scheduler)
-    scheduler.note_stall(scheduler.seats[0])
+    scheduler.note_stall(scheduler.replicas[0])
     assert prediction(scheduler) == (0, 2000)
 
 
@@ -260,14 +264,14 @@ def test_who_comes_while_a_slot_is_free_is_never_refused() -> None:
     take_all(scheduler)
     submit(scheduler, waiting := make_task())
     assert refused(scheduler)
-    scheduler.release(scheduler.seats[0], running, completed=False)
-    assert take(scheduler, scheduler.seats[0]) is waiting
+    scheduler.release(scheduler.replicas[0], running, completed=False)
+    assert take(scheduler, scheduler.replicas[0]) is waiting
     assert refused(scheduler) is None
 
 
 def test_a_pool_without_a_ready_replica_still_bounds_and_predicts() -> None:
     scheduler = make_scheduler(1, capacity=2)
-    scheduler.set_ready(scheduler.seats[0], ready=False)
+    scheduler.set_ready(scheduler.replicas[0], ready=False)
     submit(scheduler, make_task(), last := make_task())
     assert last.accepted is not None
     assert last.accepted.predicted_start_ms > 0
@@ -277,7 +281,7 @@ def test_a_pool_without_a_ready_replica_still_bounds_and_predicts() -> None:
 # --- pauses -----------------------------------------------------------------------------------------------------------
 
 
-def busy(scheduler: Scheduler, *, max_tokens: int, ignore_eos: bool = False) -> Task:
+def busy(scheduler: Scheduler[str], *, max_tokens: int, ignore_eos: bool = False) -> Task:
     """A task on the only slot."""
     submit(scheduler, task := make_task(max_tokens=max_tokens, ignore_eos=ignore_eos))
     assert take_all(scheduler) == [task]
@@ -308,7 +312,7 @@ def test_after_short_tasks_the_pause_grows_with_a_long_one_and_never_says_now() 
     for _ in range(30):
         short = busy(scheduler, max_tokens=2000)
         write(short, 20, clock, token_s=0.08)
-        scheduler.release(scheduler.seats[0], short, completed=True)
+        scheduler.release(scheduler.replicas[0], short, completed=True)
     long = busy(scheduler, max_tokens=2000)
     submit(scheduler, make_task(max_tokens=2000))
     told = []
@@ -327,7 +331,7 @@ def test_a_task_that_nothing_else_can_end_is_waited_for_to_its_last_token() -> N
     for _ in range(30):
         short = busy(scheduler, max_tokens=2000)
         write(short, 20, clock, token_s=0.08)
-        scheduler.release(scheduler.seats[0], short, completed=True)
+        scheduler.release(scheduler.replicas[0], short, completed=True)
     long = busy(scheduler, max_tokens=1500, ignore_eos=True)
     submit(scheduler, make_task(max_tokens=20))
     write(long, 100, clock, token_s=0.08)

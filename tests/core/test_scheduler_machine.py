@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from orchd.errors import AdmissionReject
-from orchd.scheduler import Place
+from orchd.replica_slots import ReplicaSlots
+from orchd.scheduler import Found
 from orchd.schemas import Priority
-from orchd.seat import Seat
 from orchd.tasks import Task
 from tests.core.builders import Clock, make_task, pause_of
 from tests.core.queueing import AWAKE, make_scheduler, take
@@ -39,8 +39,8 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @property
     def free_slots(self) -> int:
-        seats = self.scheduler.seats
-        return sum(s.slots - len(self.running[s.index]) for s in seats if s.ready and not s.stalled)
+        replicas = self.scheduler.replicas
+        return sum(s.total - len(self.running[s.index]) for s in replicas if s.ready and not s.stalled)
 
     @property
     def all_waiting(self) -> list[Task]:
@@ -94,88 +94,90 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def cancel_waiting(self, data: st.DataObject) -> None:
         task = data.draw(st.sampled_from(self.all_waiting))
-        assert self.scheduler.cancel(task) is Place.WAITING
+        assert self.scheduler.cancel(task) is Found.WAITING
         self.waiting[task.priority].remove(task)
         self.gone.append(task)
-        assert self.scheduler.cancel(task) is Place.GONE
+        assert self.scheduler.cancel(task) is Found.GONE
 
     @precondition(lambda self: any(self.running))
     @rule(data=st.data(), completed=st.booleans())
     def end(self, data: st.DataObject, completed: bool) -> None:
         index = data.draw(st.sampled_from([i for i, tasks in enumerate(self.running) if tasks]))
         task = data.draw(st.sampled_from(self.running[index]))
-        assert self.scheduler.cancel(task) is Place.RUNNING
-        self.scheduler.release(self.scheduler.seats[index], task, completed=completed)
+        assert self.scheduler.cancel(task) is Found.RUNNING
+        self.scheduler.release(self.scheduler.replicas[index], task, completed=completed)
         self.running[index].remove(task)
         self.gone.append(task)
         AWAKE[self.scheduler].add(index)  # it is its worker that ends a task
 
-    def _turn(self, seat: Seat) -> None:
-        AWAKE[self.scheduler].discard(seat.index)
+    def _turn(self, slots: ReplicaSlots[str]) -> None:
+        AWAKE[self.scheduler].discard(slots.index)
         while True:
-            free = [other.free for other in self.scheduler.seats]
-            stalled, seat.stalled = seat.stalled, False
-            free[seat.index], seat.stalled = seat.free, stalled
-            found = self.scheduler.next_for(seat)
+            free = [other.free for other in self.scheduler.replicas]
+            stalled, slots.stalled = slots.stalled, False
+            free[slots.index], slots.stalled = slots.free, stalled
+            found = self.scheduler.next_for(slots)
             if found is None:
                 break
-            assert free[seat.index] == max(free), "another replica is less loaded"
-            task, host = found
-            assert host == seat.host
+            assert free[slots.index] == max(free), "another replica is less loaded"
+            task, instance = found
+            assert instance == slots.instance
             first = self.waiting[INTERACTIVE] or self.waiting[BATCH]
             assert task is first.pop(0), "not the first in line"
-            self.running[seat.index].append(task)
-            assert len(self.running[seat.index]) <= seat.slots
+            self.running[slots.index].append(task)
+            assert len(self.running[slots.index]) <= slots.total
 
     @rule(data=st.data())
     def worker_turn(self, data: st.DataObject) -> None:
-        self._turn(data.draw(st.sampled_from(self.scheduler.seats)))
+        self._turn(data.draw(st.sampled_from(self.scheduler.replicas)))
 
     @rule()
     def all_workers_turn(self) -> None:
-        for seat in self.scheduler.seats:
-            self._turn(seat)
+        for slots in self.scheduler.replicas:
+            self._turn(slots)
         while AWAKE[self.scheduler]:
-            self._turn(self.scheduler.seats[min(AWAKE[self.scheduler])])
+            self._turn(self.scheduler.replicas[min(AWAKE[self.scheduler])])
         assert not (self.all_waiting and self.free_slots), "a task waits beside an idle slot"
 
     @rule(data=st.data())
     def replica_goes_and_comes(self, data: st.DataObject) -> None:
-        seat = data.draw(st.sampled_from(self.scheduler.seats))
-        if seat.ready:  # its worker ends what it runs
-            self.scheduler.set_ready(seat, ready=False)
-            for task in self.running[seat.index]:
-                self.scheduler.release(seat, task, completed=False)
-            self.gone += self.running[seat.index]
-            self.running[seat.index] = []
-            assert self.scheduler.next_for(seat) is None
+        slots = data.draw(st.sampled_from(self.scheduler.replicas))
+        if slots.ready:  # its worker ends what it runs
+            self.scheduler.set_ready(slots, ready=False)
+            for task in self.running[slots.index]:
+                self.scheduler.release(slots, task, completed=False)
+            self.gone += self.running[slots.index]
+            self.running[slots.index] = []
+            assert self.scheduler.next_for(slots) is None
         else:
-            self.scheduler.set_ready(seat, ready=True)
+            self.scheduler.set_ready(slots, ready=True)
 
     @rule(data=st.data())
     def stall(self, data: st.DataObject) -> None:
-        seat = data.draw(st.sampled_from(self.scheduler.seats))
-        assert set(self.scheduler.note_stall(seat)) == set(seat.running)
-        assert not seat.free
+        slots = data.draw(st.sampled_from(self.scheduler.replicas))
+        assert set(self.scheduler.note_stall(slots)) == set(slots.running)
+        assert not slots.free
 
     @rule(data=st.data())
     def memory_changes(self, data: st.DataObject) -> None:
-        self.scheduler.note_free_bytes(data.draw(st.sampled_from(self.scheduler.seats)), data.draw(st.integers(0, 3)))
+        self.scheduler.note_free_bytes(
+            data.draw(st.sampled_from(self.scheduler.replicas)), data.draw(st.integers(0, 3))
+        )
 
     @rule(seconds=st.floats(0, 10))
     def time_passes(self, seconds: float) -> None:
         self.clock.now += seconds
 
     @rule()
-    def drain_waiting(self) -> None:
-        assert self.scheduler.drain_waiting() == self.all_waiting
+    def clear(self) -> None:
+        assert self.scheduler.clear() == self.all_waiting
         self.gone += self.all_waiting
         self.waiting = {INTERACTIVE: [], BATCH: []}
 
     @invariant()
     def whoever_could_start_a_waiting_task_is_awake_or_will_be_woken(self) -> None:
         if hasattr(self, "scheduler") and self.all_waiting and self.free_slots:
-            assert any(self.scheduler.seats[index].free for index in AWAKE[self.scheduler])
+            assert any(self.scheduler.replicas[index].free for index in AWAKE[self.scheduler])
 
     @invariant()
     def nothing_is_lost_or_doubled(self) -> None:
@@ -185,9 +187,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         scheduler.check_integrity()
         assert min(self.pauses, default=1) > 0
         assert scheduler.waiting() == self.all_waiting
-        assert [set(seat.running) for seat in scheduler.seats] == [{t.id for t in tasks} for tasks in self.running]
+        assert [set(slots.running) for slots in scheduler.replicas] == [{t.id for t in tasks} for tasks in self.running]
         assert scheduler.depth() == {priority: len(self.waiting[priority]) for priority in Priority}
-        left = sum(sum(seat.enqueued.values()) for seat in scheduler.seats) + sum(scheduler.dropped.values())
+        left = sum(sum(slots.enqueued.values()) for slots in scheduler.replicas) + sum(scheduler.dropped.values())
         assert self.accepted == left + len(self.all_waiting)
         assert self.accepted == len(self.all_waiting) + sum(map(len, self.running)) + len(self.gone)
 
@@ -223,30 +225,30 @@ def test_threads_that_submit_cancel_and_pull_at_once_lose_and_double_nothing() -
             with contextlib.suppress(AdmissionReject), scheduler.reservation(task.priority):
                 scheduler.submit(task)
                 mine.append(task)
-            if mine and choose.random() < 0.3 and scheduler.cancel(task := choose.choice(mine)) is Place.WAITING:
+            if mine and choose.random() < 0.3 and scheduler.cancel(task := choose.choice(mine)) is Found.WAITING:
                 cancelled.append(task)
         accepted.extend(mine)
 
-    def work(seat: Seat, seed: int) -> None:
+    def work(slots: ReplicaSlots[str], seed: int) -> None:
         choose = random.Random(seed)
         running: list[Task] = []
         while not done.is_set() or running or scheduler.waiting():
-            while (found := take(scheduler, seat)) is not None:
+            while (found := take(scheduler, slots)) is not None:
                 running.append(found)
-                assert len(running) <= seat.slots
+                assert len(running) <= slots.total
             if running:
                 task = running.pop(choose.randrange(len(running)))
-                scheduler.release(seat, task, completed=True)
+                scheduler.release(slots, task, completed=True)
                 ended.append(task)
 
     def flicker() -> None:
         while not done.is_set():
-            scheduler.note_stall(scheduler.seats[0])
+            scheduler.note_stall(scheduler.replicas[0])
             scheduler.check_integrity()
             scheduler.depth()
 
     senders = [threading.Thread(target=guarded, args=(lambda n=n: send(n),)) for n in range(4)]
-    others = [threading.Thread(target=guarded, args=(lambda s=s: work(s, s.index),)) for s in scheduler.seats]
+    others = [threading.Thread(target=guarded, args=(lambda s=s: work(s, s.index),)) for s in scheduler.replicas]
     others.append(threading.Thread(target=guarded, args=(flicker,)))
     for thread in senders + others:
         thread.start()
@@ -258,6 +260,6 @@ def test_threads_that_submit_cancel_and_pull_at_once_lose_and_double_nothing() -
     assert not any(thread.is_alive() for thread in senders + others)
     assert not failures
     assert Counter(map(id, accepted)) == Counter(map(id, ended + cancelled))
-    assert sum(sum(seat.enqueued.values()) for seat in scheduler.seats) == len(ended)
+    assert sum(sum(slots.enqueued.values()) for slots in scheduler.replicas) == len(ended)
     assert sum(scheduler.dropped.values()) == len(cancelled)
     scheduler.check_integrity()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from engines.api import FinishReason
 from engines.errors import DecodeFailed, EngineDead
 from orchd.errors import Code
-from orchd.replica import Host
+from orchd.replica import Instance
 from orchd.schemas import Priority
 from orchd.worker import MAX_FAILURES
 from tests.core.rig import make_rig, running
@@ -58,7 +58,7 @@ def test_the_third_failure_in_a_row_gives_the_replica_up() -> None:
     assert [rig.end_of(task) for task in tasks[:3]] == [RESET] * 3
     replica = rig.pools[0].replicas[0]
     assert rig.down() == [replica]
-    assert (replica.seat.ready, replica.hosts, replica.setbacks) == (False, [], 1)
+    assert (replica.slots.ready, replica.instances, replica.setbacks) == (False, [], 1)
     assert rig.pools[0].models[0].closes == 1
     assert rig.pools[0].scheduler.waiting() == [tasks[3]]
 
@@ -126,9 +126,9 @@ def test_a_model_that_fails_at_everything_does_not_take_its_worker_along() -> No
     rig = make_rig(slots=2)
     bad = _BadModel(2)
     replica = rig.pools[0].replicas[0]
-    host = Host(bad)
-    rig.pools[0].scheduler.switch([host], {})
-    rig.workers[0].adopt(replica, host)
+    instance = Instance(bad)
+    rig.pools[0].scheduler.switch([instance], {})
+    rig.workers[0].adopt(replica, instance)
     tasks = [rig.submit(max_tokens=9) for _ in range(9)]
     rig.rounds(1)
     rig.cancel(tasks[0])
@@ -257,7 +257,7 @@ def test_every_accepted_task_gets_exactly_one_end_whatever_fails(
                 each.admit_faults[task.id] = EngineDead("dead") if number > 5 else FAULTS[1]
         elif what == "cancel" and rig.accepted:
             rig.cancel(rig.accepted[-1 - number % len(rig.accepted)])
-        elif what == "replace" or (what == "back" and not rig.pools[pool].replicas[replica].seat.ready):
+        elif what == "replace" or (what == "back" and not rig.pools[pool].replicas[replica].slots.ready):
             rig.replace(pool, replica)
         elif what == "time":
             rig.clock.now += number
@@ -268,10 +268,12 @@ def test_every_accepted_task_gets_exactly_one_end_whatever_fails(
         for replica in range(workers):
             rig.replace(pool, replica)
     rig.rounds(3)
-    while any(made.scheduler.waiting() or any(seat.running for seat in made.scheduler.seats) for made in rig.pools):
+    while any(
+        made.scheduler.waiting() or any(slots.running for slots in made.scheduler.replicas) for made in rig.pools
+    ):
         rig.rounds(1)
         for index, made in enumerate(rig.pools):
             for there in made.replicas:
-                if not there.seat.ready:
-                    rig.replace(index, there.seat.index)
+                if not there.slots.ready:
+                    rig.replace(index, there.slots.index)
     rig.check_all_ended()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engines.api import Beside, DeviceSpec
 from engines.llamacpp.model import LlamaModel
-from engines.llamacpp.pace import TILE
+from engines.llamacpp.step_cost import TILE
 from tests.core.builders import Clock, make_task
 from tests.core.rig import make_rig
 from tests.engines.support import exact, sequence
@@ -88,7 +88,7 @@ def test_a_prompt_in_one_pool_leaves_the_streams_of_another_on_the_device_their_
         timed(tiny_model_path, rig.clock, row_s=0.001) as (prefilling, rows),
     ):
         for pool, model in zip(rig.pools, (streaming, prefilling), strict=True):
-            pool.replicas[0].hosts[0].model = model
+            pool.replicas[0].instances[0].model = model
         stream = rig.submit(pool=0, max_tokens=500)
         rig.rounds(3)
         long = make_task(max_tokens=1, pool_id="1")

@@ -84,7 +84,7 @@ def ctx_that_fills(path: Path, slots: int, room: int) -> tuple[int, Footprint]:
     """Tokens a slot with which a model needs just under so many bytes, and what it needs then."""
     small, large = (vet(ModelSpec(path, slots=slots, ctx=ctx)) for ctx in (1024, 2048))
     per_token = (large.total - small.total) / 1024
-    base = memory.need(small, 1, place=DEVICE) - int(1.05 * per_token * 1024)
+    base = memory.need(small, 1, memory=DEVICE) - int(1.05 * per_token * 1024)
     ctx = int((room - base) / (1.05 * per_token)) // 256 * 256
     if ctx < 256:
         pytest.skip(f"{DEVICE} has too little room for {path.name}")

@@ -148,8 +148,8 @@ async def test_memory_that_is_taken_already_is_not_counted_on(nvml: FakeNvml, mo
 
 
 def test_a_margin_is_left_for_cuda_itself() -> None:
-    assert memory.need(SMALL, 1, place="gpu:0") == memory.need(SMALL, 1) + memory.CUDA_BYTES
-    assert memory.need(Footprint(0, 0, 0), 1, place="gpu:0") > CONTEXT_BYTES
+    assert memory.need(SMALL, 1, memory="gpu:0") == memory.need(SMALL, 1) + memory.CUDA_BYTES
+    assert memory.need(Footprint(0, 0, 0), 1, memory="gpu:0") > CONTEXT_BYTES
 
 
 async def test_a_reload_loads_beside_the_old_model_where_both_fit(nvml: FakeNvml, models: Path) -> None:

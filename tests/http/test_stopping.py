@@ -118,17 +118,17 @@ async def test_what_a_worker_does_not_answer_is_ended_from_the_loop(tiny_model_p
         tasks = [await stage.submit(max_tokens=5)]
         await stage.until(hang.began.is_set)
         tasks += [await stage.submit(), await stage.submit()]  # one of them has a slot and is not begun
-        await stage.service.drain(0)
+        await stage.service.shut_down(0)
         assert all(task.log.ended for task in tasks)
         hang.release.set()  # what the worker says now counts for nothing
         assert await stage.ends_of(tasks) == {"cancelled": 3}
-        await stage.until(lambda: not any(seat.running for seat in stage.pool.scheduler.seats))
+        await stage.until(lambda: not any(slots.running for slots in stage.pool.scheduler.replicas))
 
 
 async def test_a_server_that_stops_is_not_ready(tiny_model_path: Path) -> None:
     async with make_stage(tiny_model_path, pools=("default", "other")) as stage:
         assert stage.service.health().status == "ok"
-        await stage.service.drain(0)
+        await stage.service.shut_down(0)
         health = stage.service.health()
         assert (health.status, [pool.ready for pool in health.pools]) == ("degraded", [False, False])
 

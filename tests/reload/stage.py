@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from engines.api import DeviceSpec, Footprint, ModelSpec, ProgressCallback, WaitCallback
 from engines.errors import EngineDead
@@ -101,7 +101,8 @@ class Stage:
 
     def current(self) -> list[FakeModel | None]:
         """What each replica starts new tasks on."""
-        return [replica.seat.host and replica.seat.host.model for replica in self.pool.replicas]
+        instances = [replica.slots.instance for replica in self.pool.replicas]
+        return [None if instance is None else cast(FakeModel, instance.model) for instance in instances]
 
     async def submit(self, prompt: str = "x", *, max_tokens: int = 1, **more: Any) -> Task:
         request = TaskRequest(prompt=prompt, max_tokens=max_tokens, **more)
@@ -133,7 +134,7 @@ class Stage:
     def _expected_closes(self) -> list[int]:
         used: list[object] = [pool.model.vocab for pool in self.pools.values() if pool.model is not None]
         for pool in self.pools.values():
-            used += [host.model for replica in pool.replicas for host in replica.hosts]
+            used += [instance.model for replica in pool.replicas for instance in replica.instances]
         return [int(one not in used) for one in (*self.engine.models, *self.engine.vocabs)]
 
 
@@ -218,7 +219,7 @@ async def staged(
         for model in engine.models:
             model.gated = False
             model.allow(100)
-        await service.drain(0)
+        await service.shut_down(0)
         await stage.idle_loader()
         loader.close()
         for worker in workers:

@@ -9,6 +9,7 @@ import pytest
 
 from engines.errors import LoadFailed, OutOfDeviceMemory
 from orchd.errors import AdmissionReject, Code, PoolUnavailable, ReloadFailed
+from orchd.pools import PoolState
 from orchd.tasks import TaskState
 from tests.reload.faults import B_STEPS, failing, refused, undisturbed, waiting
 from tests.reload.stage import end_of, staged, text_of, until
@@ -123,7 +124,7 @@ async def test_running_tasks_have_the_grace_to_end(tmp_path: Path) -> None:
         await until(lambda: all(task.state is TaskState.RUNNING for task in running), "they run")
         late = await stage.submit("y")
         reload = asyncio.create_task(stage.service.reload("default", "b"))
-        await until(lambda: stage.pool.away, "a leaves")
+        await until(lambda: stage.pool.state is PoolState.SWAPPED_OUT, "a leaves")
         stage.engine.gated = False
         for model in stage.engine.of["a"]:
             model.allow(3)
@@ -160,7 +161,7 @@ async def test_a_rollback_that_fails_too_is_told_and_tried_again(
         left = await stage.submit("y")
         stage.engine.hook = hook
         reload = asyncio.create_task(stage.service.reload("default", "b"))
-        await until(lambda: stage.pool.away, "a leaves")
+        await until(lambda: stage.pool.state is PoolState.SWAPPED_OUT, "a leaves")
         for model in stage.engine.of["a"]:
             model.allow(2)
         with pytest.raises(ReloadFailed, match=r"b\.gguf is bad .*; a could not be loaded again either"):

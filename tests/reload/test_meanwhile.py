@@ -131,7 +131,7 @@ async def test_a_reload_is_given_up_at_shutdown_and_leaves_nothing_open(
         stage.engine.hook = hook
         reload = asyncio.create_task(stage.service.reload("default", "b"))
         await until(there.is_set, "it is under way")
-        await stage.service.drain(0)
+        await stage.service.shut_down(0)
         with pytest.raises(PoolUnready, match="shutting down"):
             await reload
         with pytest.raises(PoolUnready, match="shutting down"):

@@ -13,12 +13,12 @@ import numpy.typing as npt
 
 from engines.api import ModelSpec
 from engines.errors import DecodeFailed, EngineDead, LoadFailed
+from engines.llamacpp.load_log import Buffers, load_error
 from engines.llamacpp.native.heartbeat import Heartbeat
 from engines.llamacpp.native.library import captured
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.native.sampler import NativeSampler
 from engines.llamacpp.native.threads import ComputeThreads
-from engines.llamacpp.report import Buffers, load_error
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}

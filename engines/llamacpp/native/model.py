@@ -10,8 +10,8 @@ from typing import Any
 import llama_cpp
 
 from engines.errors import EngineDead
+from engines.llamacpp.load_log import Buffers, load_error
 from engines.llamacpp.native.library import captured
-from engines.llamacpp.report import Buffers, load_error
 
 
 class NativeModel:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines import api
-from engines.llamacpp.layout import WORTH_MOVING, Move, carry_out, find_move
+from engines.llamacpp.compaction import WORTH_MOVING, Move, carry_out, find_move
 from engines.llamacpp.slots import MIN_COPY, Run, Slot
 from engines.llamacpp.text import OutputText
 from tests.engines.support import PROMPTS, exact, loaded, sequence, text_of, tokens_of

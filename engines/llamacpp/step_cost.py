@@ -21,7 +21,7 @@ _WEIGHT = 0.2  # of the newest measurement in the moving averages
 _CLOCK_TICK_S = 1e-6  # no step takes less
 
 
-class Pace:
+class StepCost:
     """A cost model of one context: a step takes the decode rows' time plus so much for each prompt token.
 
     A prompt token costs more the more tokens are before it, so its price is a line over its position.

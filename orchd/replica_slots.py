@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Generic, TypeVar
 
 from orchd.forecast import Running
 from orchd.schemas import Priority
+
+T = TypeVar("T")
 
 
 def _nobody() -> None:
@@ -16,27 +18,27 @@ def _nobody() -> None:
 
 
 @dataclass(eq=False)
-class Seat:
+class ReplicaSlots(Generic[T]):
     """Slots that tasks can take, and who has them. Changed under the scheduler's lock only.
 
     Attributes:
         index: Position among the pool's replicas.
-        slots: Tasks it can run at once.
+        total: Tasks it can run at once.
         ready: It has the model and its worker was not given up.
         stalled: Its worker has not moved for too long; it gets nothing until it asks for something.
         free_bytes: Free memory on its device, for placement.
-        host: What its worker runs new tasks on; opaque here, but changed and handed out under the lock.
+        instance: What its worker runs new tasks on, None for nothing; changed and handed out under the lock.
         running: Tasks its worker took, by id.
         enqueued: Tasks it ever took, by priority.
         wake: Wakes its worker; called outside the lock.
     """
 
     index: int
-    slots: int
+    total: int
     ready: bool = False
     stalled: bool = False
     free_bytes: int = 0
-    host: Any = None
+    instance: T | None = None
     running: dict[str, Running] = field(default_factory=dict)
     enqueued: Counter[Priority] = field(default_factory=Counter)
     wake: Callable[[], None] = _nobody
@@ -54,4 +56,4 @@ class Seat:
     @property
     def free(self) -> int:
         """Slots that could be filled now."""
-        return max(0, self.slots - len(self.running)) if self.serving else 0
+        return max(0, self.total - len(self.running)) if self.serving else 0
