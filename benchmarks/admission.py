@@ -45,7 +45,7 @@ from benchmarks.serving import (
     submit,
     together,
 )
-from orchd.devices import usable_cores
+from orchd.machine.devices import usable_cores
 from tests.support.tiny_gguf import PIECES, write_tiny_llama
 
 STREAMS = 8

@@ -14,10 +14,10 @@ from typing import Any
 import aiohttp
 
 from engines.api import DeviceSpec, Engine
-from orchd.config import Config, PoolConfig, QueueConfig, ServerConfig, TasksConfig
-from orchd.credentials import Credentials
-from orchd.devices import Device, usable_cores
+from orchd.machine.devices import Device, usable_cores
 from orchd.server import Server
+from orchd.settings.config import Config, PoolConfig, QueueConfig, ServerConfig, TasksConfig
+from orchd.settings.credentials import Credentials
 from tests.support.fake_engine import FakeEngine
 from tests.support.observers import WhenReady
 

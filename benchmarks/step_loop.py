@@ -21,12 +21,12 @@ from pathlib import Path
 from engines.api import DeviceSpec, LoadedModel, ModelSpec, SamplingParams, Sequence, Vocab
 from engines.llamacpp.engine import LlamaCppEngine
 from orchd.client import Client, End
-from orchd.config import Config, PoolConfig, ServerConfig
-from orchd.credentials import Credentials
-from orchd.devices import Device, usable_cores
-from orchd.models import demo_model_path
+from orchd.machine.devices import Device, usable_cores
+from orchd.models.references import demo_model_path
 from orchd.observer import Summary
 from orchd.server import Server, listen
+from orchd.settings.config import Config, PoolConfig, ServerConfig
+from orchd.settings.credentials import Credentials
 
 TOKEN = "one-token-for-one-benchmark"
 PROMPTS = [f"Here are some facts about the number {n}:" for n in range(1, 257)]

@@ -27,8 +27,8 @@ from engines.llamacpp import sampling
 from engines.llamacpp.native.context import NativeContext
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.shortlist import shortlist
-from orchd.devices import usable_cores
-from orchd.models import demo_model_path
+from orchd.machine.devices import usable_cores
+from orchd.models.references import demo_model_path
 
 SLOTS: Final = 8
 CTX: Final = 2048

@@ -24,7 +24,7 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 
-from orchd.models import demo_model_path
+from orchd.models.references import demo_model_path
 
 TILE_ROWS = 64
 """Rows quantised once and repeated."""

@@ -9,10 +9,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from orchd.errors import Code
-from orchd.registry import ModelState
+from orchd.machine.telemetry import Telemetry
+from orchd.models.registry import ModelState
 from orchd.schemas import ENGINE, Priority
 from orchd.service import Service
-from orchd.telemetry import Telemetry
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -19,23 +19,24 @@ from typing import NoReturn
 from engines.api import Engine, ModelSpec
 from engines.errors import LoadFailed, OutOfDeviceMemory
 from engines.llamacpp.build import has_cuda
-from orchd import devices, models
-from orchd.addresses import resolve
-from orchd.config import Config
-from orchd.config_sources import working_folder
-from orchd.credentials import Credentials
-from orchd.devices import Device
 from orchd.errors import ConfigError
 from orchd.http.app import create_app
 from orchd.http.connection import serving
-from orchd.loader import Loader
+from orchd.machine import devices
+from orchd.machine.devices import Device
+from orchd.machine.telemetry import PERIOD_S, Telemetry
 from orchd.metrics import Metrics
+from orchd.models import references
+from orchd.models.loader import Loader
 from orchd.observer import Guarded, Observer, PoolSummary, Summary
-from orchd.pool_loader import PoolLoader
-from orchd.pools import Pool
+from orchd.pools.loading import PoolLoader
+from orchd.pools.pool import Pool
+from orchd.pools.worker import Worker
 from orchd.service import Service
-from orchd.telemetry import PERIOD_S, Telemetry
-from orchd.worker import Worker
+from orchd.settings.addresses import resolve
+from orchd.settings.config import Config
+from orchd.settings.credentials import Credentials
+from orchd.settings.sources import working_folder
 
 _log = logging.getLogger(__name__)
 
@@ -68,9 +69,9 @@ def serve(config: Config, credentials: Credentials, *, observer: Observer) -> in
         faulthandler.enable()  # llama.cpp can end the process: then the log says where
     raise_file_limit()
     roots = [Path(root) for root in config.models.roots]
-    models.check_roots(roots)
+    references.check_roots(roots)
     base = config.source.parent if config.source is not None else working_folder()
-    owned = [models.resolve_owned(pool.model, base=base, roots=roots) for pool in config.pools]
+    owned = [references.resolve_owned(pool.model, base=base, roots=roots) for pool in config.pools]
     placed, used = devices.assign(
         config.pools,
         devices.visible(devices.find_gpus(), os.environ),
@@ -185,7 +186,7 @@ class Server:
     def _service(self, loader: Loader, owned: list[Path]) -> Service:
         config = self._config
         roots = [Path(root) for root in config.models.roots] + [
-            root for path in owned for root in models.roots_of(path)
+            root for path in owned for root in references.roots_of(path)
         ]
         target_s, bound_s = config.workers.step_target_ms / 1000, config.workers.stall_s * STEP_SHARE
         pools = {
@@ -261,7 +262,7 @@ class Server:
                 _log.exception("a defect, met while the model of pool %s was loaded", pool.id)
                 failures.append(f'pool "{pool.id}": {pool.failure}')
             else:
-                service.models.activate(models.model_id(path))
+                service.models.activate(references.model_id(path))
                 continue
             if len(owned) > 1:
                 _log.error("%s", failures[-1])

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from engines.api import FinishReason
-from orchd import admission, models
-from orchd.config import TasksConfig
 from orchd.errors import (
     UNREADY_RETRY_S,
     DecodeTimeout,
@@ -27,15 +25,18 @@ from orchd.errors import (
     ReloadInProgress,
     TaskError,
 )
-from orchd.mailbox import Mailbox
-from orchd.pools import Pool, PoolState
-from orchd.registry import Registry
-from orchd.reload import Reload
-from orchd.replica import Replica
-from orchd.reports import Begun, Ended, InstanceClosed, Progress, ReplicaDown, Report
-from orchd.scheduler import Found
+from orchd.models import references
+from orchd.models.registry import Registry
+from orchd.pools import admission
+from orchd.pools.mailbox import Mailbox
+from orchd.pools.pool import Pool, PoolState
+from orchd.pools.reload import Reload
+from orchd.pools.replica import Replica
+from orchd.pools.reports import Begun, Ended, InstanceClosed, Progress, ReplicaDown, Report
+from orchd.queue.scheduler import Found
+from orchd.queue.tasks import Task, TaskState, TaskStore
 from orchd.schemas import Accepted, Health, Reloaded, TaskRequest
-from orchd.tasks import Task, TaskState, TaskStore
+from orchd.settings.config import TasksConfig
 
 ANSWER_S = 2.0
 """How long a worker may take to end what was cancelled, when the server stops; steps are shorter (`orchd.server`)."""
@@ -181,7 +182,7 @@ class Service:
             raise PoolUnready(f"pool {pool.id} is {why}; try again", retry_after_s=UNREADY_RETRY_S)
         if pool.reloading:
             raise ReloadInProgress(f"pool {pool.id} is being reloaded; try again when that is done")
-        path = pool.path if model_ref is None else models.resolve(model_ref, self._roots)
+        path = pool.path if model_ref is None else references.resolve(model_ref, self._roots)
         pool.reloading = True
         work = self._keep(self._reload(pool, path))
         try:

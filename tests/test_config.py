@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchd.config import Config, ConfigFile, PoolConfig, ServerConfig
-from orchd.config_sources import load
 from orchd.errors import ConfigError
+from orchd.settings.config import Config, ConfigFile, PoolConfig, ServerConfig
+from orchd.settings.sources import load
 
 Loader = Callable[..., Config]
 

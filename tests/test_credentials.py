@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchd.config import Config, ServerConfig
-from orchd.credentials import Credentials, find_or_create_token, find_token, token_path
 from orchd.errors import ConfigError
+from orchd.settings.config import Config, ServerConfig
+from orchd.settings.credentials import Credentials, find_or_create_token, find_token, token_path
 
 A, B, C, D = (letter * 20 for letter in "abcd")
 

@@ -1,4 +1,4 @@
-"""``orchd/orchd.schema.json`` and ``docs/configuration.md`` from the structs in `orchd.config`.
+"""``orchd/orchd.schema.json`` and ``docs/configuration.md`` from the structs in `orchd.settings.config`.
 
 ``python -m tools.config_schema`` (``make schema``) writes both; a test fails when either is not what it would write.
 """
@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
-from orchd.config import ConfigFile
+from orchd.settings.config import ConfigFile
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = ROOT / "orchd" / "orchd.schema.json"
@@ -31,7 +31,7 @@ SECTIONS = {
 _HEAD = """\
 # Configuration
 
-<!-- Written by `make schema` from orchd/config.py; change that, or the text in tools/config_schema.py. -->
+<!-- Written by `make schema` from orchd/settings/config.py; change that, or the text in tools/config_schema.py. -->
 
 Nothing has to be configured: without a file, `orchd serve` runs one pool, `default`, on the best device it finds, with
 the demo model. The file is TOML and strict: an unknown key, a wrong type and a value out of range are errors that name

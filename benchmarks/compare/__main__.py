@@ -35,7 +35,7 @@ from benchmarks.compare.workloads import (
     sweep,
     warm_up,
 )
-from orchd.devices import usable_cores
+from orchd.machine.devices import usable_cores
 
 NAMES = (*(scenario.name for scenario in SCENARIOS), SWEEP, "profile")
 PAGE = setup.ROOT / "docs" / "benchmarks.md"

@@ -31,8 +31,8 @@ from benchmarks.compare.workloads import Work, warm_up
 from benchmarks.gpu.card import Card, look_at
 from benchmarks.synthetic_gguf import SHAPES, write
 from engines.llamacpp.build import has_cuda
-from orchd.devices import gpu_index, usable_cores
-from orchd.models import demo_model_path
+from orchd.machine.devices import gpu_index, usable_cores
+from orchd.models.references import demo_model_path
 
 CLIENTS = (1, 8, 32)
 PROMPT_TOKENS = 32

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pynvml
 
 from benchmarks.compare.setup import SetupError
-from orchd.devices import gpu_index
+from orchd.machine.devices import gpu_index
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.api import DeviceSpec, ModelSpec
-from orchd.devices import gpu_index, usable_cores
-from orchd.replica import Instance, Replica
-from orchd.replica_slots import ReplicaSlots
-from orchd.reports import Report
-from orchd.scheduler import Scheduler
+from orchd.machine.devices import gpu_index, usable_cores
+from orchd.pools.replica import Instance, Replica
+from orchd.pools.reports import Report
+from orchd.pools.worker import Worker
+from orchd.queue.scheduler import Scheduler
+from orchd.queue.slots import ReplicaSlots
+from orchd.queue.tasks import Task
 from orchd.schemas import TaskRequest
-from orchd.tasks import Task
-from orchd.worker import Worker
 
 PROMPT_TOKENS = 32
 WARM_UP_STEPS = 20

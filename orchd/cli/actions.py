@@ -36,8 +36,8 @@ from orchd.client import (
     Unauthorized,
     raise_if_failed,
 )
-from orchd.config import Config
 from orchd.errors import ConfigError, OrchdError
+from orchd.settings.config import Config
 
 
 class Exit(enum.IntEnum):

@@ -24,13 +24,15 @@ from engines.api import Footprint
 from engines.errors import LoadFailed
 from engines.llamacpp import build
 from engines.llamacpp.vet import vet
-from orchd import credentials, devices, memory, model_files, models
-from orchd.addresses import resolve
-from orchd.config import Config, PoolConfig
-from orchd.config_sources import working_folder
-from orchd.devices import Device
 from orchd.errors import ConfigError
-from orchd.pool_loader import model_spec
+from orchd.machine import devices, memory
+from orchd.machine.devices import Device
+from orchd.models import files, references
+from orchd.pools.loading import model_spec
+from orchd.settings import credentials
+from orchd.settings.addresses import resolve
+from orchd.settings.config import Config, PoolConfig
+from orchd.settings.sources import working_folder
 
 
 class GpuReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,7 +162,7 @@ class Checkup:
 
     def _look_at_the_roots(self) -> None:
         try:
-            models.check_roots(map(Path, self._config.models.roots))
+            references.check_roots(map(Path, self._config.models.roots))
         except ConfigError as error:
             self._problems.append(str(error))
 
@@ -181,8 +183,8 @@ class Checkup:
         footprint: Footprint | None = None
         try:
             path = self._model_file(pool)
-            model_files.looks_like_gguf(path)
-            model_files.check_digest(path)
+            files.looks_like_gguf(path)
+            files.check_digest(path)
             footprint = vet(model_spec(pool, path))
         except (ConfigError, LoadFailed) as error:
             self._problems.append(f'pool "{pool.id}": {error}')
@@ -191,7 +193,7 @@ class Checkup:
                 self._needs[name][pool.id] = memory.need(footprint, replicas, memory=name)
         return PoolReport(
             id=pool.id,
-            model_id=None if path is None else models.model_id(path),
+            model_id=None if path is None else references.model_id(path),
             path=None if path is None else str(path),
             devices=tuple(device.name for device in placed),
             slots=pool.slots,
@@ -205,7 +207,7 @@ class Checkup:
         config = self._config
         roots = [Path(root) for root in config.models.roots]
         base = working_folder() if config.source is None else config.source.parent
-        return models.resolve_owned(pool.model, base=base, roots=roots)
+        return references.resolve_owned(pool.model, base=base, roots=roots)
 
     def _memory(self, name: str, needs: Mapping[str, int]) -> MemoryReport:
         need, free = sum(needs.values()), memory.free_bytes(name)

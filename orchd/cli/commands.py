@@ -24,12 +24,12 @@ from orchd.cli.console import ServeConsole, set_up_logging
 from orchd.cli.streams import OutputLost, StandardStreams
 from orchd.client import TaskOptions
 from orchd.client.discovery import find_server
-from orchd.config import Config
-from orchd.config_sources import load, working_folder
-from orchd.credentials import Credentials, find_or_create_token
 from orchd.errors import ConfigError
 from orchd.observer import Observer
 from orchd.schemas import Message, Priority
+from orchd.settings.config import Config
+from orchd.settings.credentials import Credentials, find_or_create_token
+from orchd.settings.sources import load, working_folder
 
 app = typer.Typer(
     no_args_is_help=True,

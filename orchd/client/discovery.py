@@ -6,10 +6,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from orchd.config import Config
-from orchd.config_sources import load, working_folder
-from orchd.credentials import find_token
 from orchd.errors import ConfigError
+from orchd.settings.config import Config
+from orchd.settings.credentials import find_token
+from orchd.settings.sources import load, working_folder
 
 
 def find_server(

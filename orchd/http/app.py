@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
-from orchd.addresses import host_of, is_loopback
-from orchd.config import ServerConfig
 from orchd.errors import Code, TaskError
 from orchd.http import errors, routes
 from orchd.http.auth import Gate
 from orchd.metrics import Metrics
 from orchd.service import Service
+from orchd.settings.addresses import host_of, is_loopback
+from orchd.settings.config import ServerConfig
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

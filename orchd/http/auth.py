@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from aiohttp import hdrs, web
 
-from orchd.addresses import host_of, is_loopback
+from orchd.settings.addresses import host_of, is_loopback
 
 _PORTS = {"http": "80", "https": "443"}
 

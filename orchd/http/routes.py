@@ -16,7 +16,7 @@ from orchd.http import sse
 from orchd.metrics import CONTENT_TYPE, Metrics
 from orchd.schemas import ReloadRequest, StrictWire, TaskRequest
 from orchd.service import Service
-from orchd.strict import explain
+from orchd.settings.strict import explain
 
 if sys.version_info >= (3, 11):
     from asyncio import timeout

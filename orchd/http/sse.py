@@ -8,7 +8,7 @@ import contextlib
 from aiohttp import hdrs, web
 from aiohttp.http import HttpVersion11
 
-from orchd.events import EventLog
+from orchd.queue.events import EventLog
 
 KEEP_ALIVE_S = 15.0
 _KEEP_ALIVE = b": keep-alive\n\n"

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from orchd import cli, devices, memory
-from orchd.devices import Gpu
+from orchd import cli
+from orchd.machine import devices, memory
+from orchd.machine.devices import Gpu
 
 TOKEN = "a-token-for-tests-0123456789"
 

@@ -210,6 +210,6 @@ def test_even_verbose_logs_hold_nothing_of_aiohttps(terminal: bool) -> None:
     screen = Screen(terminal=terminal)
     set_up_logging(screen.console.err, verbose=True)
     logging.getLogger("aiohttp.access").info("GET /v1/tasks/x/stream?access_token=secret")
-    logging.getLogger("orchd.pools").debug("a decision")
+    logging.getLogger("orchd.pools.pool").debug("a decision")
     assert "a decision" in screen.err
     assert "secret" not in screen.err

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from orchd.config import ConfigFile
-from orchd.config_sources import load
 from orchd.errors import ConfigError
+from orchd.settings.config import ConfigFile
+from orchd.settings.sources import load
 from tests.contract.forbidden import CONFIG_KEYS
 from tools import config_schema
 

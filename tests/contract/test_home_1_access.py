@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from orchd.config import ServerConfig
-from orchd.config_sources import load
 from orchd.errors import ConfigError
+from orchd.settings.config import ServerConfig
+from orchd.settings.sources import load
 from tests.contract.forbidden import CONFIG_KEYS, METHODS, TENANTS
 from tools.live import TOKEN, Live, serving
 from tools.metrics_lint import pool_toml

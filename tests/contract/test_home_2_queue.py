@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from orchd.config_sources import load
 from orchd.errors import ConfigError
-from orchd.tasks import Task
+from orchd.queue.tasks import Task
+from orchd.settings.sources import load
 from tests.contract.forbidden import CONFIG_KEYS, METHODS, REQUEST_FIELDS, RESUMABLE
 from tests.support.harness import Running, serving, until
 from tests.support.openapi_check import operations, responses

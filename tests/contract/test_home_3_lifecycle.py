@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchd.registry import ModelState
+from orchd.models.registry import ModelState
 from tests.contract.forbidden import CANARIES, DRAINS, METHODS
 from tests.support.harness import Running, serving, text_of
 from tools.live import Live

@@ -10,7 +10,7 @@ import pytest
 
 from engines.api import DeviceSpec, ModelSpec, ProgressCallback
 from engines.llamacpp.model import LlamaModel
-from orchd.devices import Device
+from orchd.machine.devices import Device
 from tests.support import harness
 from tools import metrics_lint
 

@@ -13,10 +13,10 @@ import pytest
 
 from engines.api import DeviceSpec, ModelSpec
 from engines.llamacpp.engine import LlamaCppEngine
-from orchd.config import PoolConfig
-from orchd.config_sources import load
 from orchd.errors import ConfigError
-from orchd.placement import Load, least_loaded
+from orchd.queue.placement import Load, least_loaded
+from orchd.settings.config import PoolConfig
+from orchd.settings.sources import load
 from tests.contract.forbidden import CONFIG_KEYS, words_in
 from tests.support.harness import Running, serving, until
 

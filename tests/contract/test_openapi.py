@@ -18,9 +18,9 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from engines.api import FinishReason
 from orchd import schemas
 from orchd.errors import Code
-from orchd.events import Event, frame
 from orchd.http.errors import STATUS
 from orchd.http.routes import ROUTES
+from orchd.queue.events import Event, frame
 from orchd.schemas import StrictWire, Wire
 from orchd.service import Service
 from tests.support import openapi_check

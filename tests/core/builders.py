@@ -6,8 +6,8 @@ import array
 import itertools
 
 from orchd.errors import TaskError
+from orchd.queue.tasks import Task
 from orchd.schemas import Priority, TaskRequest
-from orchd.tasks import Task
 
 _numbers = itertools.count()
 

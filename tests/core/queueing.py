@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 from weakref import WeakKeyDictionary
 
-from orchd.replica_slots import ReplicaSlots
-from orchd.scheduler import Scheduler
-from orchd.tasks import Task
+from orchd.queue.scheduler import Scheduler
+from orchd.queue.slots import ReplicaSlots
+from orchd.queue.tasks import Task
 from tests.core.builders import Clock
 
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 
 from engines.api import FinishReason
 from orchd.errors import Code
-from orchd.replica import Instance, Replica
-from orchd.replica_slots import ReplicaSlots
-from orchd.reports import Begun, Ended, InstanceClosed, Progress, ReplicaDown, Report
-from orchd.scheduler import Found, Scheduler
+from orchd.pools.replica import Instance, Replica
+from orchd.pools.reports import Begun, Ended, InstanceClosed, Progress, ReplicaDown, Report
+from orchd.pools.worker import Worker
+from orchd.queue.scheduler import Found, Scheduler
+from orchd.queue.slots import ReplicaSlots
+from orchd.queue.tasks import Task
 from orchd.schemas import Priority
-from orchd.tasks import Task
-from orchd.worker import Worker
 from tests.core.builders import Clock, make_task
 from tests.support.fake_engine import FakeModel
 

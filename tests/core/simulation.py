@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from orchd.errors import AdmissionReject
-from orchd.replica_slots import ReplicaSlots
-from orchd.scheduler import Scheduler
+from orchd.queue.scheduler import Scheduler
+from orchd.queue.slots import ReplicaSlots
+from orchd.queue.tasks import Task
 from orchd.schemas import Priority, TaskRequest
-from orchd.tasks import Task
 from tests.core.builders import Clock, pause_of
 
 Then = Callable[[], None]

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from engines.api import DeviceSpec
-from orchd.config import PoolConfig, TasksConfig
-from orchd.devices import Device
-from orchd.loader import Loader
+from orchd.machine.devices import Device
 from orchd.metrics import Metrics
-from orchd.pool_loader import PoolLoader
-from orchd.pools import Pool
+from orchd.models.loader import Loader
+from orchd.pools.loading import PoolLoader
+from orchd.pools.pool import Pool
+from orchd.pools.worker import Worker
+from orchd.queue.tasks import Task
 from orchd.schemas import Priority, TaskRequest
 from orchd.service import Service
-from orchd.tasks import Task
-from orchd.worker import Worker
+from orchd.settings.config import PoolConfig, TasksConfig
 from tests.support.fake_engine import FakeEngine, FakeModel
 from tests.support.observers import Quiet
 

@@ -12,12 +12,12 @@ import pytest
 
 from engines.api import Footprint, Vocab
 from engines.errors import EngineDead
-from orchd import admission
-from orchd.active_model import INLINE_CHARS, LONG_CHARS, ActiveModel
-from orchd.config import PoolConfig
 from orchd.errors import PoolUnavailable
-from orchd.pools import Pool
+from orchd.models.active_model import INLINE_CHARS, LONG_CHARS, ActiveModel
+from orchd.pools import admission
+from orchd.pools.pool import Pool
 from orchd.schemas import Message, TaskRequest
+from orchd.settings.config import PoolConfig
 from tests.support.harness import until
 
 

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import pytest
 
-from orchd.backoff import Backoff
-from orchd.forecast import Plan
+from orchd.queue.backoff import Backoff
+from orchd.queue.forecast import Plan
 from tests.core.simulation import Job, Jobs, Simulation, nothing
 
 # --- one sender after the other ---------------------------------------------------------------------------------------

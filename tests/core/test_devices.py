@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from engines.api import DeviceSpec
-from orchd.config import PoolConfig
-from orchd.devices import Device, Gpu, assign, crowded_cpus, show_only, usable_cores, visible
 from orchd.errors import ConfigError
+from orchd.machine.devices import Device, Gpu, assign, crowded_cpus, show_only, usable_cores, visible
+from orchd.settings.config import PoolConfig
 
 GIB = 2**30
 LARGE = Gpu(0, "GPU-1a2b3c4d-0000-0000-0000-000000000001", "NVIDIA RTX 4090", 24 * GIB)
@@ -204,5 +204,5 @@ def test_cpus_are_crowded_where_each_is_a_core(
     monkeypatch: pytest.MonkeyPatch, cores: int, crowded: tuple[int, ...]
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 1, 0, 2})
-    monkeypatch.setattr("orchd.devices.usable_cores", lambda: cores)
+    monkeypatch.setattr("orchd.machine.devices.usable_cores", lambda: cores)
     assert crowded_cpus() == crowded

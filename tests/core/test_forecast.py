@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchd.forecast import FIRST_LENGTH, MAX_PLANNED, WINDOW, Forecast, Lengths, Plan, Running
+from orchd.queue.forecast import FIRST_LENGTH, MAX_PLANNED, WINDOW, Forecast, Lengths, Plan, Running
 from tests.core.builders import make_task
 
 quantiles = st.floats(0, 1, exclude_max=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchd import host_memory, memory
+from orchd.machine import host_memory, memory
 
 MIB = 2**20
 UNLIMITED = 9223372036854771712  # as version 1 writes it

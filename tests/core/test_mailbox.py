@@ -10,9 +10,9 @@ from typing import Any, cast
 import pytest
 
 from engines.api import FinishReason
-from orchd.mailbox import LONGEST_S, SHORTEST_S, TOGETHER, WORTH_A_LOOK, Mailbox
-from orchd.reports import Begun, Ended, Progress, Report
-from orchd.tasks import Task
+from orchd.pools.mailbox import LONGEST_S, SHORTEST_S, TOGETHER, WORTH_A_LOOK, Mailbox
+from orchd.pools.reports import Begun, Ended, Progress, Report
+from orchd.queue.tasks import Task
 from tests.core.builders import make_task
 
 

@@ -16,12 +16,12 @@ import aiohttp
 import pytest
 
 from engines.api import DeviceSpec
-from orchd.config import Config, PoolConfig, QueueConfig, TasksConfig
-from orchd.credentials import Credentials
-from orchd.devices import Device
+from orchd.machine.devices import Device
+from orchd.queue.task_queue import TaskQueue
+from orchd.queue.tasks import Task
 from orchd.server import Server
-from orchd.task_queue import TaskQueue
-from orchd.tasks import Task
+from orchd.settings.config import Config, PoolConfig, QueueConfig, TasksConfig
+from orchd.settings.credentials import Credentials
 from tests.support.harness import Brake, BrakedEngine
 from tests.support.observers import WhenReady
 

@@ -6,9 +6,9 @@ import functools
 
 import pytest
 
-from orchd.placement import Load, least_loaded
-from orchd.replica_slots import ReplicaSlots
-from orchd.scheduler import Scheduler
+from orchd.queue.placement import Load, least_loaded
+from orchd.queue.scheduler import Scheduler
+from orchd.queue.slots import ReplicaSlots
 from tests.core.builders import Clock, make_task
 from tests.core.queueing import make_scheduler, submit
 

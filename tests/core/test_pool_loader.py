@@ -11,8 +11,8 @@ import pytest
 
 from engines.api import Footprint, ModelSpec
 from orchd.cli import check
-from orchd.config import Config, PoolConfig
-from orchd.pool_loader import model_spec
+from orchd.pools.loading import model_spec
+from orchd.settings.config import Config, PoolConfig
 
 OTHER: dict[str, Any] = {
     "slots": 3,

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import strategies as st
 
 from orchd.errors import AdmissionReject
-from orchd.scheduler import Found, Scheduler
+from orchd.queue.scheduler import Found, Scheduler
+from orchd.queue.tasks import Task
 from orchd.schemas import Priority
-from orchd.tasks import Task
 from tests.core.builders import Clock, make_task, pause_of
 from tests.core.queueing import AWAKE, make_scheduler, submit, take, take_all
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from orchd.errors import AdmissionReject
-from orchd.replica_slots import ReplicaSlots
-from orchd.scheduler import Found
+from orchd.queue.scheduler import Found
+from orchd.queue.slots import ReplicaSlots
+from orchd.queue.tasks import Task
 from orchd.schemas import Priority
-from orchd.tasks import Task
 from tests.core.builders import Clock, make_task, pause_of
 from tests.core.queueing import AWAKE, make_scheduler, take
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchd.queue.task_queue import TaskQueue
+from orchd.queue.tasks import Task
 from orchd.schemas import Priority
-from orchd.task_queue import TaskQueue
-from orchd.tasks import Task
 from tests.core.builders import make_task
 
 INTERACTIVE, BATCH = Priority.INTERACTIVE, Priority.BATCH

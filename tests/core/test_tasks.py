@@ -15,9 +15,9 @@ import pytest
 
 from engines.api import FinishReason
 from orchd.errors import WorkerReset
-from orchd.events import EventLog
+from orchd.queue.events import EventLog
+from orchd.queue.tasks import TRANSITIONS, Task, TaskState, TaskStore
 from orchd.schemas import Accepted, End, Message, Priority, Started, TaskRequest, Token
-from orchd.tasks import TRANSITIONS, Task, TaskState, TaskStore
 from tests.core.builders import Clock, make_task
 
 # --- states ----------------------------------------------------------------------------------------------------------

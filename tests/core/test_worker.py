@@ -5,7 +5,7 @@ from __future__ import annotations
 from engines.api import FinishReason
 from engines.errors import EngineDead
 from orchd.errors import Code, DecodeTimeout
-from orchd.reports import Progress
+from orchd.pools.reports import Progress
 from orchd.schemas import Priority
 from tests.core.rig import make_rig, running
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from engines.api import FinishReason
 from engines.errors import DecodeFailed, EngineDead
 from orchd.errors import Code
-from orchd.replica import Instance
+from orchd.pools.replica import Instance
+from orchd.pools.worker import MAX_FAILURES
 from orchd.schemas import Priority
-from orchd.worker import MAX_FAILURES
 from tests.core.rig import make_rig, running
 from tests.support.fake_engine import FakeModel, Hang
 

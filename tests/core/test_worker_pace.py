@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from engines.api import ALONE, Beside, DeviceSpec, StepEvent
-from orchd.config import Config, WorkersConfig
-from orchd.credentials import Credentials
-from orchd.devices import Device
+from orchd.machine.devices import Device
 from orchd.server import Server, listen
+from orchd.settings.config import Config, WorkersConfig
+from orchd.settings.credentials import Credentials
 from tests.core.rig import Rig, make_rig
 from tests.support.fake_engine import FakeEngine, FakeModel
 from tests.support.observers import WhenReady

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from orchd.config_sources import load
+from orchd.settings.sources import load
 from tests.examples.server_process import EXAMPLES, ROOT
 
 SERIES = {

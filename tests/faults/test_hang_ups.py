@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from orchd import model_files
+from orchd.models import files
 from tests.support.harness import TOKEN, serving, until
 
 
@@ -22,7 +22,7 @@ async def test_a_reload_whose_client_left_fails_without_a_traceback(
     (tmp_path / "notes.gguf").write_text("no model")
     caplog.set_level(logging.WARNING)
     may_look, looks = threading.Event(), threading.Event()
-    look = model_files.looks_like_gguf
+    look = files.looks_like_gguf
 
     def slowly(path: Path) -> None:
         looks.set()
@@ -30,7 +30,7 @@ async def test_a_reload_whose_client_left_fails_without_a_traceback(
         look(path)
 
     async with serving(tiny_model_path, models={"roots": [str(tmp_path)]}) as server:
-        monkeypatch.setattr("orchd.model_files.looks_like_gguf", slowly)
+        monkeypatch.setattr("orchd.models.files.looks_like_gguf", slowly)
         with socket.create_connection(("127.0.0.1", server.port)) as client:
             body = b'{"new_model_ref":"notes"}'
             head = f"POST /v1/pools/default/reload HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"

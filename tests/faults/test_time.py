@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchd.config import TasksConfig
+from orchd.settings.config import TasksConfig
 from tests.support.harness import serving
 
 ROOT = Path(__file__).parents[2]

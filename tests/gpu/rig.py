@@ -16,10 +16,11 @@ import msgspec
 import pytest
 
 from engines.api import DeviceSpec, Footprint, ModelSpec, ProgressCallback, WaitCallback
-from orchd import devices, server, telemetry
-from orchd.config import Config
-from orchd.credentials import Credentials
+from orchd import server
+from orchd.machine import devices, telemetry
 from orchd.server import Server
+from orchd.settings.config import Config
+from orchd.settings.credentials import Credentials
 from tests.gpu.nvml import Card, FakeNvml
 from tests.support.fake_engine import FakeEngine, FakeModel
 from tests.support.harness import DEADLINE_S, TOKEN, Brake, Running

@@ -18,7 +18,7 @@ import pytest
 from benchmarks.gpu.worker_share import share_outside_decode
 from benchmarks.synthetic_gguf import main as write_synthetic
 from engines.api import DeviceSpec, ModelSpec, SamplingParams, Sequence
-from orchd import devices
+from orchd.machine import devices
 from tests.gpu.device import (
     DEVICE,
     GIB,

@@ -8,8 +8,8 @@ import threading
 import pynvml
 import pytest
 
-from orchd import telemetry
-from orchd.telemetry import STALE_S, Reading, Telemetry
+from orchd.machine import telemetry
+from orchd.machine.telemetry import STALE_S, Reading, Telemetry
 from tests.core.builders import Clock
 from tests.gpu.nvml import GIB, FakeNvml
 
@@ -138,7 +138,7 @@ def test_nvml_is_started_anew_after_a_reset_of_the_driver(nvml: FakeNvml) -> Non
 
 def test_trouble_is_logged_once_and_its_end_too(nvml: FakeNvml, caplog: pytest.LogCaptureFixture) -> None:
     known = make()
-    with caplog.at_level(logging.WARNING, "orchd.telemetry"):
+    with caplog.at_level(logging.WARNING, "orchd.machine.telemetry"):
         nvml.cards[1].error = pynvml.NVML_ERROR_GPU_IS_LOST
         for _ in range(5):
             known.look()

@@ -10,8 +10,8 @@ import pynvml
 import pytest
 
 from engines.api import Footprint
-from orchd import memory
 from orchd.errors import ConfigError
+from orchd.machine import memory
 from tests.gpu.nvml import GIB, FakeNvml
 from tests.gpu.rig import CONTEXT_BYTES, OnGpus, quick, serving
 from tests.support.harness import until

@@ -11,8 +11,8 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from orchd import devices
-from orchd.devices import Driver
+from orchd.machine import devices
+from orchd.machine.devices import Driver
 from tests.gpu.nvml import GIB, FakeNvml, large, small
 
 PROCESS = '''
@@ -42,8 +42,8 @@ class Environ(type(os.environ)):
 os.environ.__class__ = Environ
 
 from orchd import server
-from orchd.config_sources import load
-from orchd.credentials import Credentials
+from orchd.settings.sources import load
+from orchd.settings.credentials import Credentials
 
 server.has_cuda = lambda: True
 listen = server.listen

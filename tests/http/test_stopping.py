@@ -14,8 +14,8 @@ import pytest
 
 from engines.api import Footprint, ModelSpec, WaitCallback
 from engines.errors import LoadFailed
-from orchd import loader as loaders
-from orchd.loader import Loader
+from orchd.models import loader as loaders
+from orchd.models.loader import Loader
 from tests.core.stage import make_stage
 from tests.support.fake_engine import FakeEngine, Hang
 from tests.support.observers import Quiet

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from engines.errors import LoadFailed
-from orchd import model_files
-from orchd.model_files import check_digest, looks_like_gguf
+from orchd.models import files
+from orchd.models.files import check_digest, looks_like_gguf
 from tests.models.tree import HEADER, put, put_split
 
 
@@ -79,7 +79,7 @@ def test_a_missing_checksum_is_one_warning(root: Path, caplog: pytest.LogCapture
 
 def test_every_part_of_a_split_model_is_checked(root: Path) -> None:
     first = put_split(root, "big", 2)
-    for path in model_files.parts(first):
+    for path in files.parts(first):
         beside(path, sha256(HEADER))
     check_digest(first)
     put(root / "big-00002-of-00002.gguf", b"damage")
@@ -88,9 +88,9 @@ def test_every_part_of_a_split_model_is_checked(root: Path) -> None:
 
 
 def test_progress_rises_to_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_files, "CHUNK_BYTES", 10)
+    monkeypatch.setattr(files, "CHUNK_BYTES", 10)
     first = put_split(root, "big", 2)
-    for path in model_files.parts(first):
+    for path in files.parts(first):
         beside(path, sha256(HEADER))
     shares: list[float] = []
     check_digest(first, on_progress=shares.append)

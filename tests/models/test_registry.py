@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchd.registry import RETIRED_KEPT, ModelState, Registry
+from orchd.models.registry import RETIRED_KEPT, ModelState, Registry
 
 
 def test_a_model_is_active_while_any_pool_serves_it() -> None:

@@ -13,17 +13,17 @@ from typing import Any, cast
 
 from engines.api import DeviceSpec, Footprint, ModelSpec, ProgressCallback, WaitCallback
 from engines.errors import EngineDead
-from orchd.config import PoolConfig, TasksConfig
-from orchd.devices import Device
-from orchd.loader import Loader
-from orchd.models import model_id
-from orchd.pool_loader import PoolLoader
-from orchd.pools import Pool
-from orchd.registry import ModelState
+from orchd.machine.devices import Device
+from orchd.models.loader import Loader
+from orchd.models.references import model_id
+from orchd.models.registry import ModelState
+from orchd.pools.loading import PoolLoader
+from orchd.pools.pool import Pool
+from orchd.pools.worker import Worker
+from orchd.queue.tasks import Task, TaskState
 from orchd.schemas import TaskRequest
 from orchd.service import Service
-from orchd.tasks import Task, TaskState
-from orchd.worker import Worker
+from orchd.settings.config import PoolConfig, TasksConfig
 from tests.support.fake_engine import FakeEngine, FakeModel, FakeVocab
 from tests.support.observers import Quiet
 

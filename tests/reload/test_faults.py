@@ -9,8 +9,8 @@ import pytest
 
 from engines.errors import LoadFailed, OutOfDeviceMemory
 from orchd.errors import AdmissionReject, Code, PoolUnavailable, ReloadFailed
-from orchd.pools import PoolState
-from orchd.tasks import TaskState
+from orchd.pools.pool import PoolState
+from orchd.queue.tasks import TaskState
 from tests.reload.faults import B_STEPS, failing, refused, undisturbed, waiting
 from tests.reload.stage import end_of, staged, text_of, until
 from tests.support.fake_engine import Hang

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engines.api import Footprint
-from orchd import memory
+from orchd.machine import memory
 from tests.reload.faults import refused, undisturbed
 from tests.reload.stage import staged, until
 

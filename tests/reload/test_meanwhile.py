@@ -13,8 +13,8 @@ import pytest
 from engines.errors import DecodeFailed
 from orchd.errors import PoolUnavailable, PoolUnready, ReloadFailed, ReloadInProgress
 from orchd.metrics import Metrics
-from orchd.registry import RETIRED_KEPT
-from orchd.tasks import TaskState
+from orchd.models.registry import RETIRED_KEPT
+from orchd.queue.tasks import TaskState
 from tests.reload.faults import B_STEPS, failing, undisturbed, waiting
 from tests.reload.stage import end_of, events_of, staged, text_of, until
 

@@ -18,12 +18,12 @@ import msgspec
 from engines.errors import LoadFailed
 from engines.llamacpp.chat import SEAM, ControlTexts
 from engines.llamacpp.text import OutputText
-from orchd import model_files, models
 from orchd.client.sse import SseReader
 from orchd.errors import InvalidParams
 from orchd.http.sse import resume_from
+from orchd.models import files, references
 from orchd.schemas import TaskRequest
-from orchd.strict import explain
+from orchd.settings.strict import explain
 
 _CONTROLS = ControlTexts(["<s>", "</s>", "<|im_start|>", "<|im_end|>", "[INST]", "[/INST]"])
 
@@ -63,7 +63,7 @@ def gguf_head(data: bytes) -> None:
         file.write(data)
         file.flush()
         with contextlib.suppress(LoadFailed):
-            model_files.looks_like_gguf(Path(file.name))
+            files.looks_like_gguf(Path(file.name))
             assert data.startswith(b"GGUF")
 
 
@@ -77,7 +77,7 @@ def event_id(data: bytes) -> None:
 def reference(data: bytes) -> None:
     """What a reload may ask for."""
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(InvalidParams):
-        found = models.resolve(data.decode("utf-8", "surrogateescape"), [Path(folder)])
+        found = references.resolve(data.decode("utf-8", "surrogateescape"), [Path(folder)])
         raise AssertionError(f"an empty folder has no {found}")
 
 

@@ -73,7 +73,7 @@ def test_a_token_folder_that_others_can_write_to_is_refused(tiny_model_path: Pat
 
 def test_a_sticky_folder_is_no_danger(tmp_path: Path) -> None:
     """In ``/tmp`` nobody can replace another's file."""
-    from orchd.credentials import _read
+    from orchd.settings.credentials import _read
 
     folder = tmp_path / "shared"
     folder.mkdir()

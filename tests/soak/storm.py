@@ -23,7 +23,7 @@ from typing import Any
 
 import aiohttp
 
-from orchd.models import demo_model_path
+from orchd.models.references import demo_model_path
 from tests.support.harness import until
 from tests.support.process import TOKEN, orchd_serve
 from tests.support.tiny_gguf import write_tiny_llama

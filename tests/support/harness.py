@@ -35,11 +35,11 @@ from engines.api import (
 from engines.errors import DecodeFailed
 from engines.llamacpp.engine import LlamaCppEngine
 from engines.llamacpp.model import LlamaModel
-from orchd.config import Config
-from orchd.credentials import Credentials
-from orchd.devices import Device
+from orchd.machine.devices import Device
 from orchd.observer import Observer, Summary
 from orchd.server import Server
+from orchd.settings.config import Config
+from orchd.settings.credentials import Credentials
 from tests.support import openapi_check
 from tests.support.observers import WhenReady
 

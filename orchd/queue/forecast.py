@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count, islice
 
-from orchd.tasks import Task
+from orchd.queue.tasks import Task
 
 FIRST_LENGTH = 200
 """Tokens that a task is expected to write before any has ended."""

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from engines.api import ALONE, Beside, FinishReason, LoadedModel, StepEvent
 from engines.errors import EngineDead, EngineError
 from orchd.errors import Internal, TaskError, WorkerReset
-from orchd.replica import Instance, Replica
-from orchd.reports import Begun, Ended, InstanceClosed, Progress, ReplicaDown, Report
-from orchd.tasks import Task
+from orchd.pools.replica import Instance, Replica
+from orchd.pools.reports import Begun, Ended, InstanceClosed, Progress, ReplicaDown, Report
+from orchd.queue.tasks import Task
 
 _log = logging.getLogger(__name__)
 

@@ -10,18 +10,18 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from engines.errors import LoadFailed, OutOfDeviceMemory
-from orchd.active_model import ActiveModel
-from orchd.config import PoolConfig
-from orchd.devices import Device
 from orchd.errors import TaskError
-from orchd.pool_loader import PoolLoader
-from orchd.replica import Instance, Replica
-from orchd.replica_slots import ReplicaSlots
-from orchd.reports import ReplicaDown, Report
-from orchd.scheduler import Scheduler
+from orchd.machine.devices import Device
+from orchd.machine.telemetry import Telemetry
+from orchd.models.active_model import ActiveModel
+from orchd.pools.loading import PoolLoader
+from orchd.pools.replica import Instance, Replica
+from orchd.pools.reports import ReplicaDown, Report
+from orchd.pools.worker import Worker
+from orchd.queue.scheduler import Scheduler
+from orchd.queue.slots import ReplicaSlots
 from orchd.schemas import PoolHealth, ReplicaHealth
-from orchd.telemetry import Telemetry
-from orchd.worker import Worker
+from orchd.settings.config import PoolConfig
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class Pool:
         self.failure: str | None = None
         """Why its first model could not be loaded, in one sentence without folders."""
         self.reloading = False
-        """A `orchd.reload.Reload` is under way."""
+        """A `orchd.pools.reload.Reload` is under way."""
         self.sleep = sleep
         self._first: Path | None = None
         self._closed = asyncio.Event()

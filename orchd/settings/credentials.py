@@ -17,9 +17,9 @@ from pathlib import Path
 
 import platformdirs
 
-from orchd.config import Config
-from orchd.config_sources import user_folder
 from orchd.errors import ConfigError
+from orchd.settings.config import Config
+from orchd.settings.sources import user_folder
 
 FILE_NAME = "token"
 MIN_CHARS = 16

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from engines.api import ModelSpec
 from engines.errors import LoadFailed
-from orchd import memory, model_files, models
-from orchd.active_model import ActiveModel
-from orchd.config import PoolConfig
-from orchd.devices import Device
-from orchd.loader import Loader
-from orchd.replica import Instance
+from orchd.machine import memory
+from orchd.machine.devices import Device
+from orchd.models import files, references
+from orchd.models.active_model import ActiveModel
+from orchd.models.loader import Loader
+from orchd.pools.replica import Instance
+from orchd.settings.config import PoolConfig
 
 _log = logging.getLogger(__name__)
 
@@ -50,14 +51,18 @@ class PoolLoader:
 
     async def open(self, path: Path) -> ActiveModel:
         """Look at a file from outside, then where it can do no harm, then open its tokenizer. Raises `LoadFailed`."""
-        fingerprint = model_files.fingerprint(path)
-        await self._loader.run(lambda: model_files.looks_like_gguf(path))
-        await self._loader.run(lambda: model_files.check_digest(path, on_progress=self._digest_progress(path)))
+        fingerprint = files.fingerprint(path)
+        await self._loader.run(lambda: files.looks_like_gguf(path))
+        await self._loader.run(lambda: files.check_digest(path, on_progress=self._digest_progress(path)))
         footprint = await self._loader.vet(self._spec(path))
-        if model_files.fingerprint(path) != fingerprint:
+        if files.fingerprint(path) != fingerprint:
             raise LoadFailed(f"{path.name} changed while it was being vetted; ask again when it is complete")
         return ActiveModel(
-            models.model_id(path), path, await self._loader.vocab(path), footprint=footprint, fingerprint=fingerprint
+            references.model_id(path),
+            path,
+            await self._loader.vocab(path),
+            footprint=footprint,
+            fingerprint=fingerprint,
         )
 
     async def check_fit(self, model: ActiveModel, *, leaving: ActiveModel | None = None) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 from engines.errors import EngineDead
 from orchd.errors import UNREADY_RETRY_S, InvalidParams, PoolUnavailable, PoolUnready
-from orchd.pools import Pool, PoolState
+from orchd.pools.pool import Pool, PoolState
+from orchd.queue.tasks import Task
 from orchd.schemas import TaskRequest
-from orchd.tasks import Task
 
 
 def choose_pool(pools: Mapping[str, Pool], request: TaskRequest) -> Pool:

@@ -24,14 +24,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
 
-from orchd.backoff import Backoff
 from orchd.errors import AdmissionReject
-from orchd.forecast import Forecast, Plan, Running
-from orchd.placement import Load, least_loaded
-from orchd.replica_slots import ReplicaSlots
+from orchd.queue.backoff import Backoff
+from orchd.queue.forecast import Forecast, Plan, Running
+from orchd.queue.placement import Load, least_loaded
+from orchd.queue.slots import ReplicaSlots
+from orchd.queue.task_queue import TaskQueue
+from orchd.queue.tasks import Task
 from orchd.schemas import Accepted, Priority
-from orchd.task_queue import TaskQueue
-from orchd.tasks import Task
 
 PLAN_S = 0.1
 """A plan serves for so long where nothing has changed but the time."""

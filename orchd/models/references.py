@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from orchd.errors import ConfigError, InvalidParams
-from orchd.model_files import SUFFIX, part_name, parts, split_of
+from orchd.models.files import SUFFIX, part_name, parts, split_of
 
 MAX_PATH_BYTES, MAX_NAME_BYTES = 4096, 255
 

@@ -35,7 +35,7 @@ class EventLog:
         frames: One for each event, ready to be sent.
         size_bytes: What all of them take in memory.
         ended: Whether the last one is the task's end.
-        listeners: How many follow the task; kept by `orchd.tasks.TaskStore`.
+        listeners: How many follow the task; kept by `orchd.queue.tasks.TaskStore`.
     """
 
     __slots__ = ("_subscribers", "_will_tell", "ended", "frames", "listeners", "size_bytes")

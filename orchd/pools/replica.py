@@ -7,9 +7,9 @@ from typing import Protocol
 
 from engines.api import LoadedModel
 from orchd.errors import TaskError
-from orchd.replica_slots import ReplicaSlots
-from orchd.scheduler import Scheduler
-from orchd.tasks import Task
+from orchd.queue.scheduler import Scheduler
+from orchd.queue.slots import ReplicaSlots
+from orchd.queue.tasks import Task
 
 
 @dataclass(eq=False)
@@ -35,7 +35,7 @@ class Instance:
 
 
 class Owner(Protocol):
-    """The worker of a replica's device, as others may ask it; any thread. See `orchd.worker.Worker`."""
+    """The worker of a replica's device, as others may ask it; any thread. See `orchd.pools.worker.Worker`."""
 
     def wake(self) -> None:
         """There may be something to do."""

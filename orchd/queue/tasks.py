@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from engines.api import FinishReason, SamplingParams, Sequence
 from orchd.errors import TaskError
-from orchd.events import EventLog
+from orchd.queue.events import EventLog
 from orchd.schemas import Accepted, End, ErrorBody, Priority, Started, TaskRequest, Token
 
 

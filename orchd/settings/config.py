@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from orchd.strict import Strict
+from orchd.settings.strict import Strict
 
 DAY_S = 86_400
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pynvml
 
 from engines.api import DeviceSpec
-from orchd.config import PoolConfig
 from orchd.errors import ConfigError
+from orchd.settings.config import PoolConfig
 
 _log = logging.getLogger(__name__)
 

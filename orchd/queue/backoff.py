@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 
-from orchd.forecast import GOLDEN, Plan
+from orchd.queue.forecast import GOLDEN, Plan
 
 _WEIGHT = 0.1  # of the sender that was seen, or missed, last
 _LATER = 1.25  # times the estimate: a little too late costs little, a little too early costs a round trip

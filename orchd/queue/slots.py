@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from orchd.forecast import Running
+from orchd.queue.forecast import Running
 from orchd.schemas import Priority
 
 T = TypeVar("T")

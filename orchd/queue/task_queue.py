@@ -8,8 +8,8 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from orchd.queue.tasks import Task
 from orchd.schemas import Priority
-from orchd.tasks import Task
 
 _RANK = {Priority.INTERACTIVE: 0, Priority.BATCH: 1}
 _SMALL = 64

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from engines.api import Footprint, Vocab
 from engines.errors import InvalidPrompt, LoadFailed
-from orchd import model_files, models
 from orchd.errors import UNREADY_RETRY_S, InvalidParams, PoolUnavailable
+from orchd.models import files, references
 from orchd.schemas import TaskRequest
 
 _log = logging.getLogger(__name__)
@@ -48,12 +48,12 @@ class ActiveModel:
 
     def check_unchanged(self) -> None:
         """Raise `LoadFailed` if its files are no longer those that were vetted: others could end the process."""
-        if model_files.fingerprint(self.path) != self.fingerprint:
+        if files.fingerprint(self.path) != self.fingerprint:
             raise LoadFailed(f"{self.path.name} was changed after it was vetted; reload it once it is complete")
 
     def is_named(self, model_ref: str) -> bool:
         """Whether a reference (a name, a file name or a path) means this model."""
-        return models.model_id(Path(model_ref)) == self.id
+        return references.model_id(Path(model_ref)) == self.id
 
     def check_ref(self, request: TaskRequest) -> None:
         """Raise `PoolUnavailable` if the request pins another model."""

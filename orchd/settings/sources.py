@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 import platformdirs
 
-from orchd.config import Config, ConfigFile, PoolConfig, ServerConfig
 from orchd.errors import ConfigError
-from orchd.strict import convert_tables, convert_value, fields
+from orchd.settings.config import Config, ConfigFile, PoolConfig, ServerConfig
+from orchd.settings.strict import convert_tables, convert_value, fields
 
 if sys.version_info >= (3, 11):
     import tomllib

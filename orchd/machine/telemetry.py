@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import pynvml
 
-from orchd.devices import gpu_index
+from orchd.machine.devices import gpu_index
 
 _log = logging.getLogger(__name__)
 

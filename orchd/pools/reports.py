@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from engines.api import FinishReason
 from orchd.errors import TaskError
-from orchd.replica import Replica
-from orchd.tasks import Task
+from orchd.pools.replica import Replica
+from orchd.queue.tasks import Task
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from engines.errors import LoadFailed, OutOfDeviceMemory
-from orchd.active_model import ActiveModel, is_short
 from orchd.errors import DecodeTimeout, ReloadFailed, TaskError
-from orchd.pools import Pool, PoolState, one_sentence
-from orchd.replica import Instance
-from orchd.scheduler import Found
+from orchd.models.active_model import ActiveModel, is_short
+from orchd.pools.pool import Pool, PoolState, one_sentence
+from orchd.pools.replica import Instance
+from orchd.queue.scheduler import Found
+from orchd.queue.tasks import Task
 from orchd.schemas import TaskRequest
-from orchd.tasks import Task
 
 _log = logging.getLogger(__name__)
 

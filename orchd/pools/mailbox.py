@@ -23,7 +23,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable
 
-from orchd.reports import Progress, Report
+from orchd.pools.reports import Progress, Report
 
 LONGEST_S = 1 / 60
 """Most that text waits for the loop to look: a screen shows no more pictures than that."""

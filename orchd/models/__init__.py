@@ -1,0 +1,1 @@
+"""Models on disk: which files, which names, which of them serve."""
