@@ -65,7 +65,7 @@ lint: $(DEV_READY) ## ruff: rules and formatting; vulture: code that nothing use
 	$(BIN)/ruff format --check
 	$(BIN)/vulture
 
-fmt: $(DEV_READY) ## ruff: mend what can be mended, format
+fmt: $(DEV_READY) ## ruff: fix what can be fixed, format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 

@@ -24,6 +24,8 @@ from benchmarks.serving import Row, body, client, pool_health, read, serving
 LOAD = 0.7
 BURSTS = 8
 LOOK_S = 0.01
+LEAST_WAIT_MS = 20.0
+"""An error is a share of the wait, but of no less than this: opening the stream takes a few milliseconds of its own."""
 
 Wanted = Callable[[random.Random, float], Row]
 """The body of the next task, where such a share of the time has passed."""
@@ -130,7 +132,7 @@ async def _send(session: aiohttp.ClientSession, wanted: Row, seen: _Seen) -> Non
         if event == "started":
             waited_ms = 1000 * (time.perf_counter() - accepted)
             if answer["queue_position"] or answer["predicted_start_ms"]:
-                seen.errors.append(abs(answer["predicted_start_ms"] - waited_ms) / max(1.0, waited_ms))
+                seen.errors.append(abs(answer["predicted_start_ms"] - waited_ms) / max(LEAST_WAIT_MS, waited_ms))
 
 
 async def _look(session: aiohttp.ClientSession, slots: int, seen: _Seen) -> None:

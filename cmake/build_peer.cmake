@@ -30,7 +30,7 @@ execute_process(
           "-DCMAKE_C_COMPILER=${ORCHD_C_COMPILER}" "-DCMAKE_CXX_COMPILER=${ORCHD_CXX_COMPILER}" ${flags}
   OUTPUT_FILE "${log}" ERROR_FILE "${log}" RESULT_VARIABLE failed)
 if(failed)
-  message(FATAL_ERROR "llama.cpp's configure step failed; what went wrong stands in ${log}.")
+  message(FATAL_ERROR "llama.cpp's configure step failed; see ${log}.")
 endif()
 file(WRITE "${stamp}" "${ORCHD_WHEEL_KEY}")
 
@@ -44,6 +44,6 @@ execute_process(
   RESULTS_VARIABLE results)
 list(GET results 0 failed)
 if(failed)
-  message(FATAL_ERROR "llama-server did not build; what went wrong stands in ${log}. Once that is mended, the same "
+  message(FATAL_ERROR "llama-server did not build; see ${log}. Once that is fixed, the same "
                       "command goes on from where it stopped.")
 endif()

@@ -43,7 +43,7 @@ execute_process(
   RESULTS_VARIABLE results)
 list(GET results 0 failed)
 if(failed)
-  message(FATAL_ERROR "llama.cpp did not build; what went wrong stands in ${log}. Once that is mended, the same "
+  message(FATAL_ERROR "llama.cpp did not build; see ${log}. Once that is fixed, the same "
                       "command goes on from where it stopped.")
 endif()
 

@@ -168,7 +168,7 @@ def _checked(value: T) -> T:
 
 
 def _size(value: object) -> int:
-    """Characters of a value written out, roughly; what stands in it twice counts twice.
+    """Characters of a value written out, roughly; what is in it twice counts twice.
 
     Stops counting once it is too much, so that no nesting takes long.
     """

@@ -105,7 +105,7 @@ def finish(command: Callable[[], Command], *, interrupted: str | None = None) ->
         complain("an argument holds bytes that are not UTF-8; convert it, or put it in a file and use stdin")
         return Exit.NO_ANSWER
     except Unauthorized:
-        complain("the server does not take this token; give its own with --token-file or ORCHD_TOKEN")
+        complain("the server rejected this token; give the right one with --token-file or ORCHD_TOKEN")
         return Exit.NO_ANSWER
     except OrchdError as error:
         complain(error)

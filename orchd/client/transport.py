@@ -33,7 +33,7 @@ class Reply(NamedTuple):
 
 
 class Transport:
-    """A base URL, a token and a connection pool. The token is sent as a header and stands in no message."""
+    """A base URL, a token and a connection pool. The token is sent as a header and is in no message."""
 
     def __init__(self, base_url: str, *, token: str, connect_timeout_s: float, answer_timeout_s: float) -> None:
         if not _is_address(base_url):

@@ -45,7 +45,7 @@ def envelope(code: Code, message: str, headers: dict[str, str] | None = None) ->
 
 
 def from_task_error(error: TaskError) -> web.Response:
-    """A refusal, with the pause to make where trying again may help."""
+    """A refusal, with how long to wait where trying again may help."""
     headers: dict[str, str] = {}
     if error.retry_after_s is not None:
         headers[hdrs.RETRY_AFTER] = str(max(1, math.ceil(error.retry_after_s)))

@@ -225,7 +225,7 @@ def _wanted(pool: PoolConfig, gpus: Sequence[Gpu], *, gpu_build: bool) -> list[G
                 "build it with -DORCHD_BACKEND=cuda"
             )
         if match[0] in wanted:
-            raise ConfigError(f'pool "{pool.id}": {name} stands twice; one replica fills a GPU, give it more slots')
+            raise ConfigError(f'pool "{pool.id}": {name} is listed twice; one replica fills a GPU, give it more slots')
         wanted.append(match[0])
     return wanted
 

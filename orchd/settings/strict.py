@@ -91,7 +91,7 @@ def explain(error: Exception, struct: type[msgspec.Struct]) -> InvalidParams:
         remedy = _remedy(unknown[1], _children(kind), otherwise="available")
         return InvalidParams(f"{begin}there is no field {_short(unknown[1])}; {remedy}")
     if missing := re.fullmatch(r"Object missing required field `(.*)`", complaint):
-        return InvalidParams(f"{begin}{missing[1]} is missing; give it")
+        return InvalidParams(f"{begin}{missing[1]} is required")
     if enum := re.fullmatch(r"Invalid enum value (.*)", complaint, re.DOTALL):
         return InvalidParams(f"{begin}{_short(enum[1])} is not one of {', '.join(_choices(_bare(kind)))}")
     return InvalidParams(f"{begin or 'the body: '}expected {_expected(kind, table='an object')}")

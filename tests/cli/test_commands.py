@@ -70,7 +70,7 @@ def test_nobody_there_is_one_line_and_2(command: list[str]) -> None:
 def test_the_wrong_token_is_one_line_and_2(command: list[str], server: StandIn) -> None:
     result = orchd(*command, "--url", server.url, token="another-token-0123456789")
     assert result.exit_code == 2
-    assert "does not take this token" in one_line(result.stderr)
+    assert "rejected this token" in one_line(result.stderr)
     assert "--token-file" in result.stderr
 
 

@@ -79,7 +79,7 @@ def test_the_beginning_of_two_uuids_is_not_enough() -> None:
 
 @pytest.mark.parametrize("twice", [("gpu:0", "gpu:GPU-1a2b"), ("gpu:1a2b", "gpu:0")])
 def test_a_gpu_stands_once_in_a_pool_however_it_is_named(twice: tuple[str, str]) -> None:
-    with pytest.raises(ConfigError, match="stands twice"):
+    with pytest.raises(ConfigError, match="is listed twice"):
         names(make_pool(*twice), MIXED)
 
 

@@ -166,8 +166,8 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
         {"messages": [{"role": "user", "content": "a", "x": 1}]},
         "messages[0]: there is no field x; available: role, content",
     ),
-    ({"messages": [{"role": "user"}]}, "messages[0]: content is missing"),
-    ({"messages": [{"content": "a"}]}, "messages[0]: role is missing"),
+    ({"messages": [{"role": "user"}]}, "messages[0]: content is required"),
+    ({"messages": [{"content": "a"}]}, "messages[0]: role is required"),
     (
         {"messages": [{"role": "root", "content": "a"}]},
         "messages[0].role: 'root' is not one of assistant, system, tool, user",
