@@ -34,7 +34,7 @@ class Metrics:
     """Renders a service's state. Event loop thread only.
 
     Args:
-        service: Whose.
+        service: The one whose state is rendered.
         engine_version: Value of the label of that name.
         telemetry: What is known of the GPUs; nobody is asked here. None where there are none.
     """

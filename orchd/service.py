@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 
 
 class Service:
-    """See the module.
+    """Everything that the five routes can ask for.
 
     Args:
         pools: By id, in the order of the configuration.

@@ -65,7 +65,7 @@ class _Look:
 
 
 class Telemetry:
-    """See the module. Its owner starts and closes it; readings are for any thread.
+    """Asks NVML on a thread of its own. Its owner starts and closes it; readings are for any thread.
 
     Args:
         devices: Names of the devices that are used; only GPUs are looked at.

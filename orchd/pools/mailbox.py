@@ -39,7 +39,7 @@ WORTH_A_LOOK = 2
 
 
 class Mailbox:
-    """See the module. One for all workers.
+    """Applies what workers report on the event loop. One for all workers.
 
     Args:
         apply: Takes reports on the event loop; it raises nothing.

@@ -41,7 +41,7 @@ def _not_started() -> TaskError:
 
 
 class Worker:
-    """See the module.
+    """Owns a device: takes tasks for its replicas, steps their models in turn, and tells what happened.
 
     Args:
         device: Name of the device, for the thread's name and messages.
