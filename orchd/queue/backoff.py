@@ -54,7 +54,7 @@ class Backoff:
         wait_s = max(plan.start_at(place + others) - plan.now, plan.token_s) * _LATER
         # Estimates are alike for all who come at once, so what follows is not.
         wait_s += (0.5 + self._refusals * GOLDEN % 1) * plan.interval_s
-        if told < _MAX_TOLD:
+        if len(self._order) + len(self._nameless) < _MAX_TOLD:
             due = plan.now + wait_s
             if task_id is None:
                 heapq.heappush(self._nameless, due)

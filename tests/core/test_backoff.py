@@ -77,6 +77,18 @@ def test_a_sender_is_known_by_its_tasks_id_whenever_it_comes() -> None:
     assert backoff.returning < known
 
 
+@pytest.mark.parametrize("task_id", [None, "a"])
+def test_who_knocks_without_end_takes_no_memory_without_end(task_id: str | None) -> None:
+    backoff = Backoff(100)
+    for knock in range(10_000):
+        backoff.note_sender(knock / 1000, task_id)
+        backoff.pause_s(plan(knock / 1000, first_s=3600), 0, task_id)
+    assert len(backoff._order) + len(backoff._nameless) <= 4096
+    backoff.note_sender(10_000)
+    assert not backoff._order
+    assert not backoff._nameless
+
+
 def test_who_comes_early_is_not_taken_for_one_that_was_told_to() -> None:
     backoff = Backoff(100)
     pause_s = backoff.pause_s(plan(), 0)
