@@ -36,7 +36,7 @@ GOLDEN = 0.6180339887498949
 
 _FIRST_PROMPT_TOKEN_S = 0.002  # guesses before anything was measured
 _FIRST_TOKEN_S = 0.02
-_WEIGHT = 0.1  # of the newest task in the moving averages
+_WEIGHT = 0.1  # each task makes those before it count less by so much
 _OWN_TOKENS = 4  # a task's own pace counts as much as the pool's once it has written so many tokens
 
 
@@ -97,10 +97,8 @@ class Forecast:
 
     def __init__(self) -> None:
         self.lengths = Lengths()
-        self._prompt_token_s = _FIRST_PROMPT_TOKEN_S
-        self._token_s = _FIRST_TOKEN_S
-        self._prompts = 0  # measured so far
-        self._outputs = 0
+        self._prompt_price = _Price(_FIRST_PROMPT_TOKEN_S)
+        self._price = _Price(_FIRST_TOKEN_S)
 
     def observe(self, running: Running, now: float) -> None:
         """A task came to its end, by itself or by its ``max_tokens``."""
@@ -108,13 +106,9 @@ class Forecast:
         self.lengths.add(task.tokens_out, cut=task.tokens_out >= running.max_tokens)
         if task.first_token_at is None:
             return
-        self._prompts += 1
-        price_s = (task.first_token_at - running.since) / max(1, running.prompt_tokens)
-        self._prompt_token_s += max(1 / self._prompts, _WEIGHT) * (price_s - self._prompt_token_s)
+        self._prompt_price.add(task.first_token_at - running.since, max(1, running.prompt_tokens))
         if task.tokens_out > 1:
-            self._outputs += 1
-            pace_s = (now - task.first_token_at) / (task.tokens_out - 1)
-            self._token_s += max(1 / self._outputs, _WEIGHT) * (pace_s - self._token_s)
+            self._price.add(now - task.first_token_at, task.tokens_out - 1)
 
     def plan(self, now: float, running: Iterable[Running], free_slots: int, waiting: Iterable[Task]) -> Plan:
         """When slots come free and waiting tasks start, as of now.
@@ -129,7 +123,7 @@ class Forecast:
         running = list(running)
         ends = [now] * free_slots + [now + self._left_s(one, now, next(quantiles)) for one in running]
         paces = [self._pace_s(one, now) for one in running if one.task.tokens_out >= _OWN_TOKENS]
-        token_s = sum(paces) / len(paces) if paces else self._token_s
+        token_s = sum(paces) / len(paces) if paces else self._price.token_s
         services = [self._service_s(task, token_s, next(quantiles)) for task in islice(waiting, MAX_PLANNED)]
         guess_s = self._seconds(1, self.lengths.rest(0, FIRST_LENGTH, quantile=0.5), token_s)
         return Plan(now, ends, services, guess_s=guess_s, token_s=token_s)
@@ -150,18 +144,32 @@ class Forecast:
         if task.first_token_at is not None:
             return max(1, rest) * self._pace_s(running, now)
         waited_s = now - running.since
-        return max(self._seconds(running.prompt_tokens, rest, self._token_s) - waited_s, waited_s / 2)
+        return max(self._seconds(running.prompt_tokens, rest, self._price.token_s) - waited_s, waited_s / 2)
 
     def _seconds(self, prompt_tokens: int, tokens: int, token_s: float) -> float:
         """Of a whole task; its first output token comes with the end of its prompt."""
-        return prompt_tokens * self._prompt_token_s + max(0, tokens - 1) * token_s
+        return prompt_tokens * self._prompt_price.token_s + max(0, tokens - 1) * token_s
 
     def _pace_s(self, running: Running, now: float) -> float:
         """Seconds a token, of a task by itself; the pool's until it has written enough to tell."""
         task = running.task
         if task.first_token_at is None:
-            return self._token_s
-        return (now - task.first_token_at + _OWN_TOKENS * self._token_s) / (task.tokens_out + _OWN_TOKENS)
+            return self._price.token_s
+        return (now - task.first_token_at + _OWN_TOKENS * self._price.token_s) / (task.tokens_out + _OWN_TOKENS)
+
+
+class _Price:
+    """Seconds a token, of the last tasks: of all their tokens, because a long task's later tokens cost more."""
+
+    def __init__(self, guess_s: float) -> None:
+        self.token_s = guess_s
+        self._seconds = 0.0
+        self._tokens = 0.0
+
+    def add(self, seconds: float, tokens: int) -> None:
+        self._seconds = (1 - _WEIGHT) * self._seconds + seconds
+        self._tokens = (1 - _WEIGHT) * self._tokens + tokens
+        self.token_s = self._seconds / self._tokens
 
 
 class Plan:
