@@ -168,7 +168,7 @@ def test_on_this_machine_it_is_at_most_what_is_available() -> None:
 
 
 def test_an_address_space_that_is_limited_for_real(tmp_path: Path) -> None:
-    program = "from orchd import host_memory; print(host_memory.free_bytes())"
+    program = "from orchd.machine import host_memory; print(host_memory.free_bytes())"
     limited = subprocess.run(
         [sys.executable, "-c", program],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (300 * MIB, 300 * MIB)),
