@@ -66,7 +66,9 @@ def serve(config: Config, credentials: Credentials, *, observer: Observer) -> in
         ConfigError: A device, a model or the address cannot be used as configured.
     """
     with contextlib.suppress(ValueError, OSError, RuntimeError):  # standard error is no file, or closed
-        faulthandler.enable()  # llama.cpp can end the process: then the log says where
+        # llama.cpp can end the process: then the log says where. Only the thread that failed is listed: the
+        # others run on while they are read, and reading them can fail itself and replace the signal.
+        faulthandler.enable(all_threads=False)
     raise_file_limit()
     roots = [Path(root) for root in config.models.roots]
     references.check_roots(roots)

@@ -70,6 +70,7 @@ def test_a_mapped_file_that_is_cut_ends_the_process_and_the_log_says_why(tmp_pat
         with contextlib.suppress(http.client.HTTPException, ConnectionError):
             while process.popen.poll() is None:
                 list(follow(port, submit(port, **TASK)))
-        assert process.wait() == -signal.SIGBUS
+        code = process.wait()
+        assert code == -signal.SIGBUS, process.stderr
     assert "Bus error" in process.stderr
     assert "engines/llamacpp/native/context.py" in process.stderr
