@@ -1,7 +1,7 @@
 """When slots come free: what is known about each task, made into times. Times are monotonic seconds; no lock, no clock.
 
-A task takes its prompt's tokens at the pool's price for one, then its output tokens at its own pace. How many tokens it
-will write is known only where nothing but ``max_tokens`` can end it. Otherwise earlier tasks tell, those that wrote
+A task takes its prompt's tokens at the pool's price, then its output tokens at its own (`orchd.queue.price`). How many
+it will write is known only where nothing but ``max_tokens`` can end it. Otherwise earlier tasks tell, those that wrote
 more than this one has so far: each says how much more it wrote, and one that its own ``max_tokens`` cut off says that
 this one goes on to its own. So what is left of a task is not a number but a list of equally likely ones.
 
@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import count, islice
 
+from orchd.queue.price import Progress, PromptPrice, TokenPrice
 from orchd.queue.tasks import Task
 
 FIRST_LENGTH = 200
@@ -34,11 +35,6 @@ MAX_PLANNED = 128
 GOLDEN = 0.6180339887498949
 """Its multiples, modulo 1, lie evenly, however many there are."""
 
-_FIRST_PROMPT_TOKEN_S = 0.002  # guesses before anything was measured
-_FIRST_TOKEN_S = 0.02
-_WEIGHT = 0.1  # each task makes those before it count less by so much
-_OWN_TOKENS = 4  # a task's own pace counts as much as the pool's once it has written so many tokens
-
 
 @dataclass(slots=True)
 class Running:
@@ -50,6 +46,7 @@ class Running:
         prompt_tokens: Length of its prompt.
         max_tokens: Most that it may write.
         fixed: Whether it will write exactly that.
+        progress: How far it was at the last look; None before its first output token.
     """
 
     task: Task
@@ -57,6 +54,7 @@ class Running:
     prompt_tokens: int
     max_tokens: int
     fixed: bool
+    progress: Progress | None = None
 
     @classmethod
     def of(cls, task: Task, now: float) -> Running:
@@ -93,22 +91,19 @@ class Lengths:
 
 
 class Forecast:
-    """Learns from each task that ends, and plans what the others will take. One pool's; one thread at a time."""
+    """Learns from each task that runs, and plans what the others will take. One pool's; one thread at a time."""
 
     def __init__(self) -> None:
         self.lengths = Lengths()
-        self._prompt_price = _Price(_FIRST_PROMPT_TOKEN_S)
-        self._price = _Price(_FIRST_TOKEN_S)
+        self._prompt_price = PromptPrice()
+        self._price = TokenPrice()
+        self._level = 1.0  # of tasks that have not begun, as of the last plan
 
     def observe(self, running: Running, now: float) -> None:
         """A task came to its end, by itself or by its ``max_tokens``."""
         task = running.task
         self.lengths.add(task.tokens_out, cut=task.tokens_out >= running.max_tokens)
-        if task.first_token_at is None:
-            return
-        self._prompt_price.add(task.first_token_at - running.since, max(1, running.prompt_tokens))
-        if task.tokens_out > 1:
-            self._price.add(now - task.first_token_at, task.tokens_out - 1)
+        self._look_at(running, now, ended=True)
 
     def plan(self, now: float, running: Iterable[Running], free_slots: int, waiting: Iterable[Task]) -> Plan:
         """When slots come free and waiting tasks start, as of now.
@@ -119,57 +114,51 @@ class Forecast:
             free_slots: Slots that nobody has.
             waiting: Tasks in the order in which they start.
         """
-        quantiles = (n * GOLDEN % 1 for n in count(1))
         running = list(running)
+        for one in running:
+            self._look_at(one, now)
+        levels = [self._price.level(one.progress) for one in running if one.progress is not None]
+        self._level = sum(levels) / len(levels) if levels else self._price.level()
+        quantiles = (n * GOLDEN % 1 for n in count(1))
         ends = [now] * free_slots + [now + self._left_s(one, now, next(quantiles)) for one in running]
-        paces = [self._pace_s(one, now) for one in running if one.task.tokens_out >= _OWN_TOKENS]
-        token_s = sum(paces) / len(paces) if paces else self._price.token_s
-        services = [self._service_s(task, token_s, next(quantiles)) for task in islice(waiting, MAX_PLANNED)]
-        guess_s = self._seconds(1, self.lengths.rest(0, FIRST_LENGTH, quantile=0.5), token_s)
-        return Plan(now, ends, services, guess_s=guess_s, token_s=token_s)
+        services = [self._service_s(task, next(quantiles)) for task in islice(waiting, MAX_PLANNED)]
+        guess_s = self._seconds(1, self.lengths.rest(0, FIRST_LENGTH, quantile=0.5), self._level)
+        return Plan(now, ends, services, guess_s=guess_s, token_s=self._level * self._price.seconds(0, 1))
 
     def add_to(self, plan: Plan, task: Task) -> None:
         """Plan one more task, which waits behind all others."""
-        plan.append(self._service_s(task, plan.token_s, (plan.planned + 1) * GOLDEN % 1))
+        plan.append(self._service_s(task, (plan.planned + 1) * GOLDEN % 1))
 
-    def _service_s(self, task: Task, token_s: float, quantile: float) -> float:
-        most = task.request.max_tokens
-        tokens = most if _is_fixed(task) else self.lengths.rest(0, most, quantile=quantile)
-        return self._seconds(len(task.tokens), tokens, token_s)
-
-    def _left_s(self, running: Running, now: float, quantile: float) -> float:
-        task, most = running.task, running.max_tokens
-        written = task.tokens_out
-        rest = most - written if running.fixed else self.lengths.rest(written, most, quantile=quantile)
-        if task.first_token_at is not None:
-            return max(1, rest) * self._pace_s(running, now)
-        waited_s = now - running.since
-        return max(self._seconds(running.prompt_tokens, rest, self._price.token_s) - waited_s, waited_s / 2)
-
-    def _seconds(self, prompt_tokens: int, tokens: int, token_s: float) -> float:
-        """Of a whole task; its first output token comes with the end of its prompt."""
-        return prompt_tokens * self._prompt_price.token_s + max(0, tokens - 1) * token_s
-
-    def _pace_s(self, running: Running, now: float) -> float:
-        """Seconds a token, of a task by itself; the pool's until it has written enough to tell."""
+    def _look_at(self, running: Running, now: float, *, ended: bool = False) -> None:
         task = running.task
         if task.first_token_at is None:
-            return self._price.token_s
-        return (now - task.first_token_at + _OWN_TOKENS * self._price.token_s) / (task.tokens_out + _OWN_TOKENS)
+            return
+        if running.progress is None:
+            self._prompt_price.note(running.prompt_tokens, task.first_token_at - running.since)
+            running.progress = Progress(task.first_token_at, running.prompt_tokens + 1)
+        self._price.note(running.progress, now, running.prompt_tokens + task.tokens_out, ended=ended)
 
+    def _service_s(self, task: Task, quantile: float) -> float:
+        most = task.request.max_tokens
+        tokens = most if _is_fixed(task) else self.lengths.rest(0, most, quantile=quantile)
+        return self._seconds(len(task.tokens), tokens, self._level)
 
-class _Price:
-    """Seconds a token, of the last tasks: of all their tokens, because a long task's later tokens cost more."""
+    def _left_s(self, running: Running, now: float, quantile: float) -> float:
+        task, most, progress = running.task, running.max_tokens, running.progress
+        written = task.tokens_out
+        rest = most - written if running.fixed else self.lengths.rest(written, most, quantile=quantile)
+        if progress is None:
+            waited_s = now - running.since
+            return max(self._seconds(running.prompt_tokens, rest, self._level) - waited_s, waited_s / 2)
+        position, level = running.prompt_tokens + written, self._price.level(progress)
+        left_s = level * self._price.seconds(position, position + max(1, rest))
+        overdue_s = now - progress.at - level * self._price.seconds(progress.position, position + 1)
+        return max(left_s, overdue_s / 2)  # of one that stands still
 
-    def __init__(self, guess_s: float) -> None:
-        self.token_s = guess_s
-        self._seconds = 0.0
-        self._tokens = 0.0
-
-    def add(self, seconds: float, tokens: int) -> None:
-        self._seconds = (1 - _WEIGHT) * self._seconds + seconds
-        self._tokens = (1 - _WEIGHT) * self._tokens + tokens
-        self.token_s = self._seconds / self._tokens
+    def _seconds(self, prompt_tokens: int, tokens: int, level: float) -> float:
+        """Of a whole task; its first output token comes with the end of its prompt."""
+        output_s = self._price.seconds(prompt_tokens + 1, prompt_tokens + max(1, tokens))
+        return self._prompt_price.seconds(prompt_tokens) + level * output_s
 
 
 class Plan:
