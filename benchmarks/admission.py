@@ -29,7 +29,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.honesty import BURSTS, MIXES, measure_honesty
+from benchmarks.honesty import MIXES, measure_honesty, write_model
 from benchmarks.serving import (
     HEADERS,
     Row,
@@ -227,6 +227,7 @@ def main() -> None:
         # A large vocabulary slows a step to what a small real model takes, so that streams leave a core to the server.
         words = (*PIECES, *(f"▁word{number}" for number in range(32_000)))
         slow = write_tiny_llama(Path(folder) / "slow.gguf", pieces=words, n_ctx_train=65536)
+        honest = write_model(Path(folder) / "honest.gguf")
         for number in range(1 if quick else options.repeat):
             print(f"repeat {number + 1}", flush=True)
             row: Row = {}
@@ -240,9 +241,10 @@ def main() -> None:
             if "honesty" in parts:
                 for mix in MIXES:
                     for slots in (1, 8):
-                        bursts = 2 if quick else BURSTS
                         found = asyncio.run(
-                            measure_honesty(tiny, mix=mix, slots=slots, capacity=CAPACITY, bursts=bursts)
+                            measure_honesty(
+                                honest, mix=mix, slots=slots, capacity=CAPACITY, bursts=2 if quick else None
+                            )
                         )
                         row |= {f"honesty.{mix}.{slots}.{name}": value for name, value in found.items()}
             if "refusal" in parts:

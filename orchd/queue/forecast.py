@@ -97,13 +97,12 @@ class Forecast:
         self.lengths = Lengths()
         self._prompt_price = PromptPrice()
         self._price = TokenPrice()
-        self._level = 1.0  # of tasks that have not begun, as of the last plan
 
-    def observe(self, running: Running, now: float) -> None:
-        """A task came to its end, by itself or by its ``max_tokens``."""
+    def observe(self, running: Running, now: float, *, full: bool) -> None:
+        """A task came to its end, by itself or by its ``max_tokens``; ``full`` if no slot was free until then."""
         task = running.task
         self.lengths.add(task.tokens_out, cut=task.tokens_out >= running.max_tokens)
-        self._look_at(running, now, ended=True)
+        self._look_at(running, now, full=full, ended=True)
 
     def plan(self, now: float, running: Iterable[Running], free_slots: int, waiting: Iterable[Task]) -> Plan:
         """When slots come free and waiting tasks start, as of now.
@@ -116,32 +115,30 @@ class Forecast:
         """
         running = list(running)
         for one in running:
-            self._look_at(one, now)
-        levels = [self._price.level(one.progress) for one in running if one.progress is not None]
-        self._level = sum(levels) / len(levels) if levels else self._price.level()
+            self._look_at(one, now, full=not free_slots)
         quantiles = (n * GOLDEN % 1 for n in count(1))
         ends = [now] * free_slots + [now + self._left_s(one, now, next(quantiles)) for one in running]
         services = [self._service_s(task, next(quantiles)) for task in islice(waiting, MAX_PLANNED)]
-        guess_s = self._seconds(1, self.lengths.rest(0, FIRST_LENGTH, quantile=0.5), self._level)
-        return Plan(now, ends, services, guess_s=guess_s, token_s=self._level * self._price.seconds(0, 1))
+        guess_s = self._seconds(1, self.lengths.rest(0, FIRST_LENGTH, quantile=0.5))
+        return Plan(now, ends, services, guess_s=guess_s, token_s=self._price.level() * self._price.seconds(0, 1))
 
     def add_to(self, plan: Plan, task: Task) -> None:
         """Plan one more task, which waits behind all others."""
         plan.append(self._service_s(task, (plan.planned + 1) * GOLDEN % 1))
 
-    def _look_at(self, running: Running, now: float, *, ended: bool = False) -> None:
+    def _look_at(self, running: Running, now: float, *, full: bool, ended: bool = False) -> None:
         task = running.task
         if task.first_token_at is None:
             return
         if running.progress is None:
             self._prompt_price.note(running.prompt_tokens, task.first_token_at - running.since)
             running.progress = Progress(task.first_token_at, running.prompt_tokens + 1)
-        self._price.note(running.progress, now, running.prompt_tokens + task.tokens_out, ended=ended)
+        self._price.note(running.progress, now, running.prompt_tokens + task.tokens_out, full=full, ended=ended)
 
     def _service_s(self, task: Task, quantile: float) -> float:
         most = task.request.max_tokens
         tokens = most if _is_fixed(task) else self.lengths.rest(0, most, quantile=quantile)
-        return self._seconds(len(task.tokens), tokens, self._level)
+        return self._seconds(len(task.tokens), tokens)
 
     def _left_s(self, running: Running, now: float, quantile: float) -> float:
         task, most, progress = running.task, running.max_tokens, running.progress
@@ -149,16 +146,16 @@ class Forecast:
         rest = most - written if running.fixed else self.lengths.rest(written, most, quantile=quantile)
         if progress is None:
             waited_s = now - running.since
-            return max(self._seconds(running.prompt_tokens, rest, self._level) - waited_s, waited_s / 2)
+            return max(self._seconds(running.prompt_tokens, rest) - waited_s, waited_s / 2)
         position, level = running.prompt_tokens + written, self._price.level(progress)
         left_s = level * self._price.seconds(position, position + max(1, rest))
         overdue_s = now - progress.at - level * self._price.seconds(progress.position, position + 1)
         return max(left_s, overdue_s / 2)  # of one that stands still
 
-    def _seconds(self, prompt_tokens: int, tokens: int, level: float) -> float:
+    def _seconds(self, prompt_tokens: int, tokens: int) -> float:
         """Of a whole task; its first output token comes with the end of its prompt."""
         output_s = self._price.seconds(prompt_tokens + 1, prompt_tokens + max(1, tokens))
-        return self._prompt_price.seconds(prompt_tokens) + level * output_s
+        return self._prompt_price.seconds(prompt_tokens) + self._price.level() * output_s
 
 
 class Plan:

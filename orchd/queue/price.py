@@ -4,7 +4,8 @@ A later output token costs more than an early one, because it attends to all bef
 changes slowly. What the other slots hold changes all of a replica's prices at once, and so does another program on the
 machine: so each task has its own *level*, which says by how much its last tokens were dearer than the line. Say a token
 costs 10 ms at position 0 and 20 ms at position 1,000, and a task's last tokens took twice that: then 1,000 more tokens
-from position 1,000 take 1,000 × 25 ms × 2 = 50 s.
+from position 1,000 take 1,000 × 25 ms × 2 = 50 s. Tasks that have not begun get the level of the last tokens that were
+written while no slot was free, because that is how it is while anybody waits.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ _FIRST_PROMPT_TOKEN_S = 0.002  # guesses, before anything was measured
 _FIRST_TOKEN_S = 0.02
 
 _LINE_TOKENS = 20_000  # the line forgets what was so many tokens ago
-_LEVEL_TOKENS = 64  # a level does so much sooner, since others come and go
+_LEVEL_TOKENS = 64  # a task's level does so much sooner, since others come and go
+_FULL_TOKENS = 128  # and the level of all
 _OWN_TOKENS = 4  # a task's own level counts as much as all tasks' once it has written so many tokens
 _STRETCH = 16  # tokens that are looked at together, or what should be the time of so many: less says little
 
@@ -72,25 +74,33 @@ class TokenPrice:
 
     def __init__(self) -> None:
         self._line = _Sums(_LINE_TOKENS)
-        self._recent = _Sums(_LEVEL_TOKENS)
+        self._full = _Sums(_FULL_TOKENS)
 
-    def note(self, progress: Progress, now: float, position: int, *, ended: bool = False) -> None:
-        """A task has come so far by now; what it took since the last look is learnt."""
+    def note(self, progress: Progress, now: float, position: int, *, full: bool, ended: bool = False) -> None:
+        """A task has come so far by now; what it took since the last look is learnt.
+
+        Args:
+            progress: The task's.
+            now: The time.
+            position: Tokens in its context.
+            full: Whether no slot is free.
+            ended: Whether this is the last look.
+        """
         tokens, seconds = position - progress.position, now - progress.at
         stretch_s = self.level(progress) * self.seconds(progress.position, progress.position + _STRETCH)
         if not tokens or (tokens < _STRETCH and seconds < stretch_s and not ended):
             return
-        for sums in (progress.recent, self._recent, self._line):
+        for sums in (progress.recent, self._line, *([self._full] if full else [])):
             sums.add(tokens, (progress.position + position) / 2, seconds)
         progress.at, progress.position = now, position
 
     def level(self, progress: Progress | None = None) -> float:
         """How a task's last tokens, or those of all tasks, compare with the line."""
-        pool = self._compare(self._recent) if self._recent.tokens else 1.0
+        full = self._compare(self._full) if self._full.tokens else 1.0
         if progress is None or not progress.recent.tokens:
-            return pool
+            return full
         own = progress.recent.tokens
-        return (own * self._compare(progress.recent) + _OWN_TOKENS * pool) / (own + _OWN_TOKENS)
+        return (own * self._compare(progress.recent) + _OWN_TOKENS * full) / (own + _OWN_TOKENS)
 
     def seconds(self, first: int, last: int) -> float:
         """Of the tokens from one position to another, at level 1."""

@@ -144,10 +144,11 @@ class Scheduler(Generic[T]):
     def release(self, slots: ReplicaSlots[T], task: Task, *, completed: bool) -> None:
         """A task's slot is free again. From ``completed`` ones it is learnt how long tasks take."""
         with self._lock:
+            full = not self._free_slots()
             running = slots.running.pop(task.id)
             self._plan = None
             if completed:
-                self._forecast.observe(running, self._clock())
+                self._forecast.observe(running, self._clock(), full=full)
 
     def cancel(self, task: Task) -> Found:
         """Take a task out if it waits; says where it is otherwise."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -119,12 +120,14 @@ def running(forecast: Forecast, *, prompt: int = 1, max_tokens: int = 1000, sinc
     return Running.of(make_task(max_tokens=max_tokens, prompt="x" * prompt), since)
 
 
-def ended(forecast: Forecast, *, tokens: int, prompt_s: float = 0.0, token_s: float = 0.1, prompt: int = 1) -> None:
+def ended(
+    forecast: Forecast, *, tokens: int, prompt_s: float = 0.0, token_s: float = 0.1, prompt: int = 1, full: bool = True
+) -> None:
     """A task that took so long for its prompt and for each token came to its end."""
     one = running(forecast, prompt=prompt)
     one.task.first_token_at = prompt_s
     one.task.tokens_out = tokens
-    forecast.observe(one, prompt_s + (tokens - 1) * token_s)
+    forecast.observe(one, prompt_s + (tokens - 1) * token_s, full=full)
 
 
 def end_of(forecast: Forecast, one: Running, now: float) -> float:
@@ -150,10 +153,63 @@ def test_a_running_task_is_judged_by_its_own_pace() -> None:
 def test_waiting_tasks_are_judged_by_the_pace_of_those_that_run() -> None:
     forecast = Forecast()
     ended(forecast, tokens=100, token_s=0.1)
-    slow = running(forecast)
-    slow.task.first_token_at, slow.task.tokens_out = 0.0, 50
-    plan = forecast.plan(50.0, [slow], 0, [make_task(max_tokens=1000)])
-    assert plan.start_at(1) - plan.start_at(0) == pytest.approx(100 * 1.0, rel=0.1)
+    slow = [running(forecast) for _ in range(4)]
+    for one in slow:
+        one.task.first_token_at, one.task.tokens_out = 0.0, 100
+    plan = forecast.plan(100.0, slow, 0, [make_task(max_tokens=1000) for _ in range(4)])
+    assert plan.start_at(4) - plan.start_at(0) == pytest.approx(100 * 1.0, rel=0.1)
+
+
+def test_waiting_tasks_are_judged_by_how_it_is_when_all_slots_are_taken() -> None:
+    """The last tasks of a burst run alone and fast; the next burst does not."""
+    forecast = Forecast()
+    for _ in range(10):
+        ended(forecast, tokens=100, token_s=0.4, full=True)
+    for _ in range(10):
+        ended(forecast, tokens=100, token_s=0.1, full=False)
+    plan = forecast.plan(0.0, [], 1, [make_task(max_tokens=100), make_task(max_tokens=100)])
+    assert plan.start_at(1) - plan.start_at(0) == pytest.approx(99 * 0.4, rel=0.1)
+
+
+def write_growing(forecast: Forecast, tokens: int, *, looked_at: Sequence[int]) -> tuple[Running, float]:
+    """A task whose token at position ``p`` takes 10 ms and a hundredth of a millisecond for each of ``p``."""
+    one = running(forecast, max_tokens=3000)
+    one.fixed = True
+    one.task.first_token_at = 0.0
+    now = 0.0
+    for written in (*looked_at, tokens):
+        one.task.tokens_out = written
+        now = growing_s(written)
+        forecast.plan(now, [one], 0, [])
+    return one, now
+
+
+def growing_s(tokens: int) -> float:
+    return sum(0.01 + 0.00001 * position for position in range(2, tokens + 1))
+
+
+def test_later_tokens_cost_more_where_they_did_before() -> None:
+    forecast = Forecast()
+    for tokens in (20, 1000, 20, 1000):
+        one, now = write_growing(forecast, tokens, looked_at=())
+        forecast.observe(one, now, full=True)
+    one, now = write_growing(forecast, 500, looked_at=(100, 200, 300, 400))
+    assert end_of(forecast, one, now) == pytest.approx(growing_s(3000), rel=0.1)
+
+
+def test_later_tokens_cost_more_than_this_task_has_shown() -> None:
+    """No task has ended yet, and the first one's own tokens tell."""
+    forecast = Forecast()
+    one, now = write_growing(forecast, 1500, looked_at=range(100, 1500, 100))
+    assert end_of(forecast, one, now) == pytest.approx(growing_s(3000), rel=0.1)
+
+
+def test_a_running_task_that_stands_still_is_not_about_to_end() -> None:
+    forecast = Forecast()
+    one, now = write_growing(forecast, 2990, looked_at=(1000, 2000))
+    assert end_of(forecast, one, now) - now < 1.0
+    assert end_of(forecast, one, now + 100) - (now + 100) >= 40
+    assert end_of(forecast, one, now + 1000) - (now + 1000) >= 400
 
 
 def test_a_prompt_that_takes_longer_than_expected_is_never_due_now() -> None:
