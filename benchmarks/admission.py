@@ -46,7 +46,7 @@ from benchmarks.serving import (
     together,
 )
 from orchd.machine.devices import usable_cores
-from tests.support.tiny_gguf import PIECES, write_tiny_llama
+from testkit.tiny_gguf import PIECES, write_tiny_llama
 
 STREAMS = 8
 CAPACITY = 16

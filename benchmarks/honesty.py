@@ -20,7 +20,7 @@ from pathlib import Path
 import aiohttp
 
 from benchmarks.serving import Row, body, client, pool_health, read, serving
-from tests.support.tiny_gguf import PIECES, write_tiny_llama
+from testkit.tiny_gguf import PIECES, write_tiny_llama
 
 LOAD = 0.7
 BURSTS = 7

@@ -37,7 +37,7 @@ from typing import Any
 import aiohttp
 
 from orchd.models.references import demo_model_path, model_id
-from tests.support.tiny_gguf import PIECES, write_tiny_llama
+from testkit.tiny_gguf import PIECES, write_tiny_llama
 
 TOKEN = "a-token-for-the-benchmark"
 STREAMS = 8

@@ -18,8 +18,8 @@ from orchd.machine.devices import Device, usable_cores
 from orchd.server import Server
 from orchd.settings.config import Config, PoolConfig, QueueConfig, ServerConfig, TasksConfig
 from orchd.settings.credentials import Credentials
-from tests.support.fake_engine import FakeEngine
-from tests.support.observers import WhenReady
+from testkit.fake_engine import FakeEngine
+from testkit.observers import WhenReady
 
 TOKEN = "a-token-for-the-benchmark"
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}

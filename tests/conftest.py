@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.tiny_gguf import write_tiny_llama, write_tiny_swa
+from testkit.tiny_gguf import write_tiny_llama, write_tiny_swa
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from tools.live import Live, serving
+from testkit.live import Live, serving
 
 FILE = Path(__file__).parents[1] / "metrics.lint.json"
 
@@ -176,7 +176,7 @@ def pool_toml(model: Path, **more: Any) -> str:
 
 def scrape_after_work() -> str:
     """What a real server shows after real work."""
-    from tests.support.tiny_gguf import write_tiny_llama
+    from testkit.tiny_gguf import write_tiny_llama
 
     with tempfile.TemporaryDirectory(prefix="metrics-lint-") as name:
         folder = Path(name)

@@ -15,7 +15,7 @@ from typing import Final
 from engines.llamacpp.build import has_cuda
 from orchd.machine.devices import usable_cores
 from orchd.models.references import demo_model_path
-from tests.support.tiny_gguf import write_tiny_llama
+from testkit.tiny_gguf import write_tiny_llama
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 CACHE: Final = ROOT / "build" / "bench"

@@ -29,10 +29,10 @@ from benchmarks.compare.servers import serving
 from benchmarks.compare.stats import summarise
 from benchmarks.compare.workloads import Work, warm_up
 from benchmarks.gpu.card import Card, look_at
-from benchmarks.synthetic_gguf import SHAPES, write
 from engines.llamacpp.build import has_cuda
 from orchd.machine.devices import gpu_index, usable_cores
 from orchd.models.references import demo_model_path
+from testkit.synthetic_gguf import SHAPES, write
 
 CLIENTS = (1, 8, 32)
 PROMPT_TOKENS = 32

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from testkit.account import EXAMPLES, ServerProcess, serving
 from tests.browser.cutting_proxy import cutting
-from tests.examples.server_process import EXAMPLES, ServerProcess, serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="there is no Chromium here")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import stand_in as s
-from tests.support.stand_in import StandIn
+from testkit import stand_in as s
+from testkit.stand_in import StandIn
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,8 @@ from typing import Any
 from typer.testing import CliRunner, Result
 
 from orchd import cli
-from tests.support import stand_in as s
-from tests.support.stand_in import TOKEN, StandIn
+from testkit import stand_in as s
+from testkit.stand_in import TOKEN, StandIn
 
 
 def orchd(*args: str, stdin: str | bytes | None = None, token: str | None = TOKEN) -> Result:

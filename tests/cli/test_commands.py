@@ -17,9 +17,9 @@ import pytest
 
 from orchd import __version__
 from orchd.errors import ConfigError
+from testkit import stand_in as s
+from testkit.stand_in import TOKEN, StandIn
 from tests.cli.shell import on_terminal, one_line, orchd
-from tests.support import stand_in as s
-from tests.support.stand_in import TOKEN, StandIn
 
 # Everywhere
 

@@ -18,8 +18,8 @@ from rich.console import Console
 
 from orchd.cli.console import ServeConsole, curl_pair, ready_screen, set_up_logging
 from orchd.observer import Observer, PoolSummary, Summary
-from tests.support import stand_in as s
-from tests.support.stand_in import TOKEN
+from testkit import stand_in as s
+from testkit.stand_in import TOKEN
 
 LABEL = "default/0 SmolLM2-135M-Instruct on cpu"
 

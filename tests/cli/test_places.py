@@ -12,9 +12,9 @@ from typing import NoReturn
 
 import pytest
 
+from testkit import stand_in as s
+from testkit.stand_in import TOKEN, StandIn
 from tests.cli.shell import one_line, orchd
-from tests.support import stand_in as s
-from tests.support.stand_in import TOKEN, StandIn
 
 COMMANDS = [["serve"], ["health"], ["run", "hi"], ["reload", "default"], ["check"]]
 

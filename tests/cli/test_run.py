@@ -8,9 +8,9 @@ import subprocess
 
 import pytest
 
+from testkit import stand_in as s
+from testkit.stand_in import StandIn
 from tests.cli.shell import answering, on_terminal, one_line, orchd, spawn
-from tests.support import stand_in as s
-from tests.support.stand_in import StandIn
 
 
 def test_run_prints_the_text_and_nothing_else(server: StandIn) -> None:

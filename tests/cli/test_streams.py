@@ -14,8 +14,8 @@ import pytest
 
 from orchd.cli import streams
 from orchd.cli.streams import Aside
+from testkit.process import DEADLINE_S, TOKEN, free_port, orchd_serve, pipe_without_reader
 from tests.cli.shell import one_line
-from tests.support.process import DEADLINE_S, TOKEN, free_port, orchd_serve, pipe_without_reader
 
 COMMANDS: dict[str, str] = {
     "health": "health --url {url}",

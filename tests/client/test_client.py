@@ -18,8 +18,8 @@ from engines.api import FinishReason
 from orchd import client as orchd_client
 from orchd.client import Client, End, Event, Started, Token
 from orchd.errors import ConfigError
-from tests.support import stand_in as s
-from tests.support.stand_in import TOKEN, StandIn
+from testkit import stand_in as s
+from testkit.stand_in import TOKEN, StandIn
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchd.client import Client, End, NotReachable, Started
-from tests.support.harness import TOKEN, serving
+from testkit.harness import TOKEN, serving
 
 STREAMS = 150
 """aiohttp gives a session 100 connections, and lets whoever wants one more wait without limit or error."""

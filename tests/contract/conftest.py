@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.tiny_gguf import write_tiny_llama
-from tools.live import Live, serving
+from testkit.live import Live, serving
+from testkit.tiny_gguf import write_tiny_llama
 from tools.metrics_lint import pool_toml
 
 

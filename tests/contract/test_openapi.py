@@ -23,9 +23,9 @@ from orchd.http.routes import ROUTES
 from orchd.queue.events import Event, frame
 from orchd.schemas import StrictWire, Wire
 from orchd.service import Service
-from tests.support import openapi_check
-from tests.support.harness import serving
-from tests.support.openapi_check import (
+from testkit import openapi_check
+from testkit.harness import serving
+from testkit.openapi_check import (
     DOCUMENTS,
     FOLDER,
     ContractError,

@@ -14,7 +14,7 @@ from engines import api
 from engines.api import DeviceSpec, FinishReason, ModelSpec, SamplingParams, StepEvent
 from engines.llamacpp.model import LlamaModel
 from engines.llamacpp.vocab import LlamaVocab
-from tests.support.tiny_gguf import PIECES
+from testkit.tiny_gguf import PIECES
 
 GREEDY = SamplingParams(temperature=0)
 EXACT = ModelSpec(Path(), slots=1, ctx=512, batch=64, flash_attn="off", cache_type_k="f32", cache_type_v="f32")

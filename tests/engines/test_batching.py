@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from engines.llamacpp.model import LlamaModel
+from testkit import tiny_gguf
 from tests.engines.support import PROMPTS, exact, finish, loaded, run, sequence, text_of, tokens_of
-from tests.support import tiny_gguf
 
 ROUNDING = 0.01
 """Far more than a logit of these models moves if the rows beside it change (0.001 at most was seen)."""

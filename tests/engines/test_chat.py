@@ -7,7 +7,7 @@ import pytest
 from engines.errors import InvalidPrompt
 from engines.llamacpp import chat
 from engines.llamacpp.chat import SEAM, ChatTemplate
-from tests.support.tiny_gguf import CHATML
+from testkit.tiny_gguf import CHATML
 
 CONTROLS = ["<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>"]
 BARE = "{% for m in messages %}{{ m.content }}{% endfor %}"

@@ -13,8 +13,8 @@ from engines import api
 from engines.llamacpp.compaction import WORTH_MOVING, Move, carry_out, find_move
 from engines.llamacpp.slots import MIN_COPY, Run, Slot
 from engines.llamacpp.text import OutputText
+from testkit import tiny_gguf
 from tests.engines.support import PROMPTS, exact, loaded, sequence, text_of, tokens_of
-from tests.support import tiny_gguf
 
 
 def busy(index: int, *, cached: int = 5, left: int = WORTH_MOVING) -> Slot:

@@ -13,8 +13,8 @@ from engines.errors import DecodeFailed, EngineDead, LoadFailed
 from engines.llamacpp.engine import LlamaCppEngine
 from engines.llamacpp.model import LlamaModel
 from engines.llamacpp.native.model import NativeModel
+from testkit import tiny_gguf
 from tests.engines.support import GREEDY, PROMPTS, Output, count_rows, exact, finish, loaded, run, sequence, tokens_of
-from tests.support import tiny_gguf
 
 CPU = DeviceSpec("cpu", threads=1)
 HOT = SamplingParams(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=7)

@@ -10,8 +10,8 @@ import pytest
 
 from engines.llamacpp.model import LlamaModel
 from engines.llamacpp.slots import MIN_COPY
+from testkit import tiny_gguf
 from tests.engines.support import PROMPTS, count_rows, exact, finish, loaded, run, sequence, text_of, tokens_of
-from tests.support import tiny_gguf
 
 WRITERS = [tiny_gguf.write_tiny_llama, tiny_gguf.write_tiny_swa, tiny_gguf.write_tiny_mamba]
 

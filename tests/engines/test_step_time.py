@@ -10,9 +10,9 @@ from pathlib import Path
 from engines.api import Beside, DeviceSpec
 from engines.llamacpp.model import LlamaModel
 from engines.llamacpp.step_cost import TILE
-from tests.core.builders import Clock, make_task
-from tests.core.rig import make_rig
+from testkit.builders import Clock, make_task
 from tests.engines.support import exact, sequence
+from tests.pools.rig import make_rig
 
 PROMPT = [5 + n % 90 for n in range(1500)]
 

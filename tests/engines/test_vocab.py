@@ -18,7 +18,7 @@ from engines.llamacpp.chat import SEAM, ChatTemplate
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.spelling import Cuts
 from engines.llamacpp.vocab import LlamaVocab
-from tests.support.tiny_gguf import BOS, CHATML, IM_END, IM_START, write_tiny_llama
+from testkit.tiny_gguf import BOS, CHATML, IM_END, IM_START, write_tiny_llama
 
 TRIMMING = CHATML.replace("message['content']", "message['content'] | trim")
 BARE = "{% for m in messages %}{{ m.content }}{% endfor %}"

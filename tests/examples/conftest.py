@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.examples.server_process import ServerProcess, serving
+from testkit.account import ServerProcess, serving
 
 
 @pytest.fixture(scope="session")

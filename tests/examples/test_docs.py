@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.examples.server_process import ROOT
+from testkit.account import ROOT
 
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 LIKE_A_MARK = re.compile(r"^.*8 *< *-.*$", re.MULTILINE)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.examples.server_process import EXAMPLES, ServerProcess
+from testkit.account import EXAMPLES, ServerProcess
 
 
 def test_curl_submits_and_streams(server: ServerProcess) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.examples.server_process import EXAMPLES, ROOT, ServerProcess
+from testkit.account import EXAMPLES, ROOT, ServerProcess
 
 pytestmark = pytest.mark.skipif(
     shutil.which("prometheus") is None or shutil.which("promtool") is None, reason="there is no Prometheus here"

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from engines.api import DeviceSpec, ModelSpec, SamplingParams, Sequence
-from tests.examples.server_process import ROOT
+from testkit.account import ROOT
 
 pytestmark = [
     pytest.mark.slow,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchd.settings.sources import load
-from tests.examples.server_process import EXAMPLES, ROOT
+from testkit.account import EXAMPLES, ROOT
 
 SERIES = {
     "gpu_utilization",

@@ -10,7 +10,7 @@ import socket
 import time
 from pathlib import Path
 
-from tests.support.process import TOKEN, call, follow, orchd_serve, submit
+from testkit.process import TOKEN, call, follow, orchd_serve, submit
 
 HEALTH = f"GET /health HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode()
 

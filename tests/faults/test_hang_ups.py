@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchd.models import files
-from tests.support.harness import TOKEN, serving, until
+from testkit.harness import TOKEN, serving, until
 
 
 async def test_a_reload_whose_client_left_fails_without_a_traceback(

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.harness import serving, text_of
-from tests.support.process import follow, orchd_serve, submit
-from tests.support.tiny_gguf import write_tiny_llama
+from testkit.harness import serving, text_of
+from testkit.process import follow, orchd_serve, submit
+from testkit.tiny_gguf import write_tiny_llama
 
 TASK = {"prompt": "the river and", "max_tokens": 40, "ignore_eos": True}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchd.settings.config import TasksConfig
-from tests.support.harness import serving
+from testkit.harness import serving
 
 ROOT = Path(__file__).parents[2]
 WALL_CLOCKS = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "time.ctime"}

@@ -9,7 +9,7 @@ import socket
 import tracemalloc
 from pathlib import Path
 
-from tests.support.harness import TOKEN, serving
+from testkit.harness import TOKEN, serving
 
 LISTENERS = 40
 

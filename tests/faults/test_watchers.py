@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from orchd.observer import Guarded, Summary
-from tests.support.harness import serving
-from tests.support.observers import WhenReady
-from tests.support.process import Process, call, follow, free_port, orchd_serve, pipe_without_reader, submit
+from testkit.harness import serving
+from testkit.observers import WhenReady
+from testkit.process import Process, call, follow, free_port, orchd_serve, pipe_without_reader, submit
 
 LONG = {"prompt": "the", "ignore_eos": True, "temperature": 0}
 PROMPTLY_S = 2.0

@@ -7,8 +7,8 @@ from pathlib import Path
 import gguf
 import pytest
 
-from benchmarks.synthetic_gguf import Shape, write
-from tests.gpu.nvml import FakeNvml
+from testkit.nvml import FakeNvml
+from testkit.synthetic_gguf import Shape, write
 
 
 @pytest.fixture
@@ -19,6 +19,6 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
 
 @pytest.fixture(scope="session")
 def synthetic_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model as `benchmarks.synthetic_gguf` writes it, but small: the vocabulary is most of it."""
+    """A model as `testkit.synthetic_gguf` writes it, but small: the vocabulary is most of it."""
     shape = Shape(layers=2, width=256, heads=4, kv_heads=2, ff=512)
     return write(tmp_path_factory.mktemp("synthetic") / "small.gguf", shape, gguf.GGMLQuantizationType.Q4_K)

@@ -15,12 +15,12 @@ import gguf
 import pynvml
 import pytest
 
-from benchmarks.synthetic_gguf import SHAPES, write
 from engines.api import Footprint, ModelSpec
 from engines.llamacpp.build import has_cuda
 from engines.llamacpp.vet import vet
 from orchd.machine import devices, memory
-from tests.support.tiny_gguf import write_tiny_llama
+from testkit.synthetic_gguf import SHAPES, write
+from testkit.tiny_gguf import write_tiny_llama
 
 DEVICE = os.environ.get("ORCHD_TEST_DEVICE", "gpu:0")
 ON_GPU = DEVICE != "cpu"

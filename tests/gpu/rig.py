@@ -21,10 +21,10 @@ from orchd.machine import devices, telemetry
 from orchd.server import Server
 from orchd.settings.config import Config
 from orchd.settings.credentials import Credentials
-from tests.gpu.nvml import Card, FakeNvml
-from tests.support.fake_engine import FakeEngine, FakeModel
-from tests.support.harness import DEADLINE_S, TOKEN, Brake, Running
-from tests.support.observers import WhenReady
+from testkit.fake_engine import FakeEngine, FakeModel
+from testkit.harness import DEADLINE_S, TOKEN, Brake, Running
+from testkit.nvml import Card, FakeNvml
+from testkit.observers import WhenReady
 
 CONTEXT_BYTES = 300 * 2**20
 """What CUDA takes for the process on each card."""

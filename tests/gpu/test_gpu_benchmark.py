@@ -13,7 +13,7 @@ from benchmarks.compare import setup
 from benchmarks.compare.drivers import Setup
 from benchmarks.gpu import __main__ as bench
 from benchmarks.gpu.card import Card, bandwidth, look_at
-from tests.gpu.nvml import FakeNvml
+from testkit.nvml import FakeNvml
 
 ROOT = Path(__file__).parents[2]
 

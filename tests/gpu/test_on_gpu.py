@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu.worker_share import share_outside_decode
-from benchmarks.synthetic_gguf import main as write_synthetic
 from engines.api import DeviceSpec, ModelSpec, SamplingParams, Sequence
 from orchd.machine import devices
+from testkit.live import Live, serving
+from testkit.synthetic_gguf import main as write_synthetic
 from tests.gpu.device import (
     DEVICE,
     GIB,
@@ -31,7 +32,6 @@ from tests.gpu.device import (
     make_models,
     synthetic,
 )
-from tools.live import Live, serving
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 needs_gpu = pytest.mark.skipif(not ON_GPU, reason="there is nothing of it on a CPU")

@@ -12,9 +12,9 @@ import pytest
 from engines.api import Footprint
 from orchd.errors import ConfigError
 from orchd.machine import memory
-from tests.gpu.nvml import GIB, FakeNvml
+from testkit.harness import until
+from testkit.nvml import GIB, FakeNvml
 from tests.gpu.rig import CONTEXT_BYTES, OnGpus, quick, serving
-from tests.support.harness import until
 
 __all__ = ["quick"]
 

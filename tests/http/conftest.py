@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.tiny_gguf import write_tiny_llama
+from testkit.tiny_gguf import write_tiny_llama
 
 
 @pytest.fixture

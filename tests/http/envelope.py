@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.harness import Answer, Running
+from testkit.harness import Answer, Running
 
 
 def assert_envelope(answer: Answer, status: int, code: str) -> str:

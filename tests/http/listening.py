@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 
-from tests.support.harness import TOKEN, Event, Listener, Running
+from testkit.harness import TOKEN, Event, Listener, Running
 
 
 async def hear(listener: Listener, count: int) -> list[Event]:

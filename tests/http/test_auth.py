@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from testkit.harness import TOKEN, Running, new_id, serving
 from tests.http.envelope import assert_envelope
-from tests.support.harness import TOKEN, Running, new_id, serving
 
 ROUTES = [
     ("POST", "/v1/tasks"),

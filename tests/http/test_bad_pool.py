@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from engines.api import Footprint, ModelSpec
+from testkit import harness
+from testkit.harness import Running, serving, until
+from testkit.process import call, follow, orchd_serve, submit
 from tests.http.envelope import assert_envelope
-from tests.support import harness
-from tests.support.harness import Running, serving, until
-from tests.support.process import call, follow, orchd_serve, submit
 
 
 def damaged(good: Path, path: Path) -> Path:

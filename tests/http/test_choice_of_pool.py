@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from testkit.harness import Brake, Running, serving, text_of, until
 from tests.http.envelope import assert_envelope
-from tests.support.harness import Brake, Running, serving, text_of, until
 
 
 async def test_with_several_pools_the_pool_must_be_said(tiny_model_path: Path, other_model: Path) -> None:

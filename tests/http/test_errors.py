@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from testkit.harness import TOKEN, Running, serving
 from tests.http.envelope import assert_envelope
-from tests.support.harness import TOKEN, Running, serving
 
 ROUTES = {
     "/v1/tasks": "POST",

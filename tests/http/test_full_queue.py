@@ -10,8 +10,8 @@ import aiohttp
 import msgspec
 import pytest
 
+from testkit.harness import TOKEN, Running, new_id, serving
 from tests.http.envelope import assert_envelope, places
-from tests.support.harness import TOKEN, Running, new_id, serving
 
 
 async def _fill(server: Running) -> None:

@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from testkit.harness import Brake, Running, serving, until
 from tests.http.envelope import assert_envelope
-from tests.support.harness import Brake, Running, serving, until
 
 AT_ONCE_S = 0.5
 """Milliseconds, on two cores that others use as well; what it is compared with takes seconds."""

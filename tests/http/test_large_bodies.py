@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.process import TOKEN, Process, call, orchd_serve, submit
+from testkit.process import TOKEN, Process, call, orchd_serve, submit
 
 SIZE = 1 << 20
 LIMIT_S = 0.25

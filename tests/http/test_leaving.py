@@ -6,8 +6,8 @@ import asyncio
 import socket
 from pathlib import Path
 
+from testkit.harness import serving, until
 from tests.http.listening import hear, raw_stream
-from tests.support.harness import serving, until
 
 GRACE = {"cancel_grace_s": 0.3}
 

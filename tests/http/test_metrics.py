@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.harness import Running, serving, until
-from tests.support.tiny_gguf import write_tiny_llama
+from testkit.harness import Running, serving, until
+from testkit.tiny_gguf import write_tiny_llama
 
 POOL = {"engine", "engine_version", "pool_id"}
 REPLICA = POOL | {"replica_id"}

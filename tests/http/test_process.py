@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.process import Process, call, follow, orchd_serve, submit
+from testkit.process import Process, call, follow, orchd_serve, submit
 
 LONG = {"prompt": "the", "ignore_eos": True, "temperature": 0}
 

@@ -16,10 +16,10 @@ from engines.api import Footprint, ModelSpec, WaitCallback
 from engines.errors import LoadFailed
 from orchd.models import loader as loaders
 from orchd.models.loader import Loader
-from tests.core.stage import make_stage
-from tests.support.fake_engine import FakeEngine, Hang
-from tests.support.observers import Quiet
-from tests.support.process import Process, follow, orchd_serve, submit
+from testkit.fake_engine import FakeEngine, Hang
+from testkit.observers import Quiet
+from testkit.process import Process, follow, orchd_serve, submit
+from testkit.stage import make_stage
 
 ROOT = Path(__file__).parents[2]
 BOUND_S = 15.0

@@ -12,10 +12,10 @@ import pytest
 
 from engines.api import SamplingParams
 from orchd.http import sse
+from testkit.harness import Event, engine_text, new_id, serving, text_of
+from testkit.tiny_gguf import write_tiny_llama
 from tests.http.envelope import assert_envelope
 from tests.http.listening import hear, raw_stream
-from tests.support.harness import Event, engine_text, new_id, serving, text_of
-from tests.support.tiny_gguf import write_tiny_llama
 
 EVENT = re.compile(rb"id: (\d+)\nevent: (started|token|end)\ndata: (\{[^\n]*\})\n\n")
 

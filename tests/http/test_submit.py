@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from testkit.harness import TOKEN, Answer, Running, new_id, serving, text_of
+from testkit.tiny_gguf import write_tiny_llama
 from tests.http.envelope import assert_envelope, places
-from tests.support.harness import TOKEN, Answer, Running, new_id, serving, text_of
-from tests.support.tiny_gguf import write_tiny_llama
 
 DEEP = 100_000
 

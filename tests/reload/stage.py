@@ -24,8 +24,8 @@ from orchd.queue.tasks import Task, TaskState
 from orchd.schemas import TaskRequest
 from orchd.service import Service
 from orchd.settings.config import PoolConfig, TasksConfig
-from tests.support.fake_engine import FakeEngine, FakeModel, FakeVocab
-from tests.support.observers import Quiet
+from testkit.fake_engine import FakeEngine, FakeModel, FakeVocab
+from testkit.observers import Quiet
 
 DEADLINE_S = 20.0
 SHIFTS = {"a": 0, "b": 1000, "c": 2000}

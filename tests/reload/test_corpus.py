@@ -14,9 +14,9 @@ import pytest
 
 from engines.llamacpp.engine import LlamaCppEngine
 from engines.llamacpp.vocab import LlamaVocab
-from tests.support import damaged_gguf
-from tests.support.harness import Event, Running, engine_text, serving, text_of
-from tests.support.tiny_gguf import PIECES, write_tiny_bert, write_tiny_llama
+from testkit import damaged_gguf
+from testkit.harness import Event, Running, engine_text, serving, text_of
+from testkit.tiny_gguf import PIECES, write_tiny_bert, write_tiny_llama
 
 POOL: dict[str, Any] = {"devices": ["cpu", "cpu"], "slots": 4, "ctx": 512}
 STREAMS = 8

@@ -11,9 +11,9 @@ from engines.errors import LoadFailed, OutOfDeviceMemory
 from orchd.errors import AdmissionReject, Code, PoolUnavailable, ReloadFailed
 from orchd.pools.pool import PoolState
 from orchd.queue.tasks import TaskState
+from testkit.fake_engine import Hang
 from tests.reload.faults import B_STEPS, failing, refused, undisturbed, waiting
 from tests.reload.stage import end_of, staged, text_of, until
-from tests.support.fake_engine import Hang
 
 
 @pytest.mark.parametrize(("step", "replica"), B_STEPS)

@@ -18,9 +18,9 @@ from engines.errors import LoadFailed
 from engines.llamacpp.engine import LlamaCppEngine
 from engines.llamacpp.model import LlamaModel
 from orchd.errors import ConfigError
-from tests.support import damaged_gguf, tiny_gguf
-from tests.support.harness import TOKEN, Answer, Brake, Event, Running, engine_text, serving, text_of, until
-from tests.support.tiny_gguf import PIECES, write_tiny_llama, write_tiny_swa
+from testkit import damaged_gguf, tiny_gguf
+from testkit.harness import TOKEN, Answer, Brake, Event, Running, engine_text, serving, text_of, until
+from testkit.tiny_gguf import PIECES, write_tiny_llama, write_tiny_swa
 
 PROMPTS = ("the people of the world", "she said that", "one two three")
 

@@ -15,9 +15,9 @@ from engines.api import DeviceSpec, Footprint, ModelSpec
 from engines.errors import LoadFailed
 from engines.llamacpp.model import LlamaModel
 from engines.llamacpp.vet import vet
+from testkit import damaged_gguf
+from testkit.tiny_gguf import write_tiny_bert, write_tiny_llama, write_tiny_mamba, write_tiny_swa
 from tests.reload.forked import forked
-from tests.support import damaged_gguf
-from tests.support.tiny_gguf import write_tiny_bert, write_tiny_llama, write_tiny_mamba, write_tiny_swa
 
 
 def refusal(path: Path, *, time_limit_s: float | None = None) -> str:

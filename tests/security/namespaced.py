@@ -12,7 +12,7 @@ import socket
 import sys
 from pathlib import Path
 
-from tests.support.process import call, orchd_serve
+from testkit.process import call, orchd_serve
 
 
 def attempts() -> int:

@@ -15,8 +15,8 @@ from schemathesis import GenerationMode
 from schemathesis.checks import CheckFunction, not_a_server_error
 from schemathesis.specs.openapi.checks import positive_data_acceptance, response_schema_conformance
 
-from tests.support.process import TOKEN, orchd_serve, submit
-from tests.support.tiny_gguf import write_tiny_llama
+from testkit.process import TOKEN, orchd_serve, submit
+from testkit.tiny_gguf import write_tiny_llama
 
 FOLDER = Path(__file__).parents[2] / "openapi"
 OPERATIONS: dict[str, Any] = {
@@ -34,7 +34,7 @@ ON_PURPOSE: list[CheckFunction] = [not_a_server_error]
 """A 503 is an answer: no pool serves that model."""
 
 BY_OURSELVES: list[CheckFunction] = [response_schema_conformance]
-"""Events: ``tests/support/openapi_check.py`` holds them against ``x-sse-events`` in every test of the harness."""
+"""Events: ``testkit/openapi_check.py`` holds them against ``x-sse-events`` in every test of the harness."""
 
 
 @dataclass(frozen=True)

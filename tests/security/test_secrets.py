@@ -1,6 +1,6 @@
 """Where the token is not: process lists, environments, crashes.
 
-Logs: ``tests/http/test_auth.py``. Files and their modes: ``tests/test_credentials.py``.
+Logs: ``tests/http/test_auth.py``. Files and their modes: ``tests/settings/test_credentials.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from orchd.http import auth
-from tests.support.process import TOKEN, call, orchd_serve
+from testkit.process import TOKEN, call, orchd_serve
 
 
 def test_the_token_is_compared_in_constant_time_and_nowhere_else() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchd.http import connection, routes
-from tests.support.harness import TOKEN, Running, serving
+from testkit.harness import TOKEN, Running, serving
 
 BEARER = f"Authorization: Bearer {TOKEN}\r\n"
 HEAD = f"POST /v1/tasks HTTP/1.1\r\nHost: localhost\r\n{BEARER}"

@@ -11,9 +11,9 @@ import pytest
 from engines.errors import InvalidPrompt
 from engines.llamacpp import sandbox
 from engines.llamacpp.chat import ChatTemplate
+from testkit.harness import serving
+from testkit.tiny_gguf import CHATML, write_tiny_llama
 from tests.http.envelope import assert_envelope
-from tests.support.harness import serving
-from tests.support.tiny_gguf import CHATML, write_tiny_llama
 
 
 def rendered(template: str, content: str = "Hello") -> str:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.tiny_gguf import write_tiny_llama
+from testkit.tiny_gguf import write_tiny_llama
 
 LIMITS = """
 import json, resource

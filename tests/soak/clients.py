@@ -16,9 +16,9 @@ from typing import Any
 import aiohttp
 
 from orchd.client.sse import ServerEvent, SseReader
+from testkit.process import TOKEN
 from tests.soak.ledger import Accepted, Ledger
 from tests.soak.server import CTX, GOOD, GRACE_S, POOLS
-from tests.support.process import TOKEN
 
 PATIENCE_S = 60.0
 LARGEST_BYTES = 900_000

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support import damaged_gguf
-from tests.support.process import Process, orchd_serve
-from tests.support.tiny_gguf import write_tiny_llama
+from testkit import damaged_gguf
+from testkit.process import Process, orchd_serve
+from testkit.tiny_gguf import write_tiny_llama
 
 POOLS = ("left", "right")
 BROKEN_POOL = "broken"

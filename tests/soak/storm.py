@@ -24,9 +24,9 @@ from typing import Any
 import aiohttp
 
 from orchd.models.references import demo_model_path
-from tests.support.harness import until
-from tests.support.process import TOKEN, orchd_serve
-from tests.support.tiny_gguf import write_tiny_llama
+from testkit.harness import until
+from testkit.process import TOKEN, orchd_serve
+from testkit.tiny_gguf import write_tiny_llama
 
 GOOD = 8
 GRACE_S = 1.0

@@ -1,0 +1,372 @@
+"""The real composition on a loopback port, with a brake in llama.cpp's step so that no test depends on speed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import socket
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+from multidict import CIMultiDictProxy
+from prometheus_client.parser import text_string_to_metric_families
+
+from engines.api import (
+    ALONE,
+    Beside,
+    DeviceSpec,
+    Footprint,
+    ModelSpec,
+    ProgressCallback,
+    SamplingParams,
+    Sequence,
+    StepEvent,
+    WaitCallback,
+)
+from engines.errors import DecodeFailed
+from engines.llamacpp.engine import LlamaCppEngine
+from engines.llamacpp.model import LlamaModel
+from orchd.machine.devices import Device
+from orchd.observer import Observer, Summary
+from orchd.server import Server
+from orchd.settings.config import Config
+from orchd.settings.credentials import Credentials
+from testkit import openapi_check
+from testkit.observers import WhenReady
+
+TOKEN = "a-token-for-tests-0123456789"
+DEADLINE_S = 20.0
+POOL = {"devices": ["cpu"], "slots": 2, "ctx": 512, "batch": 64}
+
+
+class Brake:
+    """Decides when tasks move forward; any thread. Released to begin with."""
+
+    def __init__(self) -> None:
+        self._steps_left: float = float("inf")
+        self._error: str | None = None
+        self._may_return = threading.Event()
+        self._may_return.set()
+        self.may_load = threading.Event()
+        """Cleared, a load begins and does not end."""
+        self.slow_file: str | None = None
+        """The only file whose load that holds for; None for every one."""
+        self.may_load.set()
+
+    def hold(self) -> None:
+        """Steps bring nothing forward, but the worker goes on and obeys."""
+        self._steps_left = 0
+
+    def allow(self, steps: int) -> None:
+        """So many steps from now on, then hold."""
+        self._steps_left = steps
+
+    def block(self) -> None:
+        """The next step does not return: the worker hangs."""
+        self._may_return.clear()
+
+    def fail(self, why: str) -> None:
+        """The next step fails."""
+        self._error = why
+
+    def release(self) -> None:
+        self._steps_left = float("inf")
+        self._may_return.set()
+        self.may_load.set()
+
+    def passes(self) -> bool:
+        """Whether this step may be a real one; asked by the model's thread."""
+        self._may_return.wait(DEADLINE_S)
+        if self._error is not None:
+            why, self._error = self._error, None
+            raise DecodeFailed(why)
+        if self._steps_left >= 1:
+            self._steps_left -= 1
+            return True
+        time.sleep(0.001)  # holds, without spinning
+        return False
+
+
+class BrakedEngine(LlamaCppEngine):
+    """llama.cpp, with a brake in every model it loads."""
+
+    def __init__(self, brake: Brake) -> None:
+        self._brake = brake
+
+    def vet(self, spec: ModelSpec, *, on_wait: WaitCallback | None = None) -> Footprint:
+        return _vet(spec)
+
+    def load(self, spec: ModelSpec, device: DeviceSpec, *, on_progress: ProgressCallback | None = None) -> LlamaModel:
+        if self._brake.slow_file in (None, spec.path.name):
+            self._brake.may_load.wait(DEADLINE_S)
+        model = super().load(spec, device, on_progress=on_progress)
+        step = model.step
+
+        def braked(beside: Beside = ALONE) -> list[StepEvent]:
+            return step(beside) if self._brake.passes() else []
+
+        model.step = braked  # type: ignore[method-assign]  # all that differs
+        return model
+
+
+@functools.cache
+def _vet(spec: ModelSpec) -> Footprint:
+    """It takes a process each time, and says the same each time."""
+    return LlamaCppEngine().vet(spec)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response, read to its end."""
+
+    status: int
+    headers: CIMultiDictProxy[str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event of a stream."""
+
+    id: int
+    kind: str
+    data: dict[str, Any]
+
+
+@dataclass
+class Running:
+    """A server that serves, and a client of it."""
+
+    url: str
+    brake: Brake
+    session: aiohttp.ClientSession
+    summary: asyncio.Future[Summary] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        token: str | None = TOKEN,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+        **fields: Any,
+    ) -> Answer:
+        """Send a body, or the fields of a JSON object."""
+        given = {"Authorization": f"Bearer {token}"} if token is not None else {}
+        data = json.dumps(fields).encode() if fields else body
+        async with self.session.request(method, self.url + path, headers={**given, **(headers or {})}, data=data) as r:
+            return Answer(r.status, r.headers, await r.read())
+
+    async def post(self, body: bytes | None = None, **fields: Any) -> Answer:
+        """``POST /v1/tasks``."""
+        return await self.request("POST", "/v1/tasks", body=body, **fields)
+
+    async def submit(self, **fields: Any) -> str:
+        """Submit a task that is accepted; greedy and with a short prompt unless told otherwise."""
+        answer = await self.post(
+            **{"temperature": 0, **({} if fields.get("messages") else {"prompt": "the"}), **fields}
+        )
+        assert answer.status == 202, answer.body
+        return str(answer.json()["task_id"])
+
+    @contextlib.asynccontextmanager
+    async def listen(self, task_id: str, *, last: int | None = None, path: str = "") -> AsyncIterator[Listener]:
+        """Open a stream; leaving the context hangs up."""
+        headers = {"Authorization": f"Bearer {TOKEN}"} | ({} if last is None else {"Last-Event-ID": str(last)})
+        async with self.session.get(f"{self.url}/v1/tasks/{task_id}/stream{path}", headers=headers) as response:
+            yield Listener(response)
+            response.close()
+
+    async def events(self, task_id: str, *, last: int | None = None, path: str = "") -> list[Event]:
+        """Everything that a stream sends until it ends."""
+        async with self.listen(task_id, last=last, path=path) as listener:
+            return [event async for event in listener]
+
+    async def run(self, **fields: Any) -> list[Event]:
+        """Submit and follow to the end."""
+        return await self.events(await self.submit(**fields))
+
+    async def metrics(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+        """Every sample, by name and labels."""
+        text = (await self.request("GET", "/metrics")).body.decode()
+        return {
+            (sample.name, frozenset(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    async def total(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that have these labels."""
+        samples = await self.metrics()
+        return sum(v for (sample, has), v in samples.items() if sample == name and labels.items() <= dict(has).items())
+
+    async def started(self, count: int) -> None:
+        """Return when so many tasks have been taken by a worker."""
+
+        async def reached() -> bool:
+            return await self.total("tasks_enqueued_total") >= count
+
+        await until(reached, f"{count} tasks have started")
+
+    async def busy(self) -> int:
+        """Slots in use, of all replicas."""
+        pools = (await self.request("GET", "/health")).json()["pools"]
+        return sum(replica["busy"] for pool in pools for replica in pool["replicas"])
+
+
+class Listener:
+    """One listener of a stream: events as they come."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self.response = response
+        self.raw = b""
+
+    def __aiter__(self) -> Listener:
+        return self
+
+    async def __anext__(self) -> Event:
+        while True:
+            block = await self.block()
+            if block is None:
+                raise StopAsyncIteration
+            if not block.startswith(":"):
+                return _event(block)
+
+    async def block(self) -> str | None:
+        """The next event or comment as it was sent, None at the end."""
+        lines: list[str] = []
+        while line := await asyncio.wait_for(self.response.content.readline(), DEADLINE_S):
+            self.raw += line
+            if line == b"\n":
+                return "".join(lines)
+            lines.append(line.decode())
+        assert not lines, "the stream ends inside an event"
+        return None
+
+
+def _event(block: str) -> Event:
+    fields = dict(line.split(": ", 1) for line in block.splitlines())
+    return Event(int(fields["id"]), fields["event"], json.loads(fields["data"]))
+
+
+def text_of(events: list[Event]) -> str:
+    return "".join(event.data["t"] for event in events if event.kind == "token")
+
+
+async def until(condition: Callable[[], Any], what: str) -> None:
+    """Poll until a condition holds; it may be a coroutine function."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        found = condition()
+        if await found if asyncio.iscoroutine(found) else found:
+            return
+        assert time.monotonic() < deadline, f"{what}: not within {DEADLINE_S} s"
+        await asyncio.sleep(0.005)
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    model: Path,
+    *more: Path,
+    brake: Brake | None = None,
+    ready: bool = True,
+    send_buffer_bytes: int | None = None,
+    observer: Callable[[Callable[[Summary], object]], Observer] = WhenReady,
+    **tables: Any,
+) -> AsyncIterator[Running]:
+    """Serve models until the context ends.
+
+    Args:
+        model: Of the pool ``default``.
+        more: Of further pools, ``pool1`` and so on.
+        brake: One that is set already, to hold up the load.
+        ready: Whether to wait until every model is loaded.
+        send_buffer_bytes: How much the kernel takes for a client that does not read.
+        observer: Makes one, which must tell what it is given that the server is ready.
+        tables: As in a configuration file; ``pool`` is laid over every pool.
+    """
+    brake = brake or Brake()
+    paths = [model, *more]
+    pools = [
+        {**POOL, "id": f"pool{index}" if index else "default", "model": str(path)} | tables.get("pool", {})
+        for index, path in enumerate(paths)
+    ]
+    config = msgspec.convert({**{k: v for k, v in tables.items() if k != "pool"}, "pools": pools}, Config)
+    placed = [
+        [Device(f"cpu#{p}.{i}", DeviceSpec("cpu", threads=1)) for i in range(len(pool.devices))]
+        for p, pool in enumerate(config.pools)
+    ]
+    listening = socket.create_server((config.server.host, 0))
+    if send_buffer_bytes is not None:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer_bytes)
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=aiohttp.ClientTimeout(total=DEADLINE_S),
+        trace_configs=[openapi_check.trace()],
+    ) as session:
+        host, port = listening.getsockname()
+        running = Running(f"http://{host}:{port}", brake, session)
+        told = observer(running.summary.set_result)
+        server = Server(config, Credentials(TOKEN, "tests"), BrakedEngine(brake), placed, told)
+        serve = asyncio.create_task(server.run(paths, listening))
+        try:
+            done = {serve, running.summary} if ready else {serve, asyncio.create_task(_reachable(running))}
+            await asyncio.wait(done, return_when=asyncio.FIRST_COMPLETED)  # type: ignore[type-var]
+            if serve.done():
+                serve.result()
+            yield running
+        finally:
+            brake.release()
+            await session.close()
+            serve.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await serve
+            listening.close()
+
+
+async def _reachable(running: Running) -> None:
+    async def answers() -> bool:
+        with contextlib.suppress(aiohttp.ClientError):
+            return bool((await running.request("GET", "/health")).status)
+        return False
+
+    await until(answers, "the server answers")
+
+
+def engine_text(model: Path, prompt: str, *, max_tokens: int, sampling: SamplingParams | None = None) -> str:
+    """What llama.cpp writes without orchd, on a pool's slots, alone."""
+    engine = LlamaCppEngine()
+    vocab = engine.load_vocab(model)
+    spec = ModelSpec(model, slots=POOL["slots"], ctx=POOL["ctx"], batch=POOL["batch"])  # type: ignore[arg-type]
+    loaded = engine.load(spec, DeviceSpec("cpu", threads=1))
+    try:
+        params = sampling or SamplingParams(temperature=0)
+        loaded.admit(Sequence("alone", vocab.tokenize(prompt), max_tokens, sampling=params))
+        text = ""
+        while loaded.busy:
+            text += "".join(event.text for event in loaded.step())
+        return text
+    finally:
+        loaded.close()
+        vocab.close()
+
+
+def new_id() -> str:
+    return str(uuid.uuid4())
