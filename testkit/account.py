@@ -1,17 +1,10 @@
-"""`orchd serve` as a person starts it: a subprocess, a home folder of its own, real HTTP."""
+"""`orchd serve` as a person starts it in a new account, and the examples that the person runs there."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import queue
-import re
-import signal
 import subprocess
-import sys
-import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from testkit.process import orchd_serve
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-START_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -93,40 +87,9 @@ def serving(
         config = f"[server]\nport = 0\n{config}"
     default = f'[[pools]]\nid = "default"\nmodel = {json.dumps(str(model))}\ndevices = ["cpu"]\nthreads = 1\n{pool}\n'
     settings.write_text(f"{config}\n{default}")
-    kept = {name: os.environ[name] for name in os.environ if name in ("PATH", "LANG") or name.startswith("COVERAGE_")}
-    env = {**kept, "HOME": str(home), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "orchd", "serve"]
-    with subprocess.Popen(
-        command, env=env, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        lines: queue.Queue[str | None] = queue.Queue()
-        reader = threading.Thread(target=_read, args=(process, lines))
-        reader.start()
-        try:
-            url = _ready(lines)
-            token = (home / ".local/state/orchd/token").read_text().strip()
-            yield ServerProcess(url, token, {**env, "ORCHD_URL": url, "ORCHD_PORT": url.rpartition(":")[2]})
-        finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            reader.join()
-
-
-def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:
-    assert process.stdout is not None
-    for line in process.stdout:
-        lines.put(line)
-    lines.put(None)
-
-
-def _ready(lines: queue.Queue[str | None]) -> str:
-    said, deadline = "", time.monotonic() + START_S
-    while True:
-        line = lines.get(timeout=max(0.1, deadline - time.monotonic()))
-        assert line is not None, f"orchd serve has ended:\n{said}"
-        said += line
-        if match := re.search(r"is ready at (http://\S+)", line):
-            return match[1]
+    with orchd_serve(home=home, token=None) as process:
+        port = process.wait_ready()
+        token = (home / ".local/state/orchd/token").read_text().strip()
+        url = f"http://127.0.0.1:{port}"
+        yield ServerProcess(url, token, {**process.environ, "ORCHD_URL": url, "ORCHD_PORT": str(port)})
+        process.stop()

@@ -1,25 +1,17 @@
-"""A real ``orchd serve`` in a process of its own, and the plainest client of it."""
+"""A real ``orchd serve``, and a client for it that checks every answer against the OpenAPI documents."""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
 import json
-import os
-import re
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from testkit import openapi_check
-
-TOKEN = "a-token-for-a-real-server-0123456789"
-START_S = 60.0
+from testkit.process import DEADLINE_S, TOKEN, Process, orchd_serve
 
 
 @dataclass(frozen=True)
@@ -46,14 +38,10 @@ class Live:
     Attributes:
         port: On 127.0.0.1, wherever else it listens.
         process: Its process.
-        out: What it writes to stdout.
-        err: What it logs.
     """
 
     port: int
-    process: subprocess.Popen[bytes]
-    out: Path
-    err: Path
+    process: Process
 
     def request(
         self,
@@ -68,7 +56,7 @@ class Live:
         given = dict(headers or {})
         if token is not None:
             given["Authorization"] = f"Bearer {token}"
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=START_S)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE_S)
         with contextlib.closing(connection):
             connection.request(method, path, body, given)
             response = connection.getresponse()
@@ -110,51 +98,19 @@ class Live:
 
 
 @contextlib.contextmanager
-def serving(
-    folder: Path,
-    toml: str,
-    *args: str,
-    environ: Mapping[str, str | None] | None = None,
-    command: Sequence[str] = (sys.executable, "-m", "orchd"),
-) -> Iterator[Live]:
+def serving(folder: Path, toml: str, *args: str, token: str | None = TOKEN, module: str = "orchd") -> Iterator[Live]:
     """Run ``orchd serve`` with a configuration until the context ends.
 
     Args:
         folder: For the configuration, the logs and the home of the process.
         toml: The configuration.
         args: Further arguments.
-        environ: Variables besides ``ORCHD_TOKEN``, ``HOME`` and ``PATH``; None takes one out.
-        command: What runs.
+        token: ``ORCHD_TOKEN``.
+        module: What stands in for the program.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config, out, err = folder / "orchd.toml", folder / "out", folder / "err"
+    config = folder / "orchd.toml"
     config.write_text(toml, encoding="utf-8")
-    inherited = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH") if name in os.environ}
-    given = {**inherited, "HOME": str(folder), "ORCHD_TOKEN": TOKEN, **(environ or {})}
-    env = {name: value for name, value in given.items() if value is not None}
-    with out.open("wb") as out_stream, err.open("wb") as err_stream:
-        process = subprocess.Popen(
-            [*command, "serve", "--config", str(config), "--port", "0", *args],
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=out_stream,
-            stderr=err_stream,
-        )
-    try:
-        yield Live(_port(process, out, err), process, out, err)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _port(process: subprocess.Popen[bytes], out: Path, err: Path) -> int:
-    deadline = time.monotonic() + START_S
-    while not (found := re.search(r"is ready at http://\S+:(\d+)\s", out.read_text())):
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"orchd serve is not ready: {err.read_text()}")
-        time.sleep(0.02)
-    return int(found[1])
+    with orchd_serve("--config", str(config), "--port", "0", *args, home=folder, token=token, module=module) as process:
+        yield Live(process.wait_ready(), process)
+        process.stop()

@@ -31,6 +31,10 @@ class Process:
     environ: dict[str, str]
 
     @property
+    def pid(self) -> int:
+        return self.popen.pid
+
+    @property
     def stdout(self) -> str:
         return (self.home / "stdout").read_text()
 
@@ -41,7 +45,7 @@ class Process:
     def wait_ready(self) -> int:
         """Return the port once the ready screen is out."""
         self.until(lambda: "Try it" in self.stdout and self.stdout.endswith("\n\n"), "the ready screen")
-        found = re.search(r"ready at http://127\.0\.0\.1:(\d+)", self.stdout)
+        found = re.search(r"ready at http://\S+:(\d+)\s", self.stdout)
         assert found, self.stdout
         return int(found[1])
 
@@ -62,12 +66,20 @@ class Process:
             assert time.monotonic() < deadline, f"{what}: not within {DEADLINE_S} s\n{self.stdout}\n{self.stderr}"
             time.sleep(0.01)
 
-    def wait(self) -> int:
+    def wait(self, limit_s: float = DEADLINE_S) -> int:
         """The exit code."""
-        return self.popen.wait(DEADLINE_S)
+        return self.popen.wait(limit_s)
 
     def send(self, number: signal.Signals) -> None:
         self.popen.send_signal(number)
+
+    def stop(self) -> None:
+        """As a person would; at last as the kernel does."""
+        self.send(signal.SIGTERM)
+        try:
+            self.wait()
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
 
 
 @contextmanager

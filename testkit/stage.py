@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,42 +145,63 @@ async def make_stage(
     engine = FakeEngine(gated=gated, breaks=breaks)
     pauses = Pauses()
     clock = Ahead()
-    devices = [Device(f"cpu#{index}", DeviceSpec("cpu")) for index in range(replicas)]
-    workers = {device.name: Worker(device.name, clock=clock) for device in devices}
+    shared = [Device(f"cpu#{index}", DeviceSpec("cpu")) for index in range(replicas)]
+    configs = {PoolConfig(id=name, slots=slots, ctx=64): shared for name in pools}
+    async with serving(engine, configs, capacity=capacity, clock=clock, sleep=pauses) as (service, workers):
+        for pool in service.pools.values():
+            await pool.load(model_path)
+        engine.load_faults.extend(load_faults)
+        yield Stage(engine, service, workers, pauses, clock)
+
+
+@asynccontextmanager
+async def serving(
+    engine: FakeEngine,
+    configs: Mapping[PoolConfig, Sequence[Device]],
+    *,
+    capacity: int,
+    clock: Callable[[], float],
+    sleep: Callable[[float], Awaitable[None]],
+    stall_s: float = 60,
+    roots: Sequence[Path] = (),
+    grace_s: float = 20.0,
+) -> AsyncIterator[tuple[Service, list[Worker]]]:
+    """A service whose pools have no model yet, and its workers, one a device.
+
+    At its end all threads have ended, and each model of the engine was closed once.
+    """
+    workers = {device.name: Worker(device.name, clock=clock) for devices in configs.values() for device in devices}
     loader = Loader(engine, Quiet())
-    configs = [PoolConfig(id=name, slots=slots, ctx=64) for name in pools]
-    made = {
+    pools = {
         config.id: Pool(
             config,
             devices,
             PoolLoader(config, devices, loader, step_target_s=0.1),
             capacity=capacity,
             worker_of=lambda device: workers[device.name],
-            stall_s=60,
+            stall_s=stall_s,
             clock=clock,
-            sleep=pauses,
+            sleep=sleep,
         )
-        for config in configs
+        for config, devices in configs.items()
     }
-    service = Service(made, TasksConfig(), clock=clock)
-    stage = Stage(engine, service, list(workers.values()), pauses, clock)
+    service = Service(pools, TasksConfig(), roots=roots, grace_s=grace_s, clock=clock)
     for worker in workers.values():
         worker.start(service.post)
     try:
-        for pool in made.values():
-            await pool.load(model_path)
-        engine.load_faults.extend(load_faults)
-        yield stage
-        for pool in made.values():
+        yield service, list(workers.values())
+        for pool in pools.values():
             pool.scheduler.check_integrity()
     finally:
         for model in engine.models:
             model.gated = False
             model.allow(100)
         await service.shut_down(0)
+        with contextlib.suppress(RuntimeError):  # a test has closed it
+            await loader.run(lambda: None)  # what it was given is done, closing included
         loader.close()
         for worker in workers.values():
             worker.stop()
         for worker in workers.values():
             assert await asyncio.to_thread(worker.join, 20)
-        assert all(model.closes for model in engine.models)
+    assert [model.closes for model in engine.models] == [1] * len(engine.models)

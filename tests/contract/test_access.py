@@ -12,7 +12,8 @@ import pytest
 from orchd.errors import ConfigError
 from orchd.settings.config import ServerConfig
 from orchd.settings.sources import load
-from testkit.live import TOKEN, Live, serving
+from testkit.live import Live, serving
+from testkit.process import TOKEN
 from tests.contract.forbidden import CONFIG_KEYS, METHODS, TENANTS
 from tools.metrics_lint import pool_toml
 
@@ -67,7 +68,7 @@ def test_the_token_comes_from_the_environment(live: Live) -> None:
 @pytest.mark.home("HOME-1.3")
 def test_the_token_comes_from_the_config_file(tmp_path: Path, models_folder: Path) -> None:
     toml = f"[server]\ntoken = 'from-the-file-0123456789'\n\n{pool_toml(models_folder / 'tiny-a.gguf')}"
-    with serving(tmp_path, toml, environ={"ORCHD_TOKEN": None}) as server:
+    with serving(tmp_path, toml, token=None) as server:
         assert server.request("GET", "/health", token="from-the-file-0123456789").status == 200
         assert server.request("GET", "/health", token=TOKEN).status == 401
 

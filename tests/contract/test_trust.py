@@ -29,7 +29,7 @@ async def test_a_wrong_signature_and_a_wrong_sbom_stop_nothing(models_folder: Pa
 
 @pytest.mark.home("HOME-4.3")
 def test_a_missing_checksum_is_a_warning(live: Live) -> None:
-    lines = [line for line in live.err.read_text().splitlines() if "sha256" in line]
+    lines = [line for line in live.process.stderr.splitlines() if "sha256" in line]
     assert len(lines) == 1
     assert "WARNING" in lines[0]
     assert "tiny-a.gguf not verified" in lines[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,18 +14,15 @@ from typing import Any, cast
 from engines.api import DeviceSpec, Footprint, ModelSpec, ProgressCallback, WaitCallback
 from engines.errors import EngineDead
 from orchd.machine.devices import Device
-from orchd.models.loader import Loader
 from orchd.models.references import model_id
 from orchd.models.registry import ModelState
-from orchd.pools.loading import PoolLoader
 from orchd.pools.pool import Pool
-from orchd.pools.worker import Worker
 from orchd.queue.tasks import Task, TaskState
 from orchd.schemas import TaskRequest
 from orchd.service import Service
-from orchd.settings.config import PoolConfig, TasksConfig
+from orchd.settings.config import PoolConfig
 from testkit.fake_engine import FakeEngine, FakeModel, FakeVocab
-from testkit.observers import Quiet
+from testkit.stage import serving
 
 DEADLINE_S = 20.0
 SHIFTS = {"a": 0, "b": 1000, "c": 2000}
@@ -85,10 +82,13 @@ class Stage:
 
     engine: Engine
     service: Service
-    pools: dict[str, Pool]
     folder: Path
-    pauses: list[float] = field(default_factory=list)
+    pauses: list[float]
     accepted: list[str] = field(default_factory=list)
+
+    @property
+    def pools(self) -> Mapping[str, Pool]:
+        return self.service.pools
 
     @property
     def pool(self) -> Pool:
@@ -179,55 +179,35 @@ async def staged(
     for name in SHIFTS:
         (folder / f"{name}.gguf").write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))
     engine = Engine(gated=gated)
-    loader = Loader(engine, Quiet())
     pauses: list[float] = []
 
     async def pause(seconds: float) -> None:
         pauses.append(seconds)
         await asyncio.sleep(0.002)
 
-    made: dict[str, Pool] = {}
-    workers: list[Worker] = []
-    for pool_id in pools:
-        devices = [Device(f"cpu#{pool_id}{i}", DeviceSpec("cpu", ordinal=i)) for i in range(replicas)]
-        own = {device.name: Worker(device.name, clock=time.monotonic) for device in devices}
-        config = PoolConfig(id=pool_id, slots=slots, ctx=ctx, reload=mode)  # type: ignore[arg-type]
-        made[pool_id] = Pool(
-            config,
-            devices,
-            PoolLoader(config, devices, loader, step_target_s=0.1),
-            capacity=16,
-            worker_of=lambda device, own=own: own[device.name],  # type: ignore[misc]
-            stall_s=stall_s,
-            clock=time.monotonic,
-            sleep=pause,
-        )
-        workers += own.values()
-    service = Service(made, TasksConfig(), roots=[folder], grace_s=grace_s, clock=time.monotonic)
-    stage = Stage(engine, service, made, folder, pauses)
-    for worker in workers:
-        worker.start(service.post)
-    try:
-        for pool in made.values():
+    configs = {
+        PoolConfig(id=pool_id, slots=slots, ctx=ctx, reload=mode): [  # type: ignore[arg-type]
+            Device(f"cpu#{pool_id}{i}", DeviceSpec("cpu", ordinal=i)) for i in range(replicas)
+        ]
+        for pool_id in pools
+    }
+    async with serving(
+        engine,
+        configs,
+        capacity=16,
+        clock=time.monotonic,
+        sleep=pause,
+        stall_s=stall_s,
+        roots=[folder],
+        grace_s=grace_s,
+    ) as (service, _):
+        stage = Stage(engine, service, folder, pauses)
+        for pool in stage.pools.values():
             await pool.load(folder / "a.gguf")
             service.models.activate("a")
         yield stage
         engine.hook = lambda step, name, replica: None
-        for pool in made.values():
-            pool.scheduler.check_integrity()
-    finally:
-        for model in engine.models:
-            model.gated = False
-            model.allow(100)
-        await service.shut_down(0)
-        await stage.idle_loader()
-        loader.close()
-        for worker in workers:
-            worker.stop()
-        for worker in workers:
-            assert worker.join(10)
     tasks = [stage.task(task_id) for task_id in stage.accepted]
     assert all(task.state is TaskState.ENDED for task in tasks)
-    assert [model.closes for model in engine.models] == [1] * len(engine.models)
     states = set(stage.service.models.states().values())
     assert states <= {ModelState.ACTIVE, ModelState.RETIRED}

@@ -154,10 +154,6 @@ async def test_a_load_is_cut_short_at_shutdown(tmp_path: Path) -> None:
         with pytest.raises(ReloadFailed, match="the server is shutting down"):
             await reload
         assert len(stage.engine.models) == 2, "its progress callback ended it"
-        stage.idle_loader = _nothing  # type: ignore[method-assign]
-
-
-async def _nothing() -> None: ...
 
 
 async def test_a_caller_that_leaves_does_not_end_the_reload(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
