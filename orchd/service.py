@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 from engines.api import FinishReason
 from orchd.errors import (
     UNREADY_RETRY_S,
+    Code,
     DecodeTimeout,
     InvalidParams,
     NotFound,
@@ -126,9 +127,9 @@ class Service:
         assert task.accepted is not None  # set when it was submitted
         return task.accepted
 
-    def count_rejection(self, error: TaskError) -> None:
+    def count_rejection(self, code: Code) -> None:
         """Note a refused submit."""
-        self.rejected[error.code.value] += 1
+        self.rejected[code.value] += 1
 
     # --- follow ----------------------------------------------------------------------------------------------------
 

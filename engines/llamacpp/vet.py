@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from engines.api import Footprint, ModelSpec, WaitCallback
 from engines.errors import EngineError, LoadFailed
+from engines.gguf_files import parts
 
 if TYPE_CHECKING:
     from engines.llamacpp.native.model import NativeModel
@@ -120,11 +121,8 @@ def _output_of(process: subprocess.Popen[bytes], limit_s: float, on_wait: WaitCa
 
 def file_bytes(path: Path) -> int:
     """Size of a model file; of a split one, of all parts. Raises `LoadFailed` if one is not there, or is no file."""
-    files = [path]
-    if split := re.fullmatch(r"(.*)-00001-of-(\d{5})\.gguf", path.name, re.DOTALL):
-        files = [path.with_name(f"{split[1]}-{part:05}-of-{split[2]}.gguf") for part in range(1, int(split[2]) + 1)]
     try:
-        found = [file.stat() for file in files]
+        found = [part.stat() for part in parts(path)]
     except OSError as error:
         raise LoadFailed(f"{path.name} cannot be read ({error.strerror})") from None
     if not all(stat.S_ISREG(one.st_mode) for one in found):

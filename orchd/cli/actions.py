@@ -20,8 +20,9 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
-from orchd.cli.check import Checkup, show
+from orchd.cli.check import Checkup
 from orchd.cli.console import console_for
+from orchd.cli.report import show
 from orchd.client import (
     BadAnswer,
     Client,

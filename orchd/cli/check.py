@@ -7,7 +7,6 @@ of stopping at the first, and never loads llama.cpp into this process.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import logging
 import os
 import socket
@@ -16,17 +15,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from engines.api import Footprint
 from engines.errors import LoadFailed
 from engines.llamacpp import build
 from engines.llamacpp.vet import vet
+from orchd.cli.versions import build_summary, driver_summary
 from orchd.errors import ConfigError
 from orchd.machine import devices, memory
 from orchd.machine.devices import Device
+from orchd.machine.memory import gib
 from orchd.models import files, references
 from orchd.pools.loading import model_spec
 from orchd.settings import credentials
@@ -119,8 +117,8 @@ class Checkup:
             config=None if self._config.source is None else str(self._config.source),
             listen=f"{server.host}:{server.port}",
             token=token,
-            llama_cpp=_build(),
-            driver=_driver(),
+            llama_cpp=build_summary(),
+            driver=driver_summary(),
             gpus=tuple(
                 GpuReport(
                     device=f"gpu:{gpu.index}",
@@ -215,84 +213,10 @@ class Checkup:
         if not fits:
             assert free is not None
             self._problems.append(
-                f"{name} has {_gib(free)} free and {_pools(needs)} {_gib(need)}; "
+                f"{name} has {gib(free)} free and {_pools(needs)} {gib(need)}; "
                 "use fewer slots, a smaller ctx or a smaller model"
             )
         return MemoryReport(place=name, pools=tuple(needs), need_bytes=need, free_bytes=free, fits=fits)
-
-
-def show(report: Report, out: Console) -> None:
-    """Prints a report for people."""
-    for label, fact in _facts(report):
-        out.print(Text.assemble((f"{label:11}", "dim"), fact), soft_wrap=True)
-    for pool in report.pools:
-        out.print()
-        for label, fact in _pool_facts(pool):
-            out.print(Text.assemble((f"{label:11}", "dim"), fact), soft_wrap=True)
-    if report.memory:
-        table = Table("memory", "pools", "needed", "free", "verdict", box=None, pad_edge=False)
-        for row in report.memory:
-            verdict = Text("fits", "green") if row.fits else Text("does not fit", "red")
-            free = "unknown" if row.free_bytes is None else _gib(row.free_bytes)
-            table.add_row(row.place, Text(", ".join(row.pools)), _gib(row.need_bytes), free, verdict)
-        out.print()
-        out.print(table)
-    out.print()
-    for note in report.notes:
-        out.print(Text.assemble(("note: ", "yellow"), note), soft_wrap=True)
-    for problem in report.problems:
-        out.print(Text.assemble(("problem: ", "bold red"), problem), soft_wrap=True)
-    if report.ok:
-        out.print(Text.assemble(("ok", "bold green"), ": orchd serve can start with this"))
-
-
-def engine_versions() -> Iterator[str]:
-    """Read off files: loading the libraries takes a second or more."""
-    try:
-        yield f"llama-cpp-python {importlib.metadata.version('llama-cpp-python')}"
-    except importlib.metadata.PackageNotFoundError:
-        yield "llama-cpp-python is not installed; run 'make setup'"
-        return
-    yield f"llama.cpp {build.version() or 'of unknown version'} (ggml {build.version('ggml') or 'of unknown version'})"
-    yield f"Backends {', '.join(build.backends())}"
-
-
-def _build() -> str:
-    if not build.has_cuda():
-        return "built for the CPU"
-    architectures = devices.built_architectures()
-    return f"built for CUDA, compute capability {', '.join(architectures)}" if architectures else "built for CUDA"
-
-
-def _driver() -> str | None:
-    driver = devices.find_driver()
-    return None if driver is None else f"NVIDIA {driver.version}, CUDA up to {driver.cuda_version or 'unknown'}"
-
-
-def _facts(report: Report) -> Iterator[tuple[str, str]]:
-    yield "config", report.config or "no file, so the defaults"
-    yield "listens", report.listen
-    yield "token", report.token
-    yield "llama.cpp", report.llama_cpp
-    if report.driver is not None:
-        yield "driver", report.driver
-    for gpu in report.gpus:
-        free = "unknown" if gpu.free_bytes is None else _gib(gpu.free_bytes)
-        yield gpu.device, f"{gpu.name}, {free} of {_gib(gpu.memory_bytes)} free, {gpu.uuid}"
-    if not report.gpus:
-        yield "GPUs", "none"
-
-
-def _pool_facts(pool: PoolReport) -> Iterator[tuple[str, str]]:
-    yield "pool", pool.id
-    yield "  model", pool.model_id or "none that can be used"
-    if pool.path is not None:
-        yield "  file", pool.path
-    yield "  devices", ", ".join(pool.devices) or "none that can be used"
-    yield "  shape", f"{'1 slot' if pool.slots == 1 else f'{pool.slots} slots'} of {pool.ctx} tokens on each"
-    if pool.weights_bytes is not None and pool.cache_bytes is not None and pool.buffers_bytes is not None:
-        weights, cache, buffers = map(_gib, (pool.weights_bytes, pool.cache_bytes, pool.buffers_bytes))
-        yield "  needs", f"weights {weights}, KV cache {cache}, buffers {buffers} on each"
 
 
 @contextlib.contextmanager
@@ -310,7 +234,3 @@ def _warnings_to(notes: list[str]) -> Iterator[None]:
 
 def _pools(needs: Mapping[str, int]) -> str:
     return f"pool {next(iter(needs))} needs" if len(needs) == 1 else f"pools {', '.join(needs)} together need"
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"

@@ -19,9 +19,9 @@ import typer
 from orchd import __version__
 from orchd.cli import actions
 from orchd.cli.actions import Exit, Target, complain, finish
-from orchd.cli.check import engine_versions
 from orchd.cli.console import ServeConsole, set_up_logging
 from orchd.cli.streams import OutputLost, StandardStreams
+from orchd.cli.versions import engine_versions
 from orchd.client import TaskOptions
 from orchd.client.discovery import find_server
 from orchd.errors import ConfigError

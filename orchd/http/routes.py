@@ -11,7 +11,7 @@ from typing import TypeVar
 import msgspec
 from aiohttp import hdrs, web
 
-from orchd.errors import Internal, InvalidParams, TaskError
+from orchd.errors import Code, InvalidParams, TaskError
 from orchd.http import sse
 from orchd.metrics import CONTENT_TYPE, Metrics
 from orchd.schemas import ReloadRequest, StrictWire, TaskRequest
@@ -95,12 +95,12 @@ async def submit(request: web.Request) -> web.Response:
         wanted = _decode(await _body(request), _decode_task)
         return _json(await service.submit(wanted), 202)
     except TaskError as error:
-        service.count_rejection(error)
+        service.count_rejection(error.code)
         raise
     except ConnectionError:
         raise  # the client is gone: it was not refused
     except Exception:
-        service.count_rejection(Internal("a defect"))
+        service.count_rejection(Code.INTERNAL)
         raise
 
 

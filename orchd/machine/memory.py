@@ -41,7 +41,7 @@ def check_fit(
         if there is not None and wanted > there + more:
             free_when = "would be free without the model that is there" if more else "are free"
             raise OutOfDeviceMemory(
-                f"{name} needs {_gib(wanted)} on {device} and {_gib(there + more)} {free_when}; "
+                f"{name} needs {gib(wanted)} on {device} and {gib(there + more)} {free_when}; "
                 "use fewer slots, a smaller ctx or a smaller model"
             )
 
@@ -57,5 +57,6 @@ def free_bytes(memory: str) -> int | None:
     return host_memory.free_bytes() if index is None else free_gpu_bytes(index)
 
 
-def _gib(size: int) -> str:
+def gib(size: int) -> str:
+    """A number of bytes for people."""
     return f"{size / 2**30:.2f} GiB"

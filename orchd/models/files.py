@@ -10,38 +10,15 @@ from pathlib import Path
 
 from engines.api import ProgressCallback
 from engines.errors import LoadFailed
+from engines.gguf_files import parts
 
 _log = logging.getLogger(__name__)
 
-SUFFIX = ".gguf"
-SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 GGUF_VERSIONS = (2, 3)
 HEADER_BYTES = 24  # magic, version, number of tensors, number of metadata entries
 SIDECAR_LINE = re.compile(r"(?P<digest>[0-9a-fA-F]{64})(?: [ *](?P<name>.+))?")
 SIDECAR_MAX_BYTES = 1 << 16
 CHUNK_BYTES = 1 << 20
-
-
-def parts(path: Path) -> tuple[Path, ...]:
-    """The files of a model, given its first one; a model that is not split has one."""
-    split = split_of(path.name)
-    if split is None:
-        return (path,)
-    stem, _, total = split
-    return tuple(path.with_name(part_name(stem, part, total)) for part in range(1, total + 1))
-
-
-def split_of(name: str) -> tuple[str, int, int] | None:
-    """Stem, part and number of parts, if this is the name of a part of a split model."""
-    match = SPLIT.search(name)
-    if match is None or not 1 <= int(match[1]) <= int(match[2]):
-        return None
-    return name[: match.start()], int(match[1]), int(match[2])
-
-
-def part_name(stem: str, part: int, total: int) -> str:
-    """What a part of a split model is called."""
-    return f"{stem}-{part:05}-of-{total:05}{SUFFIX}"
 
 
 def fingerprint(path: Path) -> tuple[tuple[int, ...], ...]:

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from engines.gguf_files import SUFFIX, part_name, parts, split_of
 from orchd.errors import ConfigError, InvalidParams
-from orchd.models.files import SUFFIX, part_name, parts, split_of
 
 MAX_PATH_BYTES, MAX_NAME_BYTES = 4096, 255
 

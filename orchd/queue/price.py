@@ -88,7 +88,7 @@ class TokenPrice:
         """
         tokens, seconds = position - progress.position, now - progress.at
         stretch_s = self.level(progress) * self.seconds(progress.position, progress.position + _STRETCH)
-        if not tokens or (tokens < _STRETCH and seconds < stretch_s and not ended):
+        if tokens <= 0 or seconds <= 0 or (tokens < _STRETCH and seconds < stretch_s and not ended):
             return
         for sums in (progress.recent, self._line, *([self._full] if full else [])):
             sums.add(tokens, (progress.position + position) / 2, seconds)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from engines.errors import LoadFailed
+from engines.gguf_files import parts
 from orchd.models import files
 from orchd.models.files import check_digest, looks_like_gguf
 from tests.models.tree import HEADER, put, put_split
@@ -79,7 +80,7 @@ def test_a_missing_checksum_is_one_warning(root: Path, caplog: pytest.LogCapture
 
 def test_every_part_of_a_split_model_is_checked(root: Path) -> None:
     first = put_split(root, "big", 2)
-    for path in files.parts(first):
+    for path in parts(first):
         beside(path, sha256(HEADER))
     check_digest(first)
     put(root / "big-00002-of-00002.gguf", b"damage")
@@ -90,7 +91,7 @@ def test_every_part_of_a_split_model_is_checked(root: Path) -> None:
 def test_progress_rises_to_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "CHUNK_BYTES", 10)
     first = put_split(root, "big", 2)
-    for path in files.parts(first):
+    for path in parts(first):
         beside(path, sha256(HEADER))
     shares: list[float] = []
     check_digest(first, on_progress=shares.append)

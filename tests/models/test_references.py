@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engines.gguf_files import parts
 from orchd.errors import ConfigError, InvalidParams
-from orchd.models import files, references
+from orchd.models import references
 from orchd.models.references import model_id, resolve, resolve_owned
 from tests.models.tree import put, put_split
 
@@ -226,7 +227,7 @@ def test_a_split_model_is_its_first_part(root: Path, reference: str) -> None:
     first = put_split(root, "big", 3)
     assert resolve(reference, [root]) == first
     assert model_id(first) == "big"
-    assert [path.name for path in files.parts(first)] == [f"big-0000{part}-of-00003.gguf" for part in (1, 2, 3)]
+    assert [path.name for path in parts(first)] == [f"big-0000{part}-of-00003.gguf" for part in (1, 2, 3)]
 
 
 def test_a_later_part_is_told_of_the_first(root: Path) -> None:
@@ -254,7 +255,7 @@ def test_an_absurd_number_of_parts_is_told_in_short(root: Path) -> None:
 def test_a_name_that_only_looks_split_is_an_ordinary_one(root: Path) -> None:
     path = put(root / "x-00003-of-00002.gguf")
     assert resolve("x-00003-of-00002", [root]) == path
-    assert files.parts(path) == (path,)
+    assert parts(path) == (path,)
 
 
 # What the owner writes

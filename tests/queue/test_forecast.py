@@ -245,3 +245,13 @@ def test_a_long_queue_is_planned_by_its_head() -> None:
     plan = forecast.plan(0.0, [], 1, waiting)
     assert plan.planned == MAX_PLANNED
     assert plan.start_at(len(waiting)) == pytest.approx(len(waiting) * 1.0)
+
+
+def test_tokens_that_took_no_time_say_nothing() -> None:
+    """A clock may stand still, and the worker's look at it may be later than the scheduler's."""
+    forecast = Forecast()
+    for token_s in (0.0, -0.1):
+        ended(forecast, tokens=100, token_s=token_s)
+    ended(forecast, tokens=100, token_s=0.1)
+    plan = forecast.plan(0.0, [], 1, [make_task(max_tokens=100), make_task(max_tokens=100)])
+    assert plan.start_at(1) == pytest.approx(99 * 0.1)

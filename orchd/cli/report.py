@@ -1,0 +1,63 @@
+"""What `orchd check` shows people of its report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from orchd.cli.check import PoolReport, Report
+from orchd.machine.memory import gib
+
+
+def show(report: Report, out: Console) -> None:
+    """Prints a report for people."""
+    for label, fact in _facts(report):
+        out.print(Text.assemble((f"{label:11}", "dim"), fact), soft_wrap=True)
+    for pool in report.pools:
+        out.print()
+        for label, fact in _pool_facts(pool):
+            out.print(Text.assemble((f"{label:11}", "dim"), fact), soft_wrap=True)
+    if report.memory:
+        table = Table("memory", "pools", "needed", "free", "verdict", box=None, pad_edge=False)
+        for row in report.memory:
+            verdict = Text("fits", "green") if row.fits else Text("does not fit", "red")
+            free = "unknown" if row.free_bytes is None else gib(row.free_bytes)
+            table.add_row(row.place, Text(", ".join(row.pools)), gib(row.need_bytes), free, verdict)
+        out.print()
+        out.print(table)
+    out.print()
+    for note in report.notes:
+        out.print(Text.assemble(("note: ", "yellow"), note), soft_wrap=True)
+    for problem in report.problems:
+        out.print(Text.assemble(("problem: ", "bold red"), problem), soft_wrap=True)
+    if report.ok:
+        out.print(Text.assemble(("ok", "bold green"), ": orchd serve can start with this"))
+
+
+def _facts(report: Report) -> Iterator[tuple[str, str]]:
+    yield "config", report.config or "no file, so the defaults"
+    yield "listens", report.listen
+    yield "token", report.token
+    yield "llama.cpp", report.llama_cpp
+    if report.driver is not None:
+        yield "driver", report.driver
+    for gpu in report.gpus:
+        free = "unknown" if gpu.free_bytes is None else gib(gpu.free_bytes)
+        yield gpu.device, f"{gpu.name}, {free} of {gib(gpu.memory_bytes)} free, {gpu.uuid}"
+    if not report.gpus:
+        yield "GPUs", "none"
+
+
+def _pool_facts(pool: PoolReport) -> Iterator[tuple[str, str]]:
+    yield "pool", pool.id
+    yield "  model", pool.model_id or "none that can be used"
+    if pool.path is not None:
+        yield "  file", pool.path
+    yield "  devices", ", ".join(pool.devices) or "none that can be used"
+    yield "  shape", f"{'1 slot' if pool.slots == 1 else f'{pool.slots} slots'} of {pool.ctx} tokens on each"
+    if pool.weights_bytes is not None and pool.cache_bytes is not None and pool.buffers_bytes is not None:
+        weights, cache, buffers = map(gib, (pool.weights_bytes, pool.cache_bytes, pool.buffers_bytes))
+        yield "  needs", f"weights {weights}, KV cache {cache}, buffers {buffers} on each"
