@@ -181,13 +181,16 @@ ALONE: Final = Beside()
 class Vocab(Protocol):
     """A model's tokenizer and chat template. Every method may be called from any thread, `close` from the last one."""
 
-    def tokenize(self, prompt: str) -> list[int]:
-        """Tokens of a raw prompt; special tokens written in it are special. Raises `InvalidPrompt`."""
+    def tokenize(self, prompt: str, *, at_most: int | None = None) -> list[int]:
+        """Tokens of a raw prompt; special tokens written in it are special.
 
-    def tokenize_chat(self, messages: Seq[Mapping[str, str]]) -> list[int]:
+        Raises `InvalidPrompt`, and `PromptTooLong` if there are more than ``at_most``.
+        """
+
+    def tokenize_chat(self, messages: Seq[Mapping[str, str]], *, at_most: int | None = None) -> list[int]:
         """Tokens of a conversation (``role``, ``content``) as the model's template writes it, ready for the reply.
 
-        No text in a message becomes a control token. Raises `InvalidPrompt`.
+        No text in a message becomes a control token. Raises as `tokenize` does.
         """
 
     def close(self) -> None:

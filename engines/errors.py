@@ -2,6 +2,7 @@
 
 EngineError
 ├── InvalidPrompt        the input cannot be turned into tokens; refuse it, nothing was touched
+│   └── PromptTooLong        it would be more tokens than are of use
 ├── LoadFailed           the model is not there; every handle made on the way has been closed
 │   └── OutOfDeviceMemory    same, and a smaller ``slots`` or ``ctx`` may succeed
 ├── DecodeFailed         this step is lost; ``LoadedModel.reset`` brings the model back empty
@@ -17,6 +18,18 @@ class EngineError(Exception):
 
 class InvalidPrompt(EngineError):
     """Text or messages that this model's tokenizer or chat template refuses."""
+
+
+class PromptTooLong(InvalidPrompt):
+    """A prompt has more tokens than are of use.
+
+    Args:
+        tokens: It has more; they were not counted to the end.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        super().__init__(f"the prompt has more than {tokens} tokens")
 
 
 class LoadFailed(EngineError):

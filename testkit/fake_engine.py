@@ -43,12 +43,12 @@ class FakeVocab:
     def __init__(self) -> None:
         self.closes = 0
 
-    def tokenize(self, prompt: str) -> list[int]:
+    def tokenize(self, prompt: str, *, at_most: int | None = None) -> list[int]:
         if not prompt or "refuse" in prompt:
             raise InvalidPrompt("the fake vocabulary refuses this prompt")
         return [ord(char) for char in prompt]
 
-    def tokenize_chat(self, messages: Seq[Mapping[str, str]]) -> list[int]:
+    def tokenize_chat(self, messages: Seq[Mapping[str, str]], *, at_most: int | None = None) -> list[int]:
         return self.tokenize("".join(f"{message['role']}:{message['content']}\n" for message in messages))
 
     def close(self) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import datetime
-import itertools
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn
 
 import jinja2
+from jinja2 import nodes
 
 from engines.errors import InvalidPrompt
+from engines.llamacpp.marks import ControlTexts
 from engines.llamacpp.sandbox import DEADLINE, Deadline, Sandbox
-from engines.llamacpp.spelling import Spellings
 
 MAX_CHARS = 16 * 2**20
 """Longest prompt a template may write, in characters."""
@@ -20,53 +19,11 @@ MAX_CHARS = 16 * 2**20
 TIME_LIMIT_S = 2.0
 """Processor time that a template may take."""
 
+SAMPLE_LIMIT_S = 0.1
+"""The same where it writes three short conversations, to show what it writes."""
+
 MAX_REFUSAL_CHARS = 300
 """Longest sentence of a template's own that is passed on."""
-
-SEAM = "\ue0fe"
-"""Private-use character: the text must be tokenised separately on its two sides."""
-
-
-class ControlTexts:
-    """Splits user text so that no part of it can be read as a control token.
-
-    A template writes its own control tokens and the users' text into one string. Wherever the users' text spells a
-    control token, or begins or ends in a way that could complete one together with the template's text, a `SEAM` is put
-    in; what lies on two sides of a seam is tokenised separately, so the spelling stays text.
-    """
-
-    def __init__(self, texts: Iterable[str]) -> None:
-        self._spellings = Spellings(texts)
-        self._heads = frozenset(text[:n] for text in self._spellings.texts for n in range(1, len(text)))
-        self._tails = frozenset(text[n:] for text in self._spellings.texts for n in range(1, len(text)))
-
-    def defuse(self, content: str) -> str:
-        """The content with a seam in every place that may need one. Seams that were there before are dropped."""
-        content = content.replace(SEAM, "")
-        cuts = {start + 1 for start, _ in self._spellings.within(content)}
-        core = content.strip()  # templates like to trim
-        left = content.find(core)
-        right = left + len(core)
-        sizes = range(1, min(max(self._spellings.lengths, default=0), len(core) + 1))
-        if any(core[:n] in self._tails for n in sizes):
-            cuts.add(left)
-        if any(core[-n:] in self._heads for n in sizes):
-            cuts.add(right)
-        edges = [0, *sorted(cuts), len(content)]
-        return SEAM.join(content[a:b] for a, b in itertools.pairwise(edges))
-
-    def split(self, rendered: str) -> list[str]:
-        """The parts between seams, of those that do keep a control text apart.
-
-        The others are closed, because a word's tokens can depend on what stands beside it.
-        """
-        pieces = rendered.split(SEAM)
-        text = "".join(pieces)
-        seams = list(itertools.accumulate(len(piece) for piece in pieces[:-1]))
-        needed: set[int] = set()
-        for start, end in self._spellings.within(text) if seams else ():
-            needed.update(seams[bisect_right(seams, start) : bisect_left(seams, end)])
-        return [text[a:b] for a, b in itertools.pairwise([0, *sorted(needed), len(text)])]
 
 
 class ChatTemplate:
@@ -76,13 +33,15 @@ class ChatTemplate:
         source: Jinja, as in the GGUF's ``tokenizer.chat_template``.
         bos: Text of the beginning-of-sequence token.
         eos: Text of the end-of-sequence token.
-        controls: Text of every control token.
+        controls: Text of every token that no message may spell.
+        others: Text of those that it may, unless the template writes them itself: then they are control tokens too,
+            whatever the file says they are.
 
     Raises:
         InvalidPrompt: The template cannot be compiled; its cause is why.
     """
 
-    def __init__(self, source: str, *, bos: str, eos: str, controls: Iterable[str]) -> None:
+    def __init__(self, source: str, *, bos: str, eos: str, controls: Iterable[str], others: Iterable[str] = ()) -> None:
         environment = Sandbox()
         environment.globals.update(
             raise_exception=_raise_exception,
@@ -90,22 +49,39 @@ class ChatTemplate:
             bos_token=bos,
             eos_token=eos,
         )
-        self._controls = ControlTexts(controls)
+        self._controls = ControlTexts(())
         try:
+            self._looked_for = _looked_for(environment, source)
             self._template = environment.compiled(source)
         except Exception as error:  # of Jinja, or of Python's compiler that it hands the template to
             raise InvalidPrompt("the model's chat template cannot be used; send prompt instead") from error
+        written = source + self._sample()
+        self._controls = ControlTexts([*controls, *(text for text in others if text in written)])
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> list[str]:
+    def _sample(self) -> str:
+        """What it writes around messages; a part of it may be in no single text of its source."""
+        written = ""
+        for roles in (["user"], ["system", "user", "assistant", "user"], ["user", "assistant", "user"]):
+            messages = [{"role": role, "content": "x"} for role in roles]
+            try:
+                written += "".join(self.render(messages, time_limit_s=SAMPLE_LIMIT_S))
+            except InvalidPrompt as error:
+                if error.__cause__ is not None or roles == ["user"]:
+                    break  # it does not only refuse these roles
+        return written
+
+    def render(self, messages: Sequence[Mapping[str, str]], *, time_limit_s: float | None = None) -> list[str]:
         """The prompt, ready for the assistant's reply, in parts that are to be tokenised one by one.
 
         Raises:
             InvalidPrompt: The template refuses the conversation, or fails on it; then its cause is why.
         """
-        safe = [{"role": m["role"], "content": self._controls.defuse(m["content"])} for m in messages]
+        plain = [self._looked_for if message["role"] == "assistant" else frozenset[str]() for message in messages]
+        contents, marks = self._controls.marked([message["content"] for message in messages], plain=plain)
+        safe = [{**message, "content": content} for message, content in zip(messages, contents, strict=True)]
         parts: list[str] = []
         size = 0
-        variables = {"messages": safe, "add_generation_prompt": True, DEADLINE: Deadline(TIME_LIMIT_S)}
+        variables = {"messages": safe, "add_generation_prompt": True, DEADLINE: Deadline(time_limit_s or TIME_LIMIT_S)}
         try:
             for text in self._template.generate(variables):
                 parts.append(text)
@@ -118,7 +94,21 @@ class ChatTemplate:
             raise InvalidPrompt(f"the model's chat template refuses these messages: {refusal}") from None
         except Exception as error:  # the template is a stranger's program: it may raise anything
             raise InvalidPrompt("the model's chat template fails on these messages; send prompt instead") from error
-        return self._controls.split("".join(parts))
+        return marks.parts("".join(parts))
+
+
+def _looked_for(environment: jinja2.Environment, source: str) -> frozenset[str]:
+    """Texts that a template looks for in others, such as ``</think>``: in comparisons and as arguments of methods.
+
+    In an assistant's message these stay as the model wrote them.
+    """
+    tree = environment.parse(source)
+    found: set[str] = set()
+    for node in tree.find_all((nodes.Compare, nodes.Call, nodes.Filter)):
+        if isinstance(node, nodes.Call) and not isinstance(node.node, nodes.Getattr):
+            continue  # not a method
+        found.update(one.value for one in node.find_all(nodes.Const) if isinstance(one.value, str))
+    return frozenset(found)
 
 
 class _Refusal(jinja2.TemplateError):

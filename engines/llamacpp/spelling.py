@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 WHOLE_CHARS = 4096
 """Texts up to this length are tokenised in one piece, longer ones in pieces of at least this length."""
 
-_BLANK = re.compile(r"[ \t\n\v\f\r]*")
+_BLANKS = " \t\n\v\f\r"
+_BLANK = re.compile(f"[{_BLANKS}]*")
 
 
 class Spellings:
@@ -57,6 +58,23 @@ class Cuts:
                 yield text[begin:cut]
                 begin = cut
         yield text[begin:]
+
+    def around(self, text: str) -> Iterator[tuple[int, int]]:
+        """Start and end of everything that may be special tokens, with the blanks that these may swallow."""
+        begin, end = 0, -1  # of those found last
+        for start, stop in self._spellings.within(text):
+            before = start
+            while before > max(end, 0) and text[before - 1] in _BLANKS:
+                before -= 1
+            behind = _BLANK.match(text, stop)
+            stop = stop if behind is None else behind.end()
+            if before > end >= 0:
+                yield begin, end
+            if before > end:
+                begin = before
+            end = max(end, stop)
+        if end >= 0:
+            yield begin, end
 
     def _places(self, text: str) -> Iterator[int]:
         first, end, alone = 0, 0, False

@@ -240,9 +240,12 @@ def _try_tokenizer(model: NativeModel) -> None:
     Where a piece of text has no token of its own, some tokenizers look for one for each of its bytes, and llama.cpp
     throws if that is not there. So every byte that UTF-8 has must come up in a character without a token.
     """
+    from engines.llamacpp.tokenizer import OWN_STACK_CHARS, Tokenizer
+
     rare = [*range(0x800, 0xD800, 61), *range(0xE000, 0x10000, 61), *range(0x10000, 0x110000, 4099)]
     for code in [*range(0x800), *rare]:
-        model.tokenize(chr(code), add_special=False, parse_special=True)
+        model.tokenize(chr(code))
+    Tokenizer(model).tokenize(["A" * 2 * OWN_STACK_CHARS])
 
 
 if __name__ == "__main__":

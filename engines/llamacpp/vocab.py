@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from engines.errors import EngineDead, InvalidPrompt
 from engines.llamacpp.chat import ChatTemplate
 from engines.llamacpp.native.model import NativeModel
-from engines.llamacpp.spelling import Cuts
+from engines.llamacpp.tokenizer import Tokenizer
 
 
 class LlamaVocab:
@@ -29,19 +29,18 @@ class LlamaVocab:
         self._calls = 0
         self._closed = False
         self._template: ChatTemplate | None = None
-        special = (token for token in range(self._native.n_vocab) if self._native.is_special(token))
-        self._cuts = Cuts({self._text(token): self._native.swallows_blanks(token) for token in special})
+        self._tokenizer = Tokenizer(self._native)
 
-    def tokenize(self, prompt: str) -> list[int]:
+    def tokenize(self, prompt: str, *, at_most: int | None = None) -> list[int]:
         """See `engines.api.Vocab`."""
-        return self._tokenize([prompt])
+        return self._tokenize([prompt], at_most)
 
-    def tokenize_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def tokenize_chat(self, messages: Sequence[Mapping[str, str]], *, at_most: int | None = None) -> list[int]:
         """See `engines.api.Vocab`."""
         with self._open():
             if self._template is None:
                 self._template = self._compile_template()
-            return self._tokenize(self._template.render(messages))
+            return self._tokenize(self._template.render(messages), at_most)
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:
@@ -57,35 +56,27 @@ class LlamaVocab:
                 if self._closed and not self._calls:
                     self._native.close()
 
-    def _tokenize(self, parts: Sequence[str]) -> list[int]:
+    def _tokenize(self, parts: Sequence[str], at_most: int | None) -> list[int]:
         with self._open():
-            try:
-                tokens: list[int] = []
-                for number, piece in enumerate(piece for part in parts for piece in self._pieces(part)):
-                    tokens += self._native.tokenize(piece, add_special=number == 0, parse_special=True)
-            except UnicodeEncodeError:
-                raise InvalidPrompt("the text holds half a surrogate pair, which is not Unicode text") from None
-            bos = self._native.bos
-        if len(tokens) > 1 and tokens[0] == tokens[1] == bos:
-            del tokens[0]  # the tokenizer added one and the text, or the template, had one
+            tokens = self._tokenizer.tokenize(parts, at_most=at_most)
         if not tokens:
             raise InvalidPrompt("the prompt is empty for this model; give it at least one token of text")
         return tokens
-
-    def _pieces(self, text: str) -> Iterable[str]:
-        return [text] if self._native.adds_eos else self._cuts.pieces(text)
 
     def _compile_template(self) -> ChatTemplate:
         source = self._native.chat_template
         if source is None:
             raise InvalidPrompt(f"{self._native.name} has no chat template; send prompt instead of messages")
         native = self._native
-        controls = (self._text(token) for token in range(native.n_vocab) if native.is_control(token))
-        return ChatTemplate(source, bos=self._text(native.bos), eos=self._text(native.eos), controls=controls)
-
-    def _text(self, token: int) -> str:
-        """What spells a token; nothing for -1, which is none."""
-        return self._native.piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
+        controls, others = [], []
+        for token in range(native.n_vocab):
+            if native.is_control(token) or native.is_end(token):
+                controls.append(native.text(token))
+            elif native.is_special(token):
+                others.append(native.text(token))
+        return ChatTemplate(
+            source, bos=native.text(native.bos), eos=native.text(native.eos), controls=controls, others=others
+        )
 
     def close(self) -> None:
         """See `engines.api.Vocab`."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engines.api import Footprint, Vocab
-from engines.errors import InvalidPrompt, LoadFailed
+from engines.errors import InvalidPrompt, LoadFailed, PromptTooLong
 from orchd.errors import UNREADY_RETRY_S, InvalidParams, PoolUnavailable
 from orchd.models import files, references
 from orchd.schemas import TaskRequest
@@ -76,11 +76,18 @@ class ActiveModel:
         Raises:
             InvalidParams: The model refuses it, or it does not fit into a slot together with its output.
         """
+        most = max(0, ctx - request.max_tokens)
         try:
             if request.messages is not None:
-                tokens = self.vocab.tokenize_chat([{"role": m.role, "content": m.content} for m in request.messages])
+                messages = [{"role": m.role, "content": m.content} for m in request.messages]
+                tokens = self.vocab.tokenize_chat(messages, at_most=most)
             else:
-                tokens = self.vocab.tokenize(request.prompt or "")
+                tokens = self.vocab.tokenize(request.prompt or "", at_most=most)
+        except PromptTooLong as error:
+            raise InvalidParams(
+                f"the prompt's more than {error.tokens} tokens and max_tokens {request.max_tokens} do not fit into "
+                f"a slot's context of {ctx}; shorten the prompt or lower max_tokens"
+            ) from None
         except InvalidPrompt as error:
             if error.__cause__ is not None:
                 _log.warning("%s: %s: %r", self.id, error, error.__cause__)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engines.errors import EngineDead, InvalidPrompt
-from engines.llamacpp.chat import SEAM, ChatTemplate
+from engines.llamacpp.chat import ChatTemplate
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.spelling import Cuts
 from engines.llamacpp.vocab import LlamaVocab
@@ -112,9 +112,9 @@ def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 FRAGMENTS = """
     <|im_start|> <|im_end|> <|im_ start|> end|> <| |> < > </s> <s> s> </ <unk> <|endoftext|> <|endof text|> user a é 🙂
 """
-fragments = st.sampled_from([*FRAGMENTS.split(), "\n", " ", "\t", "\u2003", SEAM])
+fragments = st.sampled_from([*FRAGMENTS.split(), "\n", " ", "\t", "\u2003", "\U000f0000"])
 contents = st.lists(fragments, max_size=12).map("".join)
-harmless = st.text(st.characters(codec="utf-8", exclude_characters=SEAM + "<"), max_size=20) | st.text("<>|/_ \n")
+harmless = st.text(st.characters(codec="utf-8", exclude_characters="<"), max_size=20) | st.text("<>|/_ \n")
 
 
 @given(st.lists(contents, min_size=1, max_size=3))
@@ -185,7 +185,7 @@ def test_the_pieces_have_the_tokens_of_the_whole(
 @lru_cache
 def _cuts_of(path: Path) -> tuple[NativeModel, Cuts]:
     vocab = LlamaVocab(path)
-    return vocab._native, vocab._cuts
+    return vocab._native, vocab._tokenizer.cuts
 
 
 def test_the_time_for_many_special_tokens_grows_with_their_number(tiny_model_path: Path) -> None:

@@ -39,7 +39,7 @@ class Vocab(FakeVocab):
         super().__init__()
         self.name = name
 
-    def tokenize(self, prompt: str) -> list[int]:
+    def tokenize(self, prompt: str, *, at_most: int | None = None) -> list[int]:
         if self.closes:
             raise EngineDead("closed")
         return [code + SHIFTS[self.name] for code in super().tokenize(prompt)]

@@ -75,7 +75,7 @@ async def test_a_prompt_that_is_being_tokenised_gets_the_new_models_tokens(tmp_p
         vocab = stage.engine.vocabs[0]
         tokenize = vocab.tokenize
 
-        def slow(prompt: str) -> list[int]:
+        def slow(prompt: str, *, at_most: int | None = None) -> list[int]:
             tokens = tokenize(prompt)
             there.set()
             assert go_on.wait(20)

@@ -16,7 +16,7 @@ from types import FunctionType
 import msgspec
 
 from engines.errors import LoadFailed
-from engines.llamacpp.chat import SEAM, ControlTexts
+from engines.llamacpp.marks import ControlTexts
 from engines.llamacpp.text import OutputText
 from orchd.client.sse import SseReader
 from orchd.errors import InvalidParams
@@ -93,8 +93,10 @@ def task(data: bytes) -> None:
 
 def controls(data: bytes) -> None:
     """Users' text around control tokens: nothing is lost, and no part holds a control text."""
-    text = data.decode("utf-8", "ignore").replace(SEAM, "")
-    parts = _CONTROLS.split(_CONTROLS.defuse(text))
+    text = data.decode("utf-8", "ignore")
+    (seen,), marks = _CONTROLS.marked([text], plain=[frozenset()])
+    assert len(seen) == len(text)
+    parts = marks.parts(seen)
     assert "".join(parts) == text
     for part in parts:
         assert not any(control in part for control in ("<|im_start|>", "<|im_end|>", "</s>", "<s>", "[INST]"))

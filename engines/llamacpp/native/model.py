@@ -106,7 +106,14 @@ class NativeModel:
         template = llama_cpp.llama_model_chat_template(self.handle, None)
         return template.decode("utf-8", "replace") if template else None
 
-    def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+    @property
+    def pre_tokenizer(self) -> str:
+        """What the file's metadata calls the rules by which texts are cut into words."""
+        buffer = ctypes.create_string_buffer(64)
+        llama_cpp.llama_model_meta_val_str(self.handle, b"tokenizer.ggml.pre", buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace")
+
+    def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         """Token ids of a text. ``llama_tokenize`` is thread-safe."""
         data = text.encode("utf-8")
         room = len(data) + 8
@@ -116,6 +123,20 @@ class NativeModel:
             tokens = (llama_cpp.llama_token * -n)()
             n = llama_cpp.llama_tokenize(self.vocab, data, len(data), tokens, -n, add_special, parse_special)
         return tokens[:n]
+
+    def text(self, token: int) -> str:
+        """How the vocabulary writes a token, which is what spells a special one; nothing for -1, which is none."""
+        return llama_cpp.llama_vocab_get_text(self.vocab, token).decode("utf-8", "replace") if token >= 0 else ""
+
+    @property
+    def is_bpe(self) -> bool:
+        """Whether regular expressions cut texts into words before these are looked up."""
+        return bool(llama_cpp.llama_vocab_type(self.vocab) == llama_cpp.LLAMA_VOCAB_TYPE_BPE)
+
+    @property
+    def is_sentencepiece(self) -> bool:
+        """Whether tokens are merged from characters across the whole text."""
+        return bool(llama_cpp.llama_vocab_type(self.vocab) == llama_cpp.LLAMA_VOCAB_TYPE_SPM)
 
     def piece(self, token: int, *, special: bool) -> bytes:
         """The bytes a token stands for; control tokens are empty unless ``special``."""
@@ -152,9 +173,9 @@ class NativeModel:
         return bool(llama_cpp.llama_vocab_is_eog(self.vocab, token))
 
     @property
-    def adds_eos(self) -> bool:
-        """Whether tokenising with ``add_special`` puts an end-of-sequence token behind the text."""
-        return bool(llama_cpp.llama_vocab_get_add_eos(self.vocab))
+    def adds_bos(self) -> bool:
+        """Whether a prompt should begin with the beginning-of-sequence token."""
+        return bool(llama_cpp.llama_vocab_get_add_bos(self.vocab))
 
     @property
     def bos(self) -> int:

@@ -1,0 +1,180 @@
+"""Text to tokens: `llama_tokenize` with what it leaves to its caller.
+
+- It adds a space before each text that it is given, in vocabularies that want one before the first word. So a text that
+  goes on where another one ended is given with a character in front of it that takes the space, and whose tokens go.
+- It adds the beginning of a sequence even if the text has one, and an end of sequence that stands in the way of an
+  answer. So neither is asked for, and the first is put there where it is missing.
+- Its regular expressions need stack for each character of a word, and a thread has enough for some 26,000. So long
+  texts get a thread of their own with as much as they may need. Pages of it that are not used take no memory.
+- SentencePiece vocabularies take time with the square of a text's length, and one kind of BPE with the square of a
+  number's. So long texts are cut where no token can reach across.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from engines.errors import InvalidPrompt, PromptTooLong
+from engines.llamacpp.native.model import NativeModel
+from engines.llamacpp.spelling import WHOLE_CHARS, Cuts
+
+T = TypeVar("T")
+
+OWN_STACK_CHARS = 8192
+"""Texts that are longer get a thread of their own."""
+
+_STACK_PER_CHAR = 640  # 512 MiB are enough for a word of 2**20 characters and 256 MiB are not
+_STACK_LEAST = 1 << 20
+
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes one
+_TAKERS = ("\x01", "\x02", "\ue000", "\U000f0000")
+_FOLLOWERS = ("a", " a", "1", "\n", "é", "字", "\x03")
+
+_LONG_CHARS = 64 * 1024  # texts that are worth a look at the whole vocabulary before they are read
+
+_DIGITS = 99
+_LONG_NUMBER = re.compile(rf"[0-9]{{{2 * _DIGITS},}}")
+
+_stack_size = threading.Lock()
+
+
+class Tokenizer:
+    """The tokenizer of a vocabulary. Any thread; the caller keeps the vocabulary open.
+
+    Args:
+        native: The model that has it.
+    """
+
+    def __init__(self, native: NativeModel) -> None:
+        self._native = native
+        special = (token for token in range(native.n_vocab) if native.is_special(token))
+        self.cuts = Cuts({native.text(token): native.swallows_blanks(token) for token in special})
+        self._taker = self._find_taker()
+        self._bos = native.bos if native.adds_bos else -1
+
+    def tokenize(self, parts: Sequence[str], *, at_most: int | None = None) -> list[int]:
+        """The tokens of a prompt, special ones too, with the beginning of a sequence if the vocabulary wants one.
+
+        Args:
+            parts: Texts that follow one another. No token reaches from one into the next.
+            at_most: How many tokens are of use: a text that has more need not be read to its end.
+
+        Raises:
+            InvalidPrompt: It is no Unicode text.
+            PromptTooLong: There are more than ``at_most``, and there is text left.
+        """
+        if at_most is not None and self._least_tokens(parts) > at_most:
+            raise PromptTooLong(at_most)
+        tokens: list[int] = []
+        try:
+            for number, part in enumerate(parts):
+                for piece, goes_on in self._pieces(part, goes_on=number > 0):
+                    if at_most is not None and len(tokens) > at_most:
+                        raise PromptTooLong(len(tokens))
+                    tokens += self._tokens(piece, goes_on=goes_on)
+        except UnicodeEncodeError:
+            raise InvalidPrompt("the text holds half a surrogate pair, which is not Unicode text") from None
+        if self._bos >= 0 and tokens[:1] != [self._bos]:
+            tokens.insert(0, self._bos)
+        return tokens
+
+    def _least_tokens(self, parts: Sequence[str]) -> int:
+        """How many tokens a long text has at least, if nothing remains of its blanks and all others are the longest."""
+        if sum(map(len, parts)) < _LONG_CHARS or not (self._native.is_bpe or self._native.is_sentencepiece):
+            return 0
+        return sum(sum(map(len, part.split())) for part in parts) // self._longest
+
+    @functools.cached_property
+    def _longest(self) -> int:
+        """Characters of the longest token, or more."""
+        return max(len(self._native.text(token)) for token in range(self._native.n_vocab))
+
+    def _pieces(self, text: str, *, goes_on: bool) -> Iterator[tuple[str, bool]]:
+        """A text in pieces that can be tokenised one by one, and whether each goes on where a text ended."""
+        for number, block in enumerate(self.cuts.pieces(text)):
+            begin = 0
+            for end in (*self._seams(block), len(block)):
+                yield block[begin:end], bool(begin) or (goes_on and number == 0)
+                begin = end
+
+    def _seams(self, text: str) -> Iterator[int]:
+        """Where a long text can be cut; none where the time for it grows with its length."""
+        if len(text) <= 2 * WHOLE_CHARS:
+            return
+        if self._native.pre_tokenizer == "superbpe":
+            for number in _LONG_NUMBER.finditer(text):  # its digits are taken in threes from the right
+                yield from range(number.end() - len(number[0]) // _DIGITS * _DIGITS, number.end(), _DIGITS)
+        if self._native.is_sentencepiece and self._taker is not None:
+            last, end = 0, (len(text), len(text))
+            special = self.cuts.around(text)
+            begin, stop = next(special, end)
+            for seam in (match.start() for match in self._seam.finditer(text, 1)):
+                while seam > stop:
+                    begin, stop = next(special, end)
+                if seam < begin and seam - last >= WHOLE_CHARS:
+                    yield (last := seam)
+
+    @functools.cached_property
+    def _seam(self) -> re.Pattern[str]:
+        """Finds places that no token reaches across: before a space, around a character that only stands alone."""
+        joined: set[str] = set()
+        words = True
+        for token in range(self._native.n_vocab):
+            text = self._native.text(token)
+            if len(text) > 1 and not self._native.is_special(token):
+                joined.update(text)
+                words = words and _SPACE not in text.lstrip(_SPACE)
+        joined.discard(_SPACE)
+        known = "".join(map(re.escape, sorted(joined | {" "})))
+        alone = f"(?<=[^{known}])|(?=[^{known}])"
+        return re.compile(f"{alone}|(?<! )(?= )" if words else alone)
+
+    def _tokens(self, text: str, *, goes_on: bool) -> list[int]:
+        if not goes_on or self._taker is None:
+            return self._native_tokens(text)
+        taker, count = self._taker
+        return self._native_tokens(taker + text)[count:]
+
+    def _native_tokens(self, text: str) -> list[int]:
+        if len(text) <= OWN_STACK_CHARS or not self._native.is_bpe:
+            return self._native.tokenize(text)
+        size = _STACK_LEAST + _STACK_PER_CHAR * len(text)
+        return _on_stack(size, lambda: self._native.tokenize(text))
+
+    def _find_taker(self) -> tuple[str, int] | None:
+        """A character that takes the space and joins with nothing, and the number of its tokens."""
+        for taker in _TAKERS:
+            own = self._native.tokenize(taker)
+            if own and all(self._native.tokenize(taker + other)[: len(own)] == own for other in _FOLLOWERS):
+                return taker, len(own)
+        return None
+
+
+def _on_stack(size: int, call: Callable[[], T]) -> T:
+    """What a call returns, or raises, on a thread with so many bytes of stack."""
+    results: list[T] = []
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="tokenizer")
+    with _stack_size:
+        before = threading.stack_size(-(-size // 4096) * 4096)
+        try:
+            thread.start()
+        except RuntimeError:
+            raise InvalidPrompt("the prompt is longer than this machine's memory lets it be; shorten it") from None
+        finally:
+            threading.stack_size(before)
+    thread.join()
+    if raised:
+        raise raised[0]
+    return results[0]
