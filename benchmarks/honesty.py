@@ -26,7 +26,9 @@ LOAD = 0.7
 BURSTS = 7
 """The first one is not counted: it takes so many to learn that refused senders of this server come back."""
 
-SHORT_BURSTS = 40
+QUICK = {"short": 40, "far_below_max": 40}
+"""Bursts of mixes that take seconds."""
+
 LOOK_S = 0.01
 LEAST_WAIT_MS = 20.0
 """An error is a share of the wait, but of no less than this: opening the stream takes a few milliseconds of its own."""
@@ -76,7 +78,7 @@ def write_model(path: Path) -> Path:
 async def measure_honesty(model: Path, *, mix: str, slots: int, capacity: int, bursts: int | None = None) -> Row:
     """One mix on one number of slots; a few minutes."""
     wanted, choose = MIXES[mix], random.Random(0)
-    bursts = bursts or (SHORT_BURSTS if mix == "short" else BURSTS)
+    bursts = bursts or QUICK.get(mix, BURSTS)
     size = (slots + capacity) * 3 // 2
     first, seen = _Seen(), _Seen()
     with serving(model, slots=slots, ctx=2048, capacity=capacity) as (url, _):
