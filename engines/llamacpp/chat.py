@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import NoReturn
 
 import jinja2
@@ -24,6 +25,19 @@ SAMPLE_LIMIT_S = 0.1
 
 MAX_REFUSAL_CHARS = 300
 """Longest sentence of a template's own that is passed on."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conversation as the model reads it.
+
+    Attributes:
+        text: All of it.
+        cuts: Places where it is to be cut, so that what users wrote stays text; found as they are asked for, once.
+    """
+
+    text: str
+    cuts: Iterator[int]
 
 
 class ChatTemplate:
@@ -64,14 +78,14 @@ class ChatTemplate:
         for roles in (["user"], ["system", "user", "assistant", "user"], ["user", "assistant", "user"]):
             messages = [{"role": role, "content": "x"} for role in roles]
             try:
-                written += "".join(self.render(messages, time_limit_s=SAMPLE_LIMIT_S))
+                written += self.render(messages, time_limit_s=SAMPLE_LIMIT_S).text
             except InvalidPrompt as error:
                 if error.__cause__ is not None or roles == ["user"]:
                     break  # it does not only refuse these roles
         return written
 
-    def render(self, messages: Sequence[Mapping[str, str]], *, time_limit_s: float | None = None) -> list[str]:
-        """The prompt, ready for the assistant's reply, in parts that are to be tokenised one by one.
+    def render(self, messages: Sequence[Mapping[str, str]], *, time_limit_s: float | None = None) -> Prompt:
+        """The prompt, ready for the assistant's reply.
 
         Raises:
             InvalidPrompt: The template refuses the conversation, or fails on it; then its cause is why.
@@ -94,7 +108,9 @@ class ChatTemplate:
             raise InvalidPrompt(f"the model's chat template refuses these messages: {refusal}") from None
         except Exception as error:  # the template is a stranger's program: it may raise anything
             raise InvalidPrompt("the model's chat template fails on these messages; send prompt instead") from error
-        return marks.parts("".join(parts))
+        rendered = "".join(parts)
+        text = marks.taken_from(rendered)
+        return Prompt(text, self._controls.cuts(rendered, text))
 
 
 def _looked_for(environment: jinja2.Environment, source: str) -> frozenset[str]:

@@ -13,9 +13,10 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from engines.errors import InvalidPrompt, PromptTooLong
@@ -56,37 +57,40 @@ class Tokenizer:
         self._taker = self._find_taker()
         self._bos = native.bos if native.adds_bos else -1
 
-    def tokenize(self, parts: Sequence[str], *, at_most: int | None = None) -> list[int]:
+    def tokenize(self, text: str, cuts: Iterable[int] = (), *, at_most: int | None = None) -> list[int]:
         """The tokens of a prompt, special ones too, with the beginning of a sequence if the vocabulary wants one.
 
         Args:
-            parts: Texts that follow one another. No token reaches from one into the next.
+            text: The prompt.
+            cuts: Places that no token reaches across, ascending.
             at_most: How many tokens are of use: a text that has more need not be read to its end.
 
         Raises:
             InvalidPrompt: It is no Unicode text.
             PromptTooLong: There are more than ``at_most``, and there is text left.
         """
-        if at_most is not None and self._least_tokens(parts) > at_most:
+        if at_most is not None and self._least_tokens(text) > at_most:
             raise PromptTooLong(at_most)
         tokens: list[int] = []
+        begin = 0
         try:
-            for number, part in enumerate(parts):
-                for piece, goes_on in self._pieces(part, goes_on=number > 0):
+            for end in itertools.chain(cuts, (len(text),)):
+                for piece, goes_on in self._pieces(text[begin:end], goes_on=begin > 0):
                     if at_most is not None and len(tokens) > at_most:
                         raise PromptTooLong(len(tokens))
                     tokens += self._tokens(piece, goes_on=goes_on)
+                begin = end
         except UnicodeEncodeError:
             raise InvalidPrompt("the text holds half a surrogate pair, which is not Unicode text") from None
         if self._bos >= 0 and tokens[:1] != [self._bos]:
             tokens.insert(0, self._bos)
         return tokens
 
-    def _least_tokens(self, parts: Sequence[str]) -> int:
+    def _least_tokens(self, text: str) -> int:
         """How many tokens a long text has at least, if nothing remains of its blanks and all others are the longest."""
-        if sum(map(len, parts)) < _LONG_CHARS or not (self._native.is_bpe or self._native.is_sentencepiece):
+        if len(text) < _LONG_CHARS or not (self._native.is_bpe or self._native.is_sentencepiece):
             return 0
-        return sum(sum(map(len, part.split())) for part in parts) // self._longest
+        return sum(map(len, text.split())) // self._longest
 
     @functools.cached_property
     def _longest(self) -> int:

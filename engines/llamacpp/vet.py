@@ -245,7 +245,7 @@ def _try_tokenizer(model: NativeModel) -> None:
     rare = [*range(0x800, 0xD800, 61), *range(0xE000, 0x10000, 61), *range(0x10000, 0x110000, 4099)]
     for code in [*range(0x800), *rare]:
         model.tokenize(chr(code))
-    Tokenizer(model).tokenize(["A" * 2 * OWN_STACK_CHARS])
+    Tokenizer(model).tokenize("A" * 2 * OWN_STACK_CHARS)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from engines.errors import EngineDead, InvalidPrompt
@@ -33,14 +33,15 @@ class LlamaVocab:
 
     def tokenize(self, prompt: str, *, at_most: int | None = None) -> list[int]:
         """See `engines.api.Vocab`."""
-        return self._tokenize([prompt], at_most)
+        return self._tokenize(prompt, (), at_most)
 
     def tokenize_chat(self, messages: Sequence[Mapping[str, str]], *, at_most: int | None = None) -> list[int]:
         """See `engines.api.Vocab`."""
         with self._open():
             if self._template is None:
                 self._template = self._compile_template()
-            return self._tokenize(self._template.render(messages), at_most)
+            prompt = self._template.render(messages)
+            return self._tokenize(prompt.text, prompt.cuts, at_most)
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:
@@ -56,9 +57,9 @@ class LlamaVocab:
                 if self._closed and not self._calls:
                     self._native.close()
 
-    def _tokenize(self, parts: Sequence[str], at_most: int | None) -> list[int]:
+    def _tokenize(self, text: str, cuts: Iterable[int], at_most: int | None) -> list[int]:
         with self._open():
-            tokens = self._tokenizer.tokenize(parts, at_most=at_most)
+            tokens = self._tokenizer.tokenize(text, cuts, at_most=at_most)
         if not tokens:
             raise InvalidPrompt("the prompt is empty for this model; give it at least one token of text")
         return tokens

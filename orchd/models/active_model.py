@@ -76,6 +76,10 @@ class ActiveModel:
         Raises:
             InvalidParams: The model refuses it, or it does not fit into a slot together with its output.
         """
+        if request.messages is not None and len(request.messages) > ctx:  # not worth a template's time
+            raise InvalidParams(
+                f"the {len(request.messages)} messages do not fit into a slot's context of {ctx} tokens; send fewer"
+            )
         most = max(0, ctx - request.max_tokens)
         try:
             if request.messages is not None:

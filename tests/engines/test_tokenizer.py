@@ -80,7 +80,7 @@ def test_where_there_is_no_room_for_such_a_stack_the_prompt_is_refused(
 def test_a_long_number_has_the_tokens_it_has_in_one_piece(tmp_path: Path, digits: int) -> None:
     native = NativeModel(write_bpe(tmp_path / "model.gguf", pre="superbpe", words=["11", "1111"]), vocab_only=True)
     text = f"aa {'1' * digits} aa" + "b" * 9000
-    assert Tokenizer(native).tokenize([text]) == native.tokenize(text)
+    assert Tokenizer(native).tokenize(text) == native.tokenize(text)
     native.close()
 
 
@@ -195,7 +195,7 @@ def test_a_long_text_has_the_tokens_it_has_in_one_piece(
         patch.setattr(tokenizer, "WHOLE_CHARS", 3)
         cut = Tokenizer(native)
         pieces = list(cut._pieces(text, goes_on=False))
-        tokens = cut.tokenize([text])
+        tokens = cut.tokenize(text)
     assert "".join(piece for piece, _ in pieces) == text
     assert tokens == native.tokenize(text)
 

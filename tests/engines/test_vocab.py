@@ -128,7 +128,7 @@ def test_text_without_control_texts_is_tokenised_in_one_piece(opened: Opened, co
     source = opened.native.chat_template
     assert source is not None
     bos, eos = (opened.native.piece(token, special=True).decode() for token in (opened.native.bos, opened.native.eos))
-    (plain,) = ChatTemplate(source, bos=bos, eos=eos, controls=[]).render(messages)
+    plain = ChatTemplate(source, bos=bos, eos=eos, controls=[]).render(messages).text
     assert opened.vocab.tokenize_chat(messages) == opened.native.tokenize(plain, add_special=True, parse_special=True)
 
 

@@ -18,7 +18,7 @@ from tests.http.envelope import assert_envelope
 
 def rendered(template: str, content: str = "Hello") -> str:
     compiled = ChatTemplate(template, bos="<s>", eos="</s>", controls=["<|im_end|>"])
-    return "".join(compiled.render([{"role": "user", "content": content}]))
+    return compiled.render([{"role": "user", "content": content}]).text
 
 
 def again(step: str, first: str = "[1]") -> str:
