@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from engines.errors import LoadFailed, OutOfDeviceMemory
 
@@ -11,21 +13,32 @@ _OUT_OF_MEMORY = re.compile(r"out of memory|failed to allocate|unable to allocat
 _PREFIX = re.compile(r"^\s*(?:\w+: )*(?:error loading model: )?(?:error loading model \w+: )?")
 
 
-def load_error(what: str, lines: list[str]) -> LoadFailed:
-    """The most telling line of a failed load, as the error it stands for."""
-    for line in reversed(lines):
-        if _OUT_OF_MEMORY.search(line):
-            return OutOfDeviceMemory(f"{what} does not fit in device memory; try fewer slots or a smaller ctx")
-    telling = [line for line in lines if "error" in line.lower() or "fail" in line.lower()]
-    reason = _PREFIX.sub("", telling[0]) if telling else "llama.cpp gave no reason"
-    return LoadFailed(f"{what} could not be loaded: {reason}")
+WARNING, ERROR = 3, 4
+
+
+class Line(NamedTuple):
+    """A line of llama.cpp's log; ``level`` is ggml's."""
+
+    level: int
+    text: str
+
+
+def load_error(what: str, lines: Sequence[Line]) -> LoadFailed:
+    """The most telling line of a failed load, as the error it stands for: the first of the gravest."""
+    if any(_OUT_OF_MEMORY.search(line.text) for line in lines):
+        return OutOfDeviceMemory(f"{what} does not fit in device memory; try fewer slots or a smaller ctx")
+    for level in (ERROR, WARNING):
+        for line in lines:
+            if line.level == level and (reason := _PREFIX.sub("", line.text)):
+                return LoadFailed(f"{what} could not be loaded: {reason}")
+    return LoadFailed(f"{what} could not be loaded: llama.cpp gave no reason")
 
 
 class Buffers:
     """Bytes that llama.cpp reports to have allocated, by where they are and what for (``KV``, ``compute``, ...)."""
 
-    def __init__(self, lines: list[str]) -> None:
-        found = (_BUFFER_LINE.search(line) for line in lines)
+    def __init__(self, lines: Sequence[Line]) -> None:
+        found = (_BUFFER_LINE.search(line.text) for line in lines)
         self._all = [(m[1], m[2], int(float(m[3]) * 2**20)) for m in found if m]
 
     @property

@@ -52,12 +52,13 @@ give it the same time as the whole server, whatever its nice value."""
 
 _PROBE_CELLS = 256  # llama.cpp rounds a context up to this
 _PROBE_BATCH = 32
+_PROBE_SLOTS = 3
 _SHAPE = ("slots", "ctx", "batch", "flash_attn", "cache_type_k", "cache_type_v", "swa_full")
 _CACHE_LINE = re.compile(r"llama_kv_cache\S*: size =\s*([\d.]+) MiB")
 
 
 def vet(spec: ModelSpec, *, time_limit_s: float | None = None, on_wait: WaitCallback | None = None) -> Footprint:
-    """What a model file needs in memory, after a throwaway process has opened it and decoded a token.
+    """What a model file needs in memory, after a throwaway process has opened it and decoded a few tokens.
 
     Whatever ends the wait for that process ends the process.
 
@@ -66,6 +67,22 @@ def vet(spec: ModelSpec, *, time_limit_s: float | None = None, on_wait: WaitCall
     """
     size = file_bytes(spec.path)
     limit_s = TIME_LIMIT_S + size / SLOWEST_READ if time_limit_s is None else time_limit_s
+    try:
+        return _vet(spec, size, limit_s, on_wait)
+    except _Died:
+        if spec.slots == 1:
+            raise
+        _vet(dataclasses.replace(spec, slots=1), size, limit_s, on_wait)
+        raise LoadFailed(
+            f"{spec.path.name} can only be served with slots = 1: llama.cpp ends where several of its tasks come and go"
+        ) from None
+
+
+class _Died(LoadFailed):
+    """The process ended itself."""
+
+
+def _vet(spec: ModelSpec, size: int, limit_s: float, on_wait: WaitCallback | None) -> Footprint:
     command = [sys.executable, "-m", "engines.llamacpp.vet", os.path.abspath(spec.path)]
     for field in _SHAPE:
         command += [f"--{field.replace('_', '-')}", str(getattr(spec, field))]
@@ -92,7 +109,8 @@ def vet(spec: ModelSpec, *, time_limit_s: float | None = None, on_wait: WaitCall
         finally:
             process.kill()
     if process.returncode < 0:
-        raise LoadFailed(f"{name} {_cause_of_death(-process.returncode)}")
+        cause = _cause_of_death(-process.returncode)
+        raise (LoadFailed if -process.returncode in _OF_THE_SYSTEM else _Died)(f"{name} {cause}")
     try:
         answer = json.loads(output.splitlines()[-1])
     except (ValueError, IndexError):
@@ -128,6 +146,9 @@ def file_bytes(path: Path) -> int:
     if not all(stat.S_ISREG(one.st_mode) for one in found):
         raise LoadFailed(f"{path.name} is not a regular file")
     return sum(one.st_size for one in found)
+
+
+_OF_THE_SYSTEM = (signal.SIGKILL, signal.SIGXCPU)
 
 
 def _cause_of_death(number: int) -> str:
@@ -212,8 +233,10 @@ def _examine(spec: ModelSpec, *, decode: bool) -> dict[str, int]:
     if decode:
         model = NativeModel(spec.path, repack=False)
         cells = min(spec.ctx, _PROBE_CELLS)
-        context = NativeContext(model, dataclasses.replace(spec, slots=1, ctx=cells, batch=_PROBE_BATCH), threads=1)
+        slots = min(spec.slots, _PROBE_SLOTS)
+        context = NativeContext(model, dataclasses.replace(spec, slots=slots, ctx=cells, batch=_PROBE_BATCH), threads=1)
         context.try_step(max(model.bos, 0))
+        context.try_tasks(max(model.bos, 0), slots)
         context.close()
         model.close()
     return found

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from engines.api import DeviceSpec, FinishReason, SamplingParams
+from engines.api import DeviceSpec, FinishReason, ModelSpec, SamplingParams
 from engines.errors import DecodeFailed, EngineDead, LoadFailed
 from engines.llamacpp.engine import LlamaCppEngine
 from engines.llamacpp.model import LlamaModel
@@ -206,6 +208,19 @@ def test_what_is_not_a_gguf_is_not_loaded(load: Callable[[Path], object], conten
     path.write_bytes(content)
     with pytest.raises(LoadFailed, match=r"näme\.gguf could not be loaded: (?!llama.cpp gave no reason)"):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        ({"cache_type_v": "q8_0", "flash_attn": "off"}, "quantized V cache requires flash_attn to be enabled"),
+        ({"slots": 300}, "n_seq_max must be <= 256"),
+    ],
+)
+def test_llama_cpps_own_reason_is_told(tiny_model_path: Path, shape: dict[str, Any], reason: str) -> None:
+    for load in (lambda spec: LlamaCppEngine().load(spec, CPU), LlamaCppEngine().vet):
+        with pytest.raises(LoadFailed, match=re.escape(reason)):
+            load(ModelSpec(tiny_model_path, **shape))
 
 
 def test_progress_runs_up_to_one(tiny_model_path: Path) -> None:

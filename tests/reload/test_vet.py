@@ -60,6 +60,16 @@ def test_every_end_of_the_process_is_a_sentence(tmp_path: Path, stand_in: Path, 
     assert refusal(write_tiny_llama(tmp_path / "m.gguf")) == message
 
 
+def test_a_model_that_ends_llama_cpp_only_with_several_slots_is_told_so(tmp_path: Path, stand_in: Path) -> None:
+    answer = '{"ok": true, "cache": 1, "buffers": 2}'
+    stand_in.write_text(f"#!/bin/sh\ncase $* in *'--slots 1 '*) echo '{answer}';; *) kill -ABRT $$;; esac\n")
+    model = write_tiny_llama(tmp_path / "m.gguf")
+    assert refusal(model) == (
+        "m.gguf can only be served with slots = 1: llama.cpp ends where several of its tasks come and go"
+    )
+    assert vet(ModelSpec(model, slots=1)).cache == 1
+
+
 def test_a_process_that_hangs_is_ended(tmp_path: Path, stand_in: Path) -> None:
     stand_in.write_text("#!/bin/sh\nexec sleep 60\n")
     began = time.monotonic()

@@ -156,6 +156,27 @@ class NativeContext:
             raise DecodeFailed("the model computes NaN or infinity instead of logits; its file may be damaged")
         self.clear()
 
+    def try_tasks(self, token: int, slots: int) -> None:
+        """Decode as tasks do that come and go: in up to three slots, of unequal lengths, one of which ends first.
+
+        Raises:
+            DecodeFailed: A step does not work.
+        """
+        length = [0] * slots
+        for rows in ((3, 1, 2), (1, 0, 1), (1, 2, 1)):
+            n = 0
+            for slot, count in enumerate(rows[:slots]):
+                if not count:
+                    self.clear_slot(slot)
+                    length[slot] = 0
+                for _ in range(count):
+                    self.token[n], self.pos[n], self.seq[n], self.output[n] = token, length[slot], slot, 0
+                    length[slot] += 1
+                    n += 1
+                self.output[n - 1] = 1
+            self.decode(n)
+        self.clear()
+
     def choose_threads(self, n_slots: int) -> None:
         """Find out for small steps whether waking the other threads is worth it; with tiny models it is not."""
         lone_rows = 0

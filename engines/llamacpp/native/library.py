@@ -10,16 +10,18 @@ from collections.abc import Iterator
 
 import llama_cpp
 
+from engines.llamacpp.load_log import Line
+
 _log = logging.getLogger("engines.llamacpp")
 _LEVELS = {2: logging.DEBUG, 3: logging.WARNING, 4: logging.ERROR}  # llama.cpp's info is our debug
-_captures: dict[int, list[str]] = {}  # thread id -> lines that llama.cpp logged on it
+_captures: dict[int, list[Line]] = {}  # thread id -> lines that llama.cpp logged on it
 
 
 def _on_log(level: int, text: bytes, _user_data: object) -> None:
     line = text.decode("utf-8", "replace").rstrip()
     lines = _captures.get(threading.get_ident())
     if lines is not None:
-        lines.append(line)
+        lines.append(Line(level, line))
     if line and line != ".":
         _log.log(_LEVELS.get(level, logging.DEBUG), "%s", line)
 
@@ -32,7 +34,7 @@ version: str = llama_cpp.__version__
 
 
 @contextlib.contextmanager
-def captured() -> Iterator[list[str]]:
+def captured() -> Iterator[list[Line]]:
     """Collects what llama.cpp logs on this thread."""
     thread = threading.get_ident()
     lines = _captures[thread] = []
