@@ -2,10 +2,10 @@
 
     python -m benchmarks.steps [--model FILE] [--threads T]
 
-Six tables, in milliseconds: decoding by which slots work; a step with a copy between two slots, by how many tokens a
-slot has room for; sampling from the whole vocabulary and from a shortlist; a step whose tokens are sampled after it or
-as part of llama.cpp's graph; decoding by flash attention and type of the KV cache; and a prompt token by the size of
-the chunk it comes in. Medians; the settings take turns.
+Six tables, in milliseconds: decoding by which slots work; a copy between two slots, by how many tokens a slot has room
+for and holds; sampling from the whole vocabulary and from a shortlist; a step whose tokens are sampled after it or as
+part of llama.cpp's graph; decoding by flash attention and type of the KV cache; and a prompt token by the size of the
+chunk it comes in. Medians; the settings take turns.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from orchd.models.references import demo_model_path
 SLOTS: Final = 8
 CTX: Final = 2048
 WORKING: Final = ([0], [0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 3, 4], [0, 2, 4, 6], [3, 2, 1, 0], list(range(8)))
-COPIED: Final = (2048, 8192, 32768)
+COPIED: Final = (512, 2048, 8192, 32768)
+HELD: Final = (100, 500, 2000, 8000)
 CHUNKS: Final = (16, 32, 48, 63, 64, 96, 128, 192, 256, 512)
 DEPTHS: Final = (0, 512, 1024)
 
@@ -73,15 +74,21 @@ def decode_ms(context: NativeContext, slots: Sequence[int], tokens: int) -> floa
     return statistics.median(step_ms(context, slots, [position]) for position in range(tokens))
 
 
-def copy_ms(spec: ModelSpec, threads: int) -> tuple[float, float]:
-    """Median step of one stream, without and with a copy of its cache to another slot before each."""
-    with opened(replace(spec, slots=2), threads) as context:
-        alone, copied = [], []
-        for position in range(0, 40, 2):
-            alone.append(step_ms(context, [0], [position]))
-            context.copy_slot(0, 1)
-            copied.append(step_ms(context, [0], [position + 1]))
-    return statistics.median(alone), statistics.median(copied)
+def copy_ms(context: NativeContext, held: int) -> tuple[float, float, float]:
+    """Median step of one stream, what it takes longer if it copies a whole slot, and a copy of what a slot holds."""
+    context.clear()
+    for start in range(0, held, 500):
+        step_ms(context, [0], range(start, min(start + 500, held)))
+    alone, whole, by_itself = [], [], []
+    for position in range(0, 18, 2):
+        alone.append(step_ms(context, [1], [position]))
+        context.copy_slot(0, 2, context.n_rows * CTX)  # more than there is room for: not by itself
+        whole.append(step_ms(context, [1], [position + 1]))
+        began = time.perf_counter()
+        if context.copy_slot(0, 3, 1):
+            by_itself.append((time.perf_counter() - began) * 1e3)
+    step = statistics.median(alone)
+    return step, statistics.median(whole) - step, statistics.median(by_itself or [float("nan")])
 
 
 def sampling_ms(context: NativeContext, slots: int) -> tuple[float, float]:
@@ -183,9 +190,11 @@ def main() -> None:
 
     rows = []
     for ctx in COPIED:
-        alone, copied = copy_ms(replace(spec, ctx=ctx), options.threads)
-        rows.append([f"{ctx:,}", f"{alone:.1f}", f"{copied:.1f}"])
-    table("One row, without and with a copy of its slot's cache:", ("tokens a slot", "without", "with"), rows)
+        with opened(replace(spec, slots=4, ctx=ctx), options.threads) as context:
+            for held in (held for held in HELD if held <= ctx):
+                rows.append([f"{ctx:,}", f"{held:,}", *(f"{ms:.1f}" for ms in copy_ms(context, held))])
+    head = ("tokens a slot", "held", "step", "more with a copy of the slot", "copy of what is held")
+    table("One row, and a copy of another slot's cache:", head, rows)
 
     with opened(spec, options.threads) as context:
         rows = [[str(slots), *(f"{ms:.2f}" for ms in sampling_ms(context, slots))] for slots in (1, 4, 8)]

@@ -4,12 +4,34 @@ llama.cpp computes the rows of a step in one pass where each slot's cache is nex
 each slot, and in further passes what is left over. A pass reads all weights, a row adds little: that is why streams are
 in the order of their slots, and why those are kept side by side (`slots.find_reuse`, `compaction`). A pass looks at as
 many cells of every slot as the fullest one has: that is why a prompt gets a pass of its own, before the streams.
+
+Since it has a pass of its own anyway, a prompt gains nothing from sharing a step with another one, and the streams wait
+for both: most steps have rows of one prompt. What makes larger chunks cheaper, the tile, is of one prompt's rows too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
+
+MIN_CHUNK = 16
+"""Prompt tokens in a step even where they do not fit: fewer cost a step nearly as much and starve the prompt."""
+
+TILE = 64
+"""Rows of a prompt from which on llama.cpp's flash attention on a CPU works in tiles; of fewer, each costs up to twice
+as much, but it makes no difference how many they are."""
+
+GRAIN = 32
+"""Chunks of more than a tile are a multiple of so many rows: llama.cpp keeps the graph of a step for one alike."""
+
+WORTH_A_TILE = 24
+"""Where so many tokens fit, a whole tile is taken: it takes little longer than they and as many again would."""
+
+PATIENCE = 2
+"""The oldest prompt lets others pass with so many rows for each of its last chunk: it keeps a third of the time."""
+
+PATIENCE_WITH_URGENT = 8
+"""The same for one that is not urgent and those that are: it keeps a ninth."""
 
 
 class Demand(NamedTuple):
@@ -20,12 +42,30 @@ class Demand(NamedTuple):
         tokens: Prompt tokens still to prefill; 0 for a slot that decodes (and so needs one row).
         urgent: Goes before those that are not.
         order: Admission order.
+        chunk: Rows of the last chunk it got; 0 before the first.
+        passed: Rows that other prompts got since.
     """
 
     slot: int
     tokens: int
     urgent: bool
     order: int
+    chunk: int = 0
+    passed: int = 0
+
+
+class Budget(NamedTuple):
+    """How many prompt tokens a step may have.
+
+    Attributes:
+        fit: As many as there is time for.
+        light: As many as add little to the step.
+        watched: Whether somebody waits for the next token of a stream in it or beside it.
+    """
+
+    fit: int
+    light: int
+    watched: bool
 
 
 class Chunk(NamedTuple):
@@ -42,26 +82,68 @@ class Chunk(NamedTuple):
     output: bool
 
 
-def plan(demands: Sequence[Demand], *, prefill_budget: int, max_rows: int) -> list[Chunk]:
-    """Every decoding slot gets its row; the rest of the rows go to prompts, one after the other; in order for one step.
+def plan(demands: Sequence[Demand], *, budget: Budget, max_rows: int) -> list[Chunk]:
+    """Every decoding slot gets its row; the prompt whose turn it is gets a chunk; in order for one step.
 
-    One prompt at a time, urgent ones first, then by admission: that ends each as early as possible and delays nobody
-    more than sharing the rows out would.
+    Further prompts come along only where that adds little: as far as the step stays light, and whole short ones also
+    beside no stream that is watched.
 
     Args:
         demands: The running slots, at most ``max_rows`` of them.
-        prefill_budget: Most prompt tokens in this pass.
+        budget: For the prompts. A chunk that ends its prompt may have a quarter more, and a tile as many as it has.
         max_rows: Most rows in all.
     """
     chunks = [Chunk(d.slot, 1, output=True) for d in demands if d.tokens == 0]
-    room = min(prefill_budget, max_rows - len(chunks))
-    for demand in sorted((d for d in demands if d.tokens), key=_turn):
-        if room <= 0:
+    room = max_rows - len(chunks)
+    taken = 0
+    for demand in in_turn(demands):
+        rows = min(_chunk(demand, budget), room - taken)
+        if taken:
+            rows = _along(demand, budget, rows=rows, taken=taken)
+        if rows <= 0:
             break
-        count = min(demand.tokens, room)
-        chunks.append(Chunk(demand.slot, count, output=count == demand.tokens))
-        room -= count
+        chunks.append(Chunk(demand.slot, rows, output=rows == demand.tokens))
+        taken += rows
     return _in_passes(chunks)
+
+
+def in_turn(demands: Iterable[Demand]) -> list[Demand]:
+    """The prompts in the order in which they should be read.
+
+    Urgent ones first, of these the one with the least to read: a short prompt does not wait for a long one, which loses
+    no more by it than the short one's own time. So that nobody starves, the oldest prompt goes first when others have
+    passed it for long enough (`PATIENCE`). Every prompt becomes the oldest in the end.
+    """
+    prompts = sorted((d for d in demands if d.tokens), key=lambda d: (not d.urgent, d.tokens, d.order))
+    for urgent in (True, False):
+        oldest = min((d for d in prompts if d.urgent == urgent), key=lambda d: d.order, default=None)
+        patience = PATIENCE_WITH_URGENT if prompts and prompts[0].urgent > urgent else PATIENCE
+        if oldest is not None and oldest.passed >= patience * (oldest.chunk or TILE):
+            prompts.remove(oldest)
+            prompts.insert(0, oldest)
+    return prompts
+
+
+def _chunk(demand: Demand, budget: Budget) -> int:
+    """Rows that a prompt gets in a step of its own.
+
+    Less than a tile costs the same by the row in any pieces, so that a short prompt beside watched streams is read in
+    light ones. The end of a long one is not: the streams had steps of that length before.
+    """
+    short = demand.tokens < TILE and demand.chunk < TILE
+    rows = min(budget.light, budget.fit) if short and budget.watched else budget.fit
+    if demand.tokens >= TILE and rows >= WORTH_A_TILE:
+        rows = max(TILE, rows // GRAIN * GRAIN)
+    return demand.tokens if demand.tokens <= rows + rows // 4 else rows
+
+
+def _along(demand: Demand, budget: Budget, *, rows: int, taken: int) -> int:
+    """Rows that a prompt gets in another one's step: all of a short one, or a tile at least."""
+    whole = rows == demand.tokens
+    if whole and demand.tokens < TILE and not budget.watched:
+        return rows if taken + rows <= budget.fit else 0
+    rows = min(rows, budget.light - taken)
+    return rows if rows == demand.tokens or rows >= TILE else 0
 
 
 def _in_passes(chunks: Sequence[Chunk]) -> list[Chunk]:
@@ -71,13 +153,3 @@ def _in_passes(chunks: Sequence[Chunk]) -> list[Chunk]:
     if prompts and streams and prompts[-1].slot + 1 == streams[0].slot:
         return streams + prompts
     return prompts + streams
-
-
-def first_prompt(demands: Sequence[Demand]) -> int | None:
-    """The slot whose prompt `plan` takes first; None if none is to be prefilled."""
-    first = min((d for d in demands if d.tokens), key=_turn, default=None)
-    return None if first is None else first.slot
-
-
-def _turn(demand: Demand) -> tuple[bool, int]:
-    return not demand.urgent, demand.order

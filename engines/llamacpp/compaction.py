@@ -2,18 +2,21 @@
 
 llama.cpp computes the rows of neighbouring slots in one pass, and each pass reads all weights: see `batch`. Slots are
 given away side by side, but sequences end, and a conversation returns to the slot that knows it. Copying one slot's
-cache costs less than a few steps with one pass more.
+cache costs as much as some steps with one pass more: whoever knows how many says so (`Payback`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from engines.llamacpp.slots import MIN_COPY, Slot
 
 WORTH_MOVING = 8
-"""Output tokens that a sequence must have ahead of it."""
+"""Output tokens that a sequence must have ahead of it, however little a copy costs."""
+
+Payback = Callable[[int], int]
+"""Steps with one pass less that a copy of a slot which holds so many tokens takes to pay."""
 
 
 class Move(NamedTuple):
@@ -31,10 +34,11 @@ class Move(NamedTuple):
     spare: int | None = None
 
 
-def find_move(slots: Sequence[Slot]) -> Move | None:
+def find_move(slots: Sequence[Slot], *, payback: Payback) -> Move | None:
     """The next move that brings the working slots closer together; None if they are, or it would not pay.
 
-    The sequence farthest from the largest group of neighbours goes next to that group, or into a hole of it.
+    The sequence farthest from the largest group of neighbours goes next to that group, or into a hole of it. It must
+    have twice as many tokens ahead of it as the copies take to pay: few write all that they may.
     """
     groups = list(_groups([slot.index for slot in slots if slot.run is not None]))
     if len(groups) < 2:
@@ -46,11 +50,16 @@ def find_move(slots: Sequence[Slot]) -> Move | None:
 
     source = slots[max(groups[0].start, groups[-1].stop - 1, key=away)]
     assert source.run is not None  # it is in a group
-    if source.run.sequence.max_tokens - source.run.tokens_out < WORTH_MOVING:
+    left = source.run.sequence.max_tokens - source.run.tokens_out
+    if left < WORTH_MOVING:
         return None
     free = [slot for slot in slots if slot.run is None]
     target = min(free, key=lambda slot: (away(slot.index), slot.used))
-    return Move(source.index, target.index, _find_spare(source, target, free))
+    spare = _find_spare(source, target, free)
+    steps = payback(len(source.cached)) if source.cached else 0
+    if spare is not None:
+        steps += payback(len(target.cached))
+    return Move(source.index, target.index, spare) if left >= 2 * steps else None
 
 
 def carry_out(move: Move, slots: Sequence[Slot]) -> None:

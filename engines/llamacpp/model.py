@@ -16,6 +16,7 @@ from collections.abc import Sequence as Seq
 from engines.api import ALONE, Beside, DeviceSpec, FinishReason, ModelSpec, ProgressCallback, Sequence, StepEvent
 from engines.errors import DecodeFailed, EngineError, LoadFailed
 from engines.llamacpp import sampling
+from engines.llamacpp.copying import Copier
 from engines.llamacpp.native.context import NativeContext
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.native.threads import free_to_move
@@ -57,11 +58,10 @@ class LlamaModel:
             raise
         self._pieces = Pieces(self._native)
         self._slots = [Slot(index) for index in range(spec.slots)]
+        cost = StepCost(spec.step_target_s, self._context.n_rows, lone_s=spec.lone_step_s)
+        self._copier = Copier(self._context, cost, clock)
         self._planner = Planner(
-            self._context,
-            self._slots,
-            cost=StepCost(spec.step_target_s, self._context.n_rows, lone_s=spec.lone_step_s),
-            apart=self._native.is_recurrent,
+            self._context, self._slots, cost=cost, copier=self._copier, apart=self._native.is_recurrent
         )
         self._admissions = 0
 
@@ -101,7 +101,7 @@ class LlamaModel:
         """See `engines.api.LoadedModel`."""
         prompt = list(sequence.tokens)
         may_copy = not self._native.is_recurrent
-        reuse = find_reuse(prompt, self._slots, may_copy=may_copy)
+        reuse = find_reuse(prompt, self._slots, worth=self._copier.worth if may_copy else None)
         slot = self._slots[reuse.slot]
         self._take_prefix(prompt, reuse)
         leader = find_leader(prompt, len(slot.cached), self._slots, urgent=sequence.urgent) if may_copy else None
@@ -118,7 +118,7 @@ class LlamaModel:
     def _take_prefix(self, prompt: list[int], reuse: Reuse) -> None:
         """Make a slot hold the first tokens of a prompt, from its own cache or another's."""
         if reuse.copy_from is not None:
-            self._context.copy_slot(reuse.copy_from, reuse.slot)
+            self._copier.copy(reuse.copy_from, reuse.slot, len(self._slots[reuse.copy_from].cached))
         self._slots[reuse.slot].cached = prompt[: self._kept(reuse.slot, reuse.keep)]
 
     def _release_followers(self) -> None:
@@ -132,7 +132,7 @@ class LlamaModel:
                 continue
             run.leader = None
             prompt = list(run.sequence.tokens)
-            reuse = find_donor(prompt, slot, self._slots)
+            reuse = find_donor(prompt, slot, self._slots, worth=self._copier.worth)
             if reuse is not None:
                 self._take_prefix(prompt, reuse)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engines.api import Beside
-from engines.llamacpp.batch import Chunk, Demand, first_prompt, plan
+from engines.llamacpp.batch import Chunk, Demand, in_turn, plan
 from engines.llamacpp.compaction import carry_out, find_move
+from engines.llamacpp.copying import Copier
 from engines.llamacpp.native.context import NativeContext
 from engines.llamacpp.slots import Run, Slot
 from engines.llamacpp.step_cost import StepCost
@@ -23,6 +25,7 @@ class Step:
         prefill_tokens: Those of prompts.
         position: Of the first prompt token in its prompt; 0 if there is none.
         outputs: Slots that get a token, with the row it follows from, in the order of the rows.
+        copies: Slots that are copied before it computes, as part of its time.
     """
 
     n_rows: int
@@ -30,6 +33,7 @@ class Step:
     prefill_tokens: int
     position: int
     outputs: tuple[tuple[Slot, int], ...]
+    copies: int = 0
 
 
 class Planner:
@@ -39,15 +43,19 @@ class Planner:
         context: Whose batch is written.
         slots: One for each of the context's KV streams.
         cost: What is known of the cost of steps.
+        copier: Makes its copies.
         apart: Whether each slot's rows are computed apart from the others' anyway, and no slot's memory can be copied,
             as in recurrent models.
     """
 
-    def __init__(self, context: NativeContext, slots: list[Slot], *, cost: StepCost, apart: bool) -> None:
+    def __init__(
+        self, context: NativeContext, slots: list[Slot], *, cost: StepCost, copier: Copier, apart: bool
+    ) -> None:
         self._context = context
         self._slots = slots
         self._apart = apart
         self._cost = cost
+        self._copier = copier
         self._streams: Step | None = None  # the last step, if it was of streams alone and they are still the same
 
     def slots_changed(self) -> None:
@@ -67,10 +75,12 @@ class Planner:
             return None
         demands = [_demand(slot, run) for slot, run in running if run.leader is None]
         decode_rows = sum(run.decoding for _, run in running)
-        first = first_prompt(demands)
-        position = 0 if first is None else len(self._slots[first].cached)
-        budget = self._cost.prefill_budget(decode_rows, position, beside)
-        chunks = plan(demands, prefill_budget=budget, max_rows=self._context.n_rows)
+        turn = in_turn(demands)
+        position = len(self._slots[turn[0].slot].cached) if turn else 0
+        watched = any(run.decoding and run.sequence.urgent for _, run in running)
+        budget = self._cost.budget(decode_rows, position, beside, watched=watched)
+        chunks = plan(demands, budget=budget, max_rows=self._context.n_rows)
+        self._note_turns(turn, chunks)
         prefill_tokens = sum(chunk.rows for chunk in chunks) - decode_rows
         ends = itertools.accumulate(chunk.rows for chunk in chunks)
         step = Step(
@@ -79,16 +89,30 @@ class Planner:
             prefill_tokens,
             position,
             tuple((self._slots[c.slot], end - 1) for c, end in zip(chunks, ends, strict=True) if c.output),
+            self._copier.take_queued(),
         )
-        if decode_rows == len(running) and not moved:  # or another may move in the next step
+        if decode_rows == len(running) and not moved and not step.copies:  # or another may move in the next step
             self._streams = step
         return step
 
     def done(self, step: Step, seconds: float) -> None:
         """The step was computed in so many seconds."""
-        self._cost.observe(
-            decode_rows=step.decode_rows, prefill_tokens=step.prefill_tokens, position=step.position, seconds=seconds
-        )
+        rows = {"decode_rows": step.decode_rows, "prefill_tokens": step.prefill_tokens, "position": step.position}
+        if not step.copies:
+            self._cost.observe(**rows, seconds=seconds)
+            return
+        expected = self._cost.expected_s(**rows)
+        if expected is not None:
+            self._copier.queued_took(step.copies, seconds - expected)
+
+    def _note_turns(self, turn: Sequence[Demand], chunks: Sequence[Chunk]) -> None:
+        """Keep in mind who got rows of the prompts that want some, and who was passed by."""
+        rows = {chunk.slot: chunk.rows for chunk in chunks}
+        total = sum(rows.get(demand.slot, 0) for demand in turn)
+        for demand in turn:
+            run, got = self._slots[demand.slot].run, rows.get(demand.slot, 0)
+            assert run is not None  # it demands something
+            run.chunk, run.passed = (got, 0) if got else (run.chunk, run.passed + total)
 
     def _repeated(self, step: Step) -> Step:
         """The same streams as in the last step, each one token further."""
@@ -103,13 +127,13 @@ class Planner:
 
     def _move_together(self) -> bool:
         """Let one sequence move next to the others, if that pays; whether one did."""
-        move = find_move(self._slots)
+        move = find_move(self._slots, payback=self._copier.payback)
         if move is None:
             return False
         if move.spare is not None:
-            self._context.copy_slot(move.target, move.spare)
+            self._copier.copy(move.target, move.spare, len(self._slots[move.target].cached))
         if self._slots[move.source].cached:
-            self._context.copy_slot(move.source, move.target)
+            self._copier.copy(move.source, move.target, len(self._slots[move.source].cached))
             self._context.clear_slot(move.source)
         else:
             self._context.clear_slot(move.target)
@@ -141,4 +165,4 @@ class Planner:
 
 def _demand(slot: Slot, run: Run) -> Demand:
     tokens = len(run.sequence.tokens) - len(slot.cached) if not run.decoding else 0
-    return Demand(slot.index, tokens, urgent=run.sequence.urgent, order=run.order)
+    return Demand(slot.index, tokens, urgent=run.sequence.urgent, order=run.order, chunk=run.chunk, passed=run.passed)

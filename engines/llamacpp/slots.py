@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
@@ -10,7 +11,10 @@ from engines.llamacpp.native.sampler import NativeSampler
 from engines.llamacpp.text import OutputText
 
 MIN_COPY = 32
-"""Tokens a copy must save over reusing a slot's own cache; a copy moves whole buffers, a few tokens prefill faster."""
+"""Tokens a copy must save, however little it costs: so many are computed in a step that is made anyway."""
+
+Worth = Callable[[int], int]
+"""Prompt tokens that a copy of a slot which holds so many must save to pay."""
 
 
 @dataclass
@@ -26,6 +30,8 @@ class Run:
         tokens_out: Output tokens so far.
         leader: A run that is prefilling a prefix of this prompt; until it has, this one waits instead of doing it too.
         shared: Length of that prefix.
+        chunk: Rows of the last chunk of its prompt; 0 before the first.
+        passed: Rows that other prompts got since.
     """
 
     sequence: Sequence
@@ -36,6 +42,8 @@ class Run:
     tokens_out: int = 0
     leader: Run | None = None
     shared: int = 0
+    chunk: int = 0
+    passed: int = 0
 
     @property
     def decoding(self) -> bool:
@@ -87,51 +95,74 @@ def common_prefix(a: Seq[int], b: Seq[int]) -> int:
     return low
 
 
-def find_reuse(prompt: list[int], slots: Seq[Slot], *, may_copy: bool) -> Reuse:
-    """The free slot that costs the least.
+def find_reuse(prompt: list[int], slots: Seq[Slot], *, worth: Worth | None) -> Reuse:
+    """The free slot that costs the least, now and later.
 
-    The last prompt token is always computed, because its logits are needed. A slot that would lose more cached tokens
-    than the prompt takes over from it is left alone if another slot's prefix can be copied into an older one instead.
+    The last prompt token is always computed, because its logits are needed. A prompt that departs from what a slot
+    holds is often not the next turn of that conversation but another one that begins alike: the prefix is copied to
+    another slot, unless that one would lose more.
+
+    Args:
+        prompt: Its tokens.
+        slots: All of them, one free at least.
+        worth: None where nothing can be copied.
     """
     limit = len(prompt) - 1
     shared = {slot.index: min(common_prefix(prompt, slot.cached), limit) for slot in slots}
     free = [slot for slot in slots if slot.run is None]
     own = max(free, key=lambda slot: (shared[slot.index], -slot.used))
-    keep = shared[own.index]
-    if keep and keep * 2 >= len(own.cached):
-        in_place = Reuse(own.index, keep)
-    else:
-        fresh = _choose_fresh(free, slots)
-        in_place = Reuse(fresh.index, shared[fresh.index])
-    if may_copy:
-        donor = max(slots, key=lambda slot: shared[slot.index])
-        if donor.index != in_place.slot and shared[donor.index] >= in_place.keep + MIN_COPY:
-            return Reuse(in_place.slot, shared[donor.index], copy_from=donor.index)
-    elif keep > in_place.keep:
-        return Reuse(own.index, keep)
-    return in_place
+    if worth is None:
+        keep = shared[own.index]
+        return Reuse(own.index, keep) if keep else Reuse(_choose_fresh(free, slots).index, 0)
+    target = _choose_target(own, shared[own.index], free, slots, worth=worth(len(own.cached)))
+    donor = max(slots, key=lambda slot: shared[slot.index])
+    if donor is not target and shared[donor.index] >= shared[target.index] + worth(len(donor.cached)):
+        return Reuse(target.index, shared[donor.index], copy_from=donor.index)
+    return Reuse(target.index, shared[target.index])
+
+
+def _choose_target(own: Slot, keep: int, free: Seq[Slot], slots: Seq[Slot], *, worth: int) -> Slot:
+    """The slot that shares the most, or one to copy to where going on in that one would cut off more.
+
+    A token of the older cache counts half: it is the one that is less likely to be missed.
+    """
+    others = [slot for slot in free if slot is not own]
+    cut = len(own.cached) - keep
+    if not others or (keep and cut < worth):
+        return own
+    if keep < worth:
+        return _choose_fresh(free, slots)
+    fresh = _choose_fresh(others, slots)
+    return fresh if 2 * cut > len(fresh.cached) else own
 
 
 def _choose_fresh(free: Seq[Slot], slots: Seq[Slot]) -> Slot:
-    """A slot whose cache is given up: of the older half of the free ones, one beside those that work (see `batch`)."""
-    oldest = sorted(free, key=lambda slot: (len(slot.cached) > 0, slot.used))[: (len(free) + 1) // 2]
+    """A slot whose cache is given up: an empty one, or of the older half; of these one beside those that work.
+
+    See `batch` for why.
+    """
+    oldest = [slot for slot in free if not slot.cached]
+    oldest = oldest or sorted(free, key=lambda slot: slot.used)[: (len(free) + 1) // 2]
     working = [slot.index for slot in slots if slot.run is not None]
 
-    def away(slot: Slot) -> tuple[int, int]:
+    def away(slot: Slot) -> tuple[int, int, int]:
         distances = sorted(abs(slot.index - other) for other in working)
-        return distances[0] if distances else 0, -sum(distance == 1 for distance in distances)
+        return distances[0] if distances else 0, -sum(distance == 1 for distance in distances), slot.used
 
     return min(oldest, key=away)
 
 
-def find_donor(prompt: list[int], own: Slot, slots: Seq[Slot]) -> Reuse | None:
+def find_donor(prompt: list[int], own: Slot, slots: Seq[Slot], *, worth: Worth) -> Reuse | None:
     """What a copy from another slot would save a slot that works on this prompt; None if that is not worth it."""
     limit = len(prompt) - 1
-    shared = {slot.index: min(common_prefix(prompt, slot.cached), limit) for slot in slots if slot is not own}
-    donor = max(shared, key=shared.__getitem__, default=None)
-    if donor is None or shared[donor] < len(own.cached) + MIN_COPY:
+    others = [slot for slot in slots if slot is not own]
+    donor = max(others, key=lambda slot: common_prefix(prompt, slot.cached), default=None)
+    if donor is None:
         return None
-    return Reuse(own.index, shared[donor], copy_from=donor)
+    shared = min(common_prefix(prompt, donor.cached), limit)
+    if shared < len(own.cached) + worth(len(donor.cached)):
+        return None
+    return Reuse(own.index, shared, copy_from=donor.index)
 
 
 def find_leader(prompt: list[int], keep: int, slots: Seq[Slot], *, urgent: bool) -> tuple[Run, int] | None:

@@ -3,20 +3,8 @@
 from __future__ import annotations
 
 from engines.api import ALONE, Beside
+from engines.llamacpp.batch import MIN_CHUNK, Budget
 
-MIN_CHUNK = 16
-"""Prompt tokens in a step even where they do not fit: fewer cost a step nearly as much and starve the prompt."""
-
-TILE = 64
-"""Rows from which on llama.cpp's flash attention on a CPU works in tiles; of fewer, each costs up to twice as much."""
-
-GRAIN = 32
-"""Chunks of more than a tile are a multiple of so many rows: llama.cpp keeps the graph of a step for one alike."""
-
-WORTH_A_TILE = 24
-"""Where so many tokens fit, a whole tile is taken: it takes little longer than they and as many again would."""
-
-_FIRST_CHUNK = 32
 _WEIGHT = 0.2  # of the newest measurement in the moving averages
 _CLOCK_TICK_S = 1e-6  # no step takes less
 
@@ -27,8 +15,8 @@ class StepCost:
     A prompt token costs more the more tokens are before it, so its price is a line over its position.
 
     Args:
-        target_s: How long a step may take beside running streams.
-        lone_s: How long beside none.
+        target_s: How long a step may take beside running streams that somebody watches.
+        lone_s: How long beside none such.
         max_rows: Most rows in a step.
     """
 
@@ -39,26 +27,44 @@ class StepCost:
         self._decode_s: dict[int, float] = {}  # rows -> seconds of a step with nothing else
         self._token_s = _Line()  # position -> seconds a prompt token adds
 
-    def prefill_budget(self, decode_rows: int, position: int = 0, beside: Beside = ALONE) -> int:
+    def budget(self, decode_rows: int, position: int = 0, beside: Beside = ALONE, *, watched: bool) -> Budget:
         """Prompt tokens for a step beside so many running streams.
 
         Where the streams alone take more than half of the target, prefill gets as much time as they do: the pace of the
-        streams halves at worst, and a prompt does not starve on a slow machine.
+        streams halves at worst, and a prompt does not starve on a slow machine. Light is what halves their pace, or
+        takes a quarter of the target where nobody watches them.
 
         Args:
             decode_rows: The streams in the same step.
             position: Of the first token that will be prefilled, in its prompt.
             beside: What takes its turn with the step; its prompts share the time that is left with this one's.
+            watched: Whether somebody waits for the next token of one of the streams in the step. Otherwise only streams
+                beside it set the pace.
         """
+        watched = watched or beside.streams > 0
         if not self._token_s.known:
-            return min(_FIRST_CHUNK, self._max_rows)
-        target_s = self._target_s if decode_rows or beside.streams else self._lone_s
+            careful = min(MIN_CHUNK, self._max_rows)
+            return Budget(careful, careful, watched)
         streams_s = self._decode_time(decode_rows) + beside.streams_s
-        left_s = max(target_s - streams_s, streams_s) / (1 + beside.prompts)
-        tokens = max(MIN_CHUNK, int(left_s / self._token_s.at(position)))
-        if tokens >= WORTH_A_TILE:
-            tokens = max(TILE, tokens // GRAIN * GRAIN)
-        return min(tokens, self._max_rows)
+        left_s = max((self._target_s if watched else self._lone_s) - streams_s, streams_s) / (1 + beside.prompts)
+        light_s = streams_s if watched else self._target_s / 4
+        fit, light = (self._tokens(seconds, position) for seconds in (left_s, min(light_s, left_s)))
+        return Budget(fit, light, watched)
+
+    def token_s(self, position: int = 0) -> float | None:
+        """What a prompt token costs there; None before the first was measured."""
+        return self._token_s.at(position) if self._token_s.known else None
+
+    def stream_s(self) -> float | None:
+        """What a pass over a stream's row costs: the shortest step without a prompt; None before the first."""
+        return min(self._decode_s.values(), default=None)
+
+    def expected_s(self, *, decode_rows: int, prefill_tokens: int, position: int) -> float | None:
+        """How long a step should take; None where too little was measured."""
+        token_s = self.token_s(position) if prefill_tokens else 0.0
+        if token_s is None or (decode_rows and not self._decode_s):
+            return None
+        return self._decode_time(decode_rows) + prefill_tokens * token_s
 
     def observe(self, *, decode_rows: int, prefill_tokens: int, seconds: float, position: int = 0) -> None:
         """Learn from a step that was just made, whose first prompt token was at ``position``."""
@@ -68,6 +74,9 @@ class StepCost:
             return
         rest_s = max(seconds - self._decode_time(decode_rows), seconds / 10, _CLOCK_TICK_S)
         self._token_s.add(position, rest_s / prefill_tokens)
+
+    def _tokens(self, seconds: float, position: int) -> int:
+        return min(max(MIN_CHUNK, int(seconds / self._token_s.at(position))), self._max_rows)
 
     def _decode_time(self, rows: int) -> float:
         if rows == 0 or not self._decode_s:

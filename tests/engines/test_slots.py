@@ -17,8 +17,8 @@ def slot(index: int, cached: list[int] | None = None, *, busy: bool = False, use
     return Slot(index, list(cached or ()), run, used)
 
 
-def reuse(prompt: list[int], *slots: Slot, may_copy: bool = True) -> Reuse:
-    return find_reuse(prompt, slots, may_copy=may_copy)
+def reuse(prompt: list[int], *slots: Slot, may_copy: bool = True, worth: int = MIN_COPY) -> Reuse:
+    return find_reuse(prompt, slots, worth=(lambda tokens: worth) if may_copy else None)
 
 
 def test_an_empty_slot_goes_before_one_whose_cache_would_be_lost() -> None:
@@ -56,6 +56,52 @@ def test_a_slot_that_would_lose_more_than_it_gives_is_copied_from() -> None:
     assert reuse([*LONG, 1], slot(0), slot(1, much)) == Reuse(0, len(LONG), copy_from=1)
 
 
+MUCH = list(range(1000, 2000))
+"""A conversation."""
+
+
+def test_a_prompt_that_shares_the_beginning_of_another_conversation_leaves_it_whole() -> None:
+    """It took the only slot with anything in it, and the conversation's next turn computed 507 tokens again."""
+    slots = [slot(0, MUCH, used=1), slot(1), slot(2), slot(3)]
+    assert reuse([*MUCH[:520], 1, 2], *slots) == Reuse(1, 520, copy_from=0)
+
+
+def test_of_two_conversations_the_older_one_goes() -> None:
+    slots = [slot(0, MUCH, used=2), slot(1, [7] * 900, used=1)]
+    assert reuse([*MUCH[:520], 1], *slots) == Reuse(1, 520, copy_from=0)
+
+
+def test_a_long_conversation_is_not_given_up_for_the_end_of_another() -> None:
+    """A reply that a template leaves out of the history is cut off in each turn."""
+    slots = [slot(0, MUCH, used=2), slot(1, [7] * 900, used=1)]
+    assert reuse([*MUCH[:560], 1], *slots) == Reuse(0, 560)
+
+
+def test_a_few_tokens_that_are_cut_off_are_no_loss() -> None:
+    cut = len(MUCH) - MIN_COPY + 1
+    assert reuse([*MUCH[:cut], 1, 2], slot(0, MUCH, used=1), slot(1)) == Reuse(0, cut)
+
+
+def test_what_a_copy_costs_decides() -> None:
+    slots = [slot(0, MUCH, used=1), slot(1)]
+    assert reuse([*MUCH[:700], 1], *slots, worth=300) == Reuse(1, 700, copy_from=0)
+    assert reuse([*MUCH[:701], 1], *slots, worth=300) == Reuse(0, 701)
+
+
+def test_a_beginning_that_all_share_is_no_reason_to_take_a_slot() -> None:
+    slots = [slot(0, [1, *MUCH], used=3), slot(1, [2] * 5000, used=1), slot(2, [3] * 5000, used=2)]
+    assert reuse([1, 2, 3], *slots) == Reuse(1, 0)
+
+
+def test_an_empty_slot_goes_before_one_that_is_better_placed() -> None:
+    slots = [slot(0, busy=True), slot(1, [7] * 99, used=1), slot(2, [8] * 99, used=2), slot(3)]
+    assert reuse([1, 2], *slots) == Reuse(3, 0)
+
+
+def test_the_only_free_slot_is_taken_whatever_it_holds() -> None:
+    assert reuse([*MUCH[:520], 1], slot(0, MUCH), slot(1, busy=True)) == Reuse(0, 520)
+
+
 def test_without_copies_the_longest_prefix_decides() -> None:
     much = [*LONG, *range(1000, 1200)]
     assert reuse([*LONG, 1], slot(0), slot(1, much), may_copy=False) == Reuse(1, len(LONG))
@@ -86,7 +132,7 @@ all_slots = st.lists(st.tuples(prompts, st.booleans()), min_size=1, max_size=6).
 def test_any_reuse_is_of_a_free_slot_and_of_what_is_cached(
     prompt: list[int], slots: list[Slot], may_copy: bool
 ) -> None:
-    found = find_reuse(prompt, slots, may_copy=may_copy)
+    found = reuse(prompt, *slots, may_copy=may_copy)
     source = slots[found.slot if found.copy_from is None else found.copy_from]
     assert slots[found.slot].run is None
     assert 0 <= found.keep < len(prompt)
@@ -96,9 +142,17 @@ def test_any_reuse_is_of_a_free_slot_and_of_what_is_cached(
 
 
 @given(prompts.filter(bool), all_slots.filter(lambda slots: any(s.run is None for s in slots)))
+def test_while_a_slot_is_empty_no_cache_loses_what_a_copy_would_keep(prompt: list[int], slots: list[Slot]) -> None:
+    empty = any(s.run is None and not s.cached for s in slots)
+    taken = slots[reuse(prompt, *slots).slot]
+    if empty:
+        assert len(taken.cached) - common_prefix(prompt[:-1], taken.cached) < MIN_COPY
+
+
+@given(prompts.filter(bool), all_slots.filter(lambda slots: any(s.run is None for s in slots)))
 def test_no_prefix_is_left_that_a_copy_would_have_saved(prompt: list[int], slots: list[Slot]) -> None:
     best = max(common_prefix(prompt[:-1], s.cached) for s in slots)
-    assert find_reuse(prompt, slots, may_copy=True).keep > best - MIN_COPY
+    assert reuse(prompt, *slots).keep > best - MIN_COPY
 
 
 def test_of_the_older_free_slots_one_beside_those_that_work_is_taken() -> None:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from engines.api import Beside, DeviceSpec
+from engines.llamacpp.batch import TILE
 from engines.llamacpp.model import LlamaModel
-from engines.llamacpp.step_cost import TILE
 from testkit.builders import Clock, make_task
 from tests.engines.support import exact, sequence
 from tests.pools.rig import make_rig
@@ -60,7 +60,7 @@ def test_a_machine_that_is_fast_enough_soon_takes_whole_batches(tiny_model_path:
         model.admit(sequence(PROMPT, 1))
         while model.busy:
             model.step()
-        assert rows[:3] == [32, 512, 512]
+        assert rows[:3] == [16, 512, 512]
 
 
 def test_a_prompt_that_is_cancelled_leaves_its_slot_after_one_short_step(tiny_model_path: Path) -> None:

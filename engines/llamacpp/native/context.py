@@ -24,6 +24,12 @@ CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
 LONG_STEP_S = 0.001
 """A step that takes as long is not made faster by leaving threads asleep."""
+HELD_COST = 3
+"""How many times as much a token costs that is copied by itself, through host memory, as with its whole slot."""
+COPY_BYTES = 256 << 20
+"""Most host memory that a copy passes through."""
+KEPT_BYTES = 16 << 20
+"""Most of it that is kept for the next one."""
 WORTH_WAKING = 1.5
 """How much faster than one thread all have to be: beside short steps an event loop needs a core of its own."""
 
@@ -63,6 +69,11 @@ class NativeContext:
         self._n_vocab = model.n_vocab
         self.buffers = Buffers(lines)
         self.n_rows = int(llama_cpp.llama_n_batch(handle))
+        self._ctx = spec.ctx
+        # Else the state of a sequence is not all of its cache (a sliding window), or a device copies faster itself.
+        self._copies_held = not (model.n_swa or model.is_recurrent or self.buffers.on_device)
+        self._queued = False  # whether the next decode copies slots
+        self._passage = np.empty(0, np.uint8)
         try:
             self._make_batch()
             self._threads = ComputeThreads(handle, threads, cpus)
@@ -107,6 +118,7 @@ class NativeContext:
         self._batch.n_tokens = n_rows
         self.heartbeat.begin()
         self._threads.use(1 if n_rows <= self._lone_rows else self._threads.count)
+        self._queued = False
         code = llama_cpp.llama_decode(self.handle, self._batch)
         llama_cpp.llama_synchronize(self.handle)  # a GPU may still be at work, and a step's time is measured
         if code == 0:
@@ -133,10 +145,40 @@ class NativeContext:
         """Empty one slot's cache."""
         llama_cpp.llama_memory_seq_rm(self._memory, slot, -1, -1)
 
-    def copy_slot(self, source: int, target: int) -> None:
-        """Replace a slot's cache by a copy of another's; done on the device, before the next decode."""
+    def copies_held(self, tokens: int) -> bool:
+        """Whether a copy of so many tokens would copy only these; it copies all that a slot has room for otherwise."""
+        return self._copies_held and tokens * HELD_COST <= self._ctx
+
+    def copy_slot(self, source: int, target: int, tokens: int) -> bool:
+        """Replace a slot's cache by a copy of another's, which holds so many tokens.
+
+        llama.cpp copies whole slots, on the device, at the beginning of the next decode. Until then, nothing else may
+        be copied by another way: it would see what was there before.
+
+        Returns:
+            True if the copy is made; False if the next decode makes it.
+        """
+        if self.copies_held(tokens) and not self._queued and self._copy_held(source, target):
+            return True
         self.clear_slot(target)
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        self._queued = True
+        return False
+
+    def _copy_held(self, source: int, target: int) -> bool:
+        """Copy what a slot holds through host memory; False if that cannot be done, and the target is empty then."""
+        n_bytes = int(llama_cpp.llama_state_seq_get_size(self.handle, source))
+        if not 0 < n_bytes <= COPY_BYTES:
+            return False
+        passage = self._passage if self._passage.size >= n_bytes else np.empty(n_bytes, np.uint8)
+        if n_bytes <= KEPT_BYTES:
+            self._passage = passage
+        data = passage.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        written = int(llama_cpp.llama_state_seq_get_data(self.handle, data, n_bytes, source))
+        if written and int(llama_cpp.llama_state_seq_set_data(self.handle, data, written, target)) == written:
+            return True
+        self._copies_held = False  # nor will the next one
+        return False
 
     def first_pos(self, slot: int) -> int:
         """The lowest position that a slot's cache still holds in every layer, -1 if there is none."""
