@@ -20,6 +20,12 @@ WaitCallback = Callable[[], None]
 """Called a few times a second from a thread that waits. What it raises ends the wait, and what is waited for."""
 
 
+TemplateArgument = bool | int | float | str
+"""A variable that a task may give to its model's chat template."""
+
+NO_ARGUMENTS: Final[Mapping[str, TemplateArgument]] = {}
+
+
 class FinishReason(str, enum.Enum):
     """Why a sequence ended."""
 
@@ -184,10 +190,13 @@ class Vocab(Protocol):
     def tokenize(self, prompt: str) -> list[int]:
         """Tokens of a raw prompt; special tokens written in it are special. Raises `InvalidPrompt`."""
 
-    def tokenize_chat(self, messages: Seq[Mapping[str, str]]) -> list[int]:
+    def tokenize_chat(
+        self, messages: Seq[Mapping[str, str]], *, arguments: Mapping[str, TemplateArgument] = NO_ARGUMENTS
+    ) -> list[int]:
         """Tokens of a conversation (``role``, ``content``) as the model's template writes it, ready for the reply.
 
-        No text in a message becomes a control token. Raises `InvalidPrompt`.
+        Where the last message is the assistant's, ready for more of it. No text in a message, and none in an argument
+        for the template, becomes a control token. Raises `InvalidPrompt`.
         """
 
     def close(self) -> None:

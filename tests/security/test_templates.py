@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engines.errors import InvalidPrompt
-from engines.llamacpp import sandbox
+from engines.llamacpp import template_sizes
 from engines.llamacpp.chat import ChatTemplate
 from testkit.harness import serving
 from testkit.tiny_gguf import CHATML, write_tiny_llama
@@ -113,7 +113,7 @@ def test_a_long_conversation_is_no_flood() -> None:
 
 def test_a_limit_is_not_undone_by_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """Template code can set any variable but not those that Jinja could not spell."""
-    monkeypatch.setattr(sandbox, "MAX_CHARS", 100)
+    monkeypatch.setattr(template_sizes, "MAX_CHARS", 100)
     with pytest.raises(InvalidPrompt, match="more than 100"):
         rendered("{% set MAX_CHARS = 10 ** 9 %}{{ 'x' * 101 }}")
 
