@@ -24,6 +24,7 @@ SEAM = "\ue0fe"
 """Private-use character: the text must be tokenised separately on its two sides."""
 
 _USER_PROBE, _SYSTEM_PROBE = "What is asked", "What is ordered"
+_TRIMMED = "You have access to the following functions in JSONSchema format"
 _BLANK = "\x0b"  # one that no template writes itself
 
 
@@ -89,6 +90,7 @@ class ChatTemplate:
         self._controls = ControlTexts(controls)
         self._takes_system = True
         self._takes_parts = False
+        self._wants_trimmed = _TRIMMED in source  # StepFun's: blanks left over make it think in circles
         try:
             self._template = environment.compiled(source)
         except Exception as error:  # of Jinja, or of Python's compiler that it hands the template to
@@ -101,13 +103,15 @@ class ChatTemplate:
             InvalidPrompt: It writes no conversation, so that none can work.
         """
         user = [{"role": "user", "content": _USER_PROBE}]
+        both = [{"role": "system", "content": _SYSTEM_PROBE}, *user]
         if not self._writes(_USER_PROBE, user):
             self._takes_parts = True
             if not self._writes(_USER_PROBE, user):
                 self._takes_parts = False
-                if _USER_PROBE not in "".join(self.render(user)):
+                if not self._writes(_USER_PROBE, both):
+                    self.render(user)
                     raise InvalidPrompt("the model's chat template leaves out what the user says; send prompt instead")
-        self._takes_system = self._writes(_SYSTEM_PROBE, [{"role": "system", "content": _SYSTEM_PROBE}, *user])
+        self._takes_system = self._writes(_SYSTEM_PROBE, both)
 
     def render(
         self, messages: Sequence[Mapping[str, str]], *, arguments: Mapping[str, TemplateArgument] = NO_ARGUMENTS
@@ -127,7 +131,8 @@ class ChatTemplate:
             raise InvalidPrompt(f"chat_template_kwargs: {name} is set by the server; leave it out")
         if not self._takes_system:
             messages = _without_system(messages)
-        contents = [self._controls.defuse(message["content"]) for message in messages]
+        contents = [message["content"].strip() if self._wants_trimmed else message["content"] for message in messages]
+        contents = [self._controls.defuse(content) for content in contents]
         mark = None
         if messages and messages[-1]["role"] == "assistant":
             mark = secrets.token_hex(16)

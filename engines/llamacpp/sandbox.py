@@ -13,19 +13,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import jinja2
-import jinja2.nodes
 import jinja2.runtime
 import jinja2.sandbox
-import jinja2.visitor
 
 from engines.llamacpp.template_globals import GenerationBlocks, to_json
 from engines.llamacpp.template_meter import Meter
 from engines.llamacpp.template_sizes import check_binary, check_filter, check_method, checked, size
+from engines.llamacpp.template_tree import ADDED, APPENDED, COMPARED, JOINED, MADE, TIMED, WRITTEN, rewritten
 
 METER = " meter"
 """Name of the `Meter` among a template's variables; with a space, so that no template can use it."""
-
-_TIMED, _JOINED, _MADE, _COMPARED, _WRITTEN = " timed", " joined", " made", " compared", " written"
 
 _LEFT_OUT = frozenset({"pprint", "striptags", "urlize", "wordcount", "wordwrap", "xmlattr"})
 """Filters for web pages, which go through a text with Python code for seconds."""
@@ -75,13 +72,14 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         filters = {name: function for name, function in self.filters.items() if name not in _LEFT_OUT}
         self.filters = {name: _metered(name, function) for name, function in filters.items()}
         self.filters |= {"tojson": _json}
-        self.filters |= {_TIMED: _timed, _JOINED: _joined, _MADE: _made, _COMPARED: checked, _WRITTEN: _written}
+        self.filters |= {TIMED: _timed, MADE: _made, COMPARED: checked, WRITTEN: _written}
+        self.filters |= {JOINED: _joined, APPENDED: _appended, ADDED: _added}
         self.tests |= {name: _comparing(self.tests[name]) for name in _COMPARING}
         del self.globals["lipsum"]
 
     def compiled(self, source: str) -> jinja2.Template:
         """A template whose loops are timed and whose results are counted. Raises what Jinja and Python's compiler do."""
-        tree = _Limits().visit(self.parse(source))
+        tree = rewritten(self.parse(source))
         tree.set_environment(self)
         return self.from_string(tree)
 
@@ -109,100 +107,24 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
             for value in (owner if isinstance(owner, (list, tuple)) else (), *args, *_own(kwargs).values()):
                 checked(value)
         result = super().call(__context, __obj, *args, **kwargs)
-        meter.made(result)
+        meter.made(result, inside=True)
+        if isinstance(owner, str) and isinstance(result, (list, tuple)):
+            meter.made(owner)  # its pieces
         return result
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
         """See Jinja. Refuses what would become too large."""
+        if operator == "+":
+            left, right = _present(left, right), _present(right, left)
         check_binary(operator, left, right)
         result = super().call_binop(context, operator, left, right)
         context[METER].made(result)
         return result
 
 
-class _Limits(jinja2.visitor.NodeTransformer):
-    """Puts filters where Jinja lets nobody intercept: loops, ``~``, slices, comparisons, and what is written aside."""
-
-    def __init__(self) -> None:
-        self._aside = 0
-
-    def visit_For(self, node: jinja2.nodes.For) -> jinja2.nodes.Node:
-        self._visit(node, aside=node.recursive)
-        node.iter = _filtered(node.iter, _TIMED)
-        return node
-
-    def visit_Concat(self, node: jinja2.nodes.Concat) -> jinja2.nodes.Node:
-        self.generic_visit(node)
-        return _filtered(jinja2.nodes.List(node.nodes, lineno=node.lineno), _JOINED)
-
-    def visit_Getitem(self, node: jinja2.nodes.Getitem) -> jinja2.nodes.Node:
-        self.generic_visit(node)
-        return _filtered(node, _MADE) if isinstance(node.arg, jinja2.nodes.Slice) else node
-
-    def visit_List(self, node: jinja2.nodes.List) -> jinja2.nodes.Node:
-        self.generic_visit(node)
-        return _filtered(node, _MADE)
-
-    def visit_Tuple(self, node: jinja2.nodes.Tuple) -> jinja2.nodes.Node:
-        self.generic_visit(node)
-        return _filtered(node, _MADE) if node.ctx == "load" else node  # another one is what a loop or a set assigns to
-
-    def visit_Dict(self, node: jinja2.nodes.Dict) -> jinja2.nodes.Node:
-        self.generic_visit(node)
-        return _filtered(node, _MADE)
-
-    def visit_Pair(self, node: jinja2.nodes.Pair) -> jinja2.nodes.Node:
-        self.generic_visit(node)
-        node.key = _compared(node.key)
-        return node
-
-    def visit_Compare(self, node: jinja2.nodes.Compare) -> jinja2.nodes.Node:
-        sides = [node, *node.ops]
-        for side in sides:
-            if not _is_plain(side.expr):
-                side.expr = _compared(self.visit(side.expr))
-        return node
-
-    def visit_Macro(self, node: jinja2.nodes.Macro) -> jinja2.nodes.Node:
-        return self._visit(node, aside=True)
-
-    def visit_Block(self, node: jinja2.nodes.Block) -> jinja2.nodes.Node:
-        return self._visit(node, aside=True)
-
-    def visit_CallBlock(self, node: jinja2.nodes.CallBlock) -> jinja2.nodes.Node:
-        return self._visit(node, aside=True)
-
-    def visit_FilterBlock(self, node: jinja2.nodes.FilterBlock) -> jinja2.nodes.Node:
-        return self._visit(node, aside=True)
-
-    def visit_AssignBlock(self, node: jinja2.nodes.AssignBlock) -> jinja2.nodes.Node:
-        return self._visit(node, aside=True)
-
-    def visit_TemplateData(self, node: jinja2.nodes.TemplateData) -> jinja2.nodes.Node:
-        if not self._aside:
-            return node  # whoever renders counts it
-        return _filtered(jinja2.nodes.Const(node.data, lineno=node.lineno), _WRITTEN)
-
-    def _visit(self, node: jinja2.nodes.Node, *, aside: bool) -> jinja2.nodes.Node:
-        self._aside += aside
-        self.generic_visit(node)
-        self._aside -= aside
-        return node
-
-
-def _filtered(node: jinja2.nodes.Expr, name: str) -> jinja2.nodes.Filter:
-    return jinja2.nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
-
-
-def _compared(node: jinja2.nodes.Expr) -> jinja2.nodes.Expr:
-    return node if _is_plain(node) else _filtered(node, _COMPARED)
-
-
-def _is_plain(node: jinja2.nodes.Node) -> bool:
-    """Whether it is a constant, or a list of them that nothing but a comparison sees."""
-    if isinstance(node, (jinja2.nodes.List, jinja2.nodes.Tuple)):
-        return all(map(_is_plain, node.items))
-    return isinstance(node, jinja2.nodes.Const)
+def _present(value: Any, beside: Any) -> Any:
+    """No text in place of what is not there, beside a text, as in llama.cpp."""
+    return "" if isinstance(value, jinja2.Undefined) and isinstance(beside, str) else value
 
 
 @jinja2.pass_context
@@ -218,6 +140,22 @@ def _joined(context: jinja2.runtime.Context, parts: Sequence[object]) -> str:
     text = "".join(map(str, checked(parts)))
     context[METER].made(text)
     return text
+
+
+@jinja2.pass_context
+def _appended(context: jinja2.runtime.Context, parts: list[Any]) -> str:
+    checked(parts)
+    text = "".join(map(str, parts))
+    if isinstance(parts[0], str):
+        context[METER].made_from(parts, text)
+    return text
+
+
+@jinja2.pass_context
+def _added(context: jinja2.runtime.Context, parts: list[Any]) -> Any:
+    if all(isinstance(part, str) for part in parts):
+        return _appended(context, parts)
+    return functools.reduce(lambda left, right: context.environment.call_binop(context, "+", left, right), parts)
 
 
 @jinja2.pass_context
@@ -261,7 +199,7 @@ def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         own = [] if wants is None else [first[wants]]
         result = function(*own, meter.items(value) if name == "sum" else value, *args, **kwargs)
         if result is not value and name not in ("default", "d", "first", "last", "attr", "random"):
-            meter.made(result)
+            meter.made(result, inside=True)
         return result
 
     return jinja2.pass_context(metered)

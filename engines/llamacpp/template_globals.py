@@ -44,10 +44,17 @@ def constants(*, bos: str, eos: str, unk: str) -> dict[str, object]:
 
 
 def defaults() -> dict[str, object]:
-    """Variables as llama-server sets them where the request says nothing else."""
+    """Variables as llama-server sets them where the request says nothing else.
+
+    What the model thought stays in the conversation: then each turn begins as the last one ended.
+    """
     now = _now()
     return {
         "enable_thinking": True,
+        "preserve_thinking": True,
+        "clear_thinking": False,
+        "drop_thinking": False,
+        "truncate_history_thinking": False,
         "date_string": now.strftime("%d %b %Y"),
         "datetime": now.strftime("%b %d %Y"),
     }

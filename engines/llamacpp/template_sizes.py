@@ -201,7 +201,9 @@ def _indented(text: object, width: int | str = 4, first: object = False, blank: 
     return size(text) + lines * (ITEM_CHARS + (width if isinstance(width, int) else size(width)))
 
 
-def _json(value: object, ensure_ascii: object = False, indent: object = None, separators: Any = None, **_: object) -> int:
+def _json(
+    value: object, ensure_ascii: object = False, indent: object = None, separators: Any = None, **_: object
+) -> int:
     checked(value)
     chars = size(value)
     width = max(0, indent) if isinstance(indent, int) else size(indent)

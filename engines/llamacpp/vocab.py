@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from engines.api import NO_ARGUMENTS, TemplateArgument
 from engines.errors import EngineDead, InvalidPrompt
 from engines.llamacpp.chat import ChatTemplate
+from engines.llamacpp.model_template import open_template, reason, text_of
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.spelling import Cuts
+
+_log = logging.getLogger(__name__)
 
 
 class LlamaVocab:
     """Tokenizer and chat template of a GGUF, without its weights.
 
     It has a handle of its own, so that no thread ever reaches into a model that another one steps. Calls run side by
-    side; `close` leaves the freeing to the last of those that are under way.
+    side; `close` leaves the freeing to the last of those that are under way. A chat template that cannot work is a
+    warning in the log, now and not at the first conversation.
 
     Raises:
         LoadFailed: The file has no vocabulary that llama.cpp can read.
@@ -28,20 +34,27 @@ class LlamaVocab:
         self._lock = threading.Lock()
         self._calls = 0
         self._closed = False
-        self._template: ChatTemplate | None = None
         special = (token for token in range(self._native.n_vocab) if self._native.is_special(token))
-        self._cuts = Cuts({self._text(token): self._native.swallows_blanks(token) for token in special})
+        self._cuts = Cuts({text_of(self._native, token): self._native.swallows_blanks(token) for token in special})
+        self._template: ChatTemplate | None = None
+        self._no_chat = ""
+        try:
+            self._template = open_template(self._native)
+        except InvalidPrompt as error:
+            self._no_chat = str(error)
+            _log.warning("%s: %s", path.name, reason(error))
 
     def tokenize(self, prompt: str) -> list[int]:
         """See `engines.api.Vocab`."""
         return self._tokenize([prompt])
 
-    def tokenize_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def tokenize_chat(
+        self, messages: Sequence[Mapping[str, str]], *, arguments: Mapping[str, TemplateArgument] = NO_ARGUMENTS
+    ) -> list[int]:
         """See `engines.api.Vocab`."""
-        with self._open():
-            if self._template is None:
-                self._template = self._compile_template()
-            return self._tokenize(self._template.render(messages))
+        if self._template is None:
+            raise InvalidPrompt(self._no_chat)
+        return self._tokenize(self._template.render(messages, arguments=arguments))
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:
@@ -74,18 +87,6 @@ class LlamaVocab:
 
     def _pieces(self, text: str) -> Iterable[str]:
         return [text] if self._native.adds_eos else self._cuts.pieces(text)
-
-    def _compile_template(self) -> ChatTemplate:
-        source = self._native.chat_template
-        if source is None:
-            raise InvalidPrompt(f"{self._native.name} has no chat template; send prompt instead of messages")
-        native = self._native
-        controls = (self._text(token) for token in range(native.n_vocab) if native.is_control(token))
-        return ChatTemplate(source, bos=self._text(native.bos), eos=self._text(native.eos), controls=controls)
-
-    def _text(self, token: int) -> str:
-        """What spells a token; nothing for -1, which is none."""
-        return self._native.piece(token, special=True).decode("utf-8", "replace") if token >= 0 else ""
 
     def close(self) -> None:
         """See `engines.api.Vocab`."""
