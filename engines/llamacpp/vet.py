@@ -224,7 +224,10 @@ def _examine(spec: ModelSpec, *, decode: bool) -> dict[str, object]:
     with _cache_lines() as lines:
         context = NativeContext(model, spec, threads=1)
     cache = sum(int(float(line[1]) * 2**20) for text in lines if (line := _CACHE_LINE.search(text)))
-    found: dict[str, object] = {"cache": cache + context.buffers.of("RS"), "buffers": context.buffers.of("compute", "output")}
+    found: dict[str, object] = {
+        "cache": cache + context.buffers.of("RS"),
+        "buffers": context.buffers.of("compute", "output"),
+    }
     context.close()
     _try_tokenizer(model)
     found["note"] = _try_template(model)
