@@ -53,8 +53,8 @@ TemplateArguments = Annotated[
     Meta(
         max_length=MAX_ARGUMENTS,
         extra={
-            "expected": f"an object of up to {MAX_ARGUMENTS} values, each true, false, a number that fits into 53 bits, "
-            f"or a string of up to {MAX_ARGUMENT_CHARS} characters"
+            "expected": f"an object of up to {MAX_ARGUMENTS} values, each true, false, a number of at most 53 bits, or "
+            f"a string of up to {MAX_ARGUMENT_CHARS} characters"
         },
     ),
 ]

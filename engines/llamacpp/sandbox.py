@@ -1,8 +1,8 @@
 """Where chat templates run: no way out of Jinja, no endless loop, no operation that takes all memory in one go.
 
-Time is looked at in every turn of a loop and in every call, lengths before every operation that makes something longer,
-and all that is made is counted. What a template can still do is to take a `Meter`'s time and memory, and that of the one
-operation in which it gets there.
+Time is looked at in every turn of a loop and in every call, lengths before every operation that makes something
+longer, and all that is made is counted. What a template can still do is to take a `Meter`'s time and memory, and that
+of the one operation in which it gets there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 import jinja2
 import jinja2.runtime
@@ -23,6 +23,9 @@ from engines.llamacpp.template_tree import ADDED, APPENDED, COMPARED, JOINED, MA
 
 METER = " meter"
 """Name of the `Meter` among a template's variables; with a space, so that no template can use it."""
+
+_LARGE_CHARS = 64 * 1024
+T = TypeVar("T")
 
 _LEFT_OUT = frozenset({"pprint", "striptags", "urlize", "wordcount", "wordwrap", "xmlattr"})
 """Filters for web pages, which go through a text with Python code for seconds."""
@@ -72,13 +75,13 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         filters = {name: function for name, function in self.filters.items() if name not in _LEFT_OUT}
         self.filters = {name: _metered(name, function) for name, function in filters.items()}
         self.filters |= {"tojson": _json}
-        self.filters |= {TIMED: _timed, MADE: _made, COMPARED: checked, WRITTEN: _written}
+        self.filters |= {TIMED: _timed, MADE: _made, COMPARED: _compared, WRITTEN: _written}
         self.filters |= {JOINED: _joined, APPENDED: _appended, ADDED: _added}
-        self.tests |= {name: _comparing(self.tests[name]) for name in _COMPARING}
+        self.tests |= {name: _comparing(cast(Any, self.tests[name])) for name in _COMPARING}
         del self.globals["lipsum"]
 
     def compiled(self, source: str) -> jinja2.Template:
-        """A template whose loops are timed and whose results are counted. Raises what Jinja and Python's compiler do."""
+        """A template in which all this is done. Raises what Jinja and Python's compiler raise."""
         tree = rewritten(self.parse(source))
         tree.set_environment(self)
         return self.from_string(tree)
@@ -155,13 +158,22 @@ def _appended(context: jinja2.runtime.Context, parts: list[Any]) -> str:
 def _added(context: jinja2.runtime.Context, parts: list[Any]) -> Any:
     if all(isinstance(part, str) for part in parts):
         return _appended(context, parts)
-    return functools.reduce(lambda left, right: context.environment.call_binop(context, "+", left, right), parts)
+    sandbox = cast(Sandbox, context.environment)
+    return functools.reduce(lambda left, right: sandbox.call_binop(context, "+", left, right), parts)
 
 
 @jinja2.pass_context
 def _made(context: jinja2.runtime.Context, value: object) -> object:
     context[METER].made(value)
     return value
+
+
+@jinja2.pass_context
+def _compared(context: jinja2.runtime.Context, value: T) -> T:
+    if isinstance(value, str) and len(value) < _LARGE_CHARS:
+        return value
+    context[METER].check()
+    return checked(value)
 
 
 @jinja2.pass_context
@@ -191,7 +203,7 @@ def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         meter = context[METER]
         meter.check()
         if name not in _LAZY:
-            value, *args = _listed((value, *args), meter)
+            value, *args = _listed((value, *args), meter)  # type: ignore[assignment]  # a list does as well
         elif isinstance(value, (str, Iterator)):
             value = meter.items(value)
         check_filter(name, (value, *args), kwargs)
@@ -205,12 +217,12 @@ def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return jinja2.pass_context(metered)
 
 
-def _comparing(function: Callable[..., bool]) -> Callable[..., bool]:
+def _comparing(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
-    def comparing(*args: object) -> bool:
-        return function(*map(checked, args))
+    def comparing(context: jinja2.runtime.Context, *args: object) -> Any:
+        return function(*(_compared(context, value) for value in args))
 
-    return comparing
+    return jinja2.pass_context(comparing)
 
 
 def _listed(values: Iterable[Any], meter: Meter) -> Iterator[Any]:

@@ -12,6 +12,7 @@ MAX_BYTES = 256 * 2**20
 """Of everything that a rendering makes, whether it lets go of it or not: what it keeps cannot be told apart."""
 
 _LOOK_EVERY_S = 0.002  # a look at the thread's own time takes four times as long as one at the clock
+_LARGE_BYTES = 64 * 1024
 _ITEM_BYTES = 64
 _OBJECT_BYTES = 400  # a namespace, a generator: what cannot be asked for its size
 
@@ -49,7 +50,9 @@ class Meter:
     def made(self, value: object, *, inside: bool = False) -> None:
         """Count an object that was made, and what it consists of where that was made too."""
         if isinstance(value, (str, int, float, list, tuple, dict)):
-            self.count(sys.getsizeof(value))
+            self.count(size := sys.getsizeof(value))
+            if size > _LARGE_BYTES:
+                self.check()
             if inside and not isinstance(value, (str, int, float)):
                 self.count(_ITEM_BYTES * len(value))
         elif value is not None:

@@ -1,7 +1,7 @@
 """Pure: how long the result of a template's operation can become, from what it is given, before it is made.
 
-Each bound is the length of the result, or close above it; none multiplies what does not multiply. All are in characters,
-with `ITEM_CHARS` for each item of a list.
+Each bound is the length of the result, or close above it; none multiplies what does not multiply. All are in
+characters, with `ITEM_CHARS` for each item of a list.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ def _replace(text: object, old: object, new: object, count: int | None = None) -
     return len(text) + found * max(0, len(new) - len(old))
 
 
-def _joined(items: object, d: object = "", attribute: object = None) -> int:
+def _joined(items: object, d: object = "", *_: object, **__: object) -> int:
     return size(items) + size(d) * (len(items) if isinstance(items, Collection) else 0)
 
 
@@ -196,7 +196,7 @@ def _tabs(text: str, tabsize: int = 8) -> int:
     return len(text) + text.count("\t") * _count(tabsize)
 
 
-def _indented(text: object, width: int | str = 4, first: object = False, blank: object = False) -> int:
+def _indented(text: object, width: int | str = 4, *_: object, **__: object) -> int:
     lines = _lines(text) if isinstance(text, str) else 1
     return size(text) + lines * (ITEM_CHARS + (width if isinstance(width, int) else size(width)))
 
@@ -210,11 +210,11 @@ def _json(
     return chars + chars // ITEM_CHARS * ((_depth(value) * width if indent is not None else 0) + size(separators))
 
 
-def _batches(value: object, linecount: int, fill_with: object = None) -> int:
+def _batches(value: object, linecount: int, *_: object, **__: object) -> int:
     return ITEM_CHARS * _count(linecount)
 
 
-def _slices(value: object, slices: int, fill_with: object = None) -> int:
+def _slices(value: object, slices: int, *_: object, **__: object) -> int:
     return ITEM_CHARS * _count(slices)
 
 
@@ -233,7 +233,7 @@ def _pieces(text: str, sep: str | None = None, maxsplit: int = -1) -> int:
     return len(text) + ITEM_CHARS * (count + 1)
 
 
-def _split_lines(text: str, keepends: object = False) -> int:
+def _split_lines(text: str, *_: object, **__: object) -> int:
     return len(text) + ITEM_CHARS * _lines(text)
 
 

@@ -19,7 +19,7 @@ COMPARED = " compared"
 """Of each side of a comparison, and of the keys of a dict, which are compared by their hash."""
 
 WRITTEN = " written"
-"""Of text that is written into a variable or a macro's result; where it goes into the prompt, whoever renders counts."""
+"""Of text that goes into a variable or a macro's result; what goes into the prompt is counted by whoever renders."""
 
 JOINED = " joined"
 """Of a list, for ``~``."""
@@ -48,10 +48,13 @@ class _Rewriter(NodeTransformer):
         return node
 
     def visit_Assign(self, node: nodes.Assign) -> nodes.Node:
-        how, parts = (APPENDED, node.node.nodes) if isinstance(node.node, nodes.Concat) else (ADDED, _terms(node.node))
+        how, parts = ADDED, _terms(node.node)
+        if isinstance(node.node, nodes.Concat):
+            how, parts = APPENDED, [*node.node.nodes]
         if len(parts) == 1 or not _is_read(node.target, parts[0]):
             return self.generic_visit(node)
-        node.node = _filtered(nodes.List(list(map(self.visit, parts)), lineno=node.lineno), how)
+        parts = [self.visit(part) for part in parts]
+        node.node = _filtered(nodes.List(parts, lineno=node.lineno), how)
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
@@ -80,11 +83,13 @@ class _Rewriter(NodeTransformer):
         return node
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
-        sides = [node, *node.ops]
-        for side in sides:
-            if not _is_plain(side.expr):
-                side.expr = _compared(self.visit(side.expr))
+        node.expr = self._side(node.expr)
+        for operand in node.ops:
+            operand.expr = self._side(operand.expr)
         return node
+
+    def _side(self, node: nodes.Expr) -> nodes.Expr:
+        return node if _is_plain(node) else _compared(self.visit(node))
 
     def visit_Macro(self, node: nodes.Macro) -> nodes.Node:
         return self._visit(node, aside=True)
@@ -113,16 +118,16 @@ class _Rewriter(NodeTransformer):
         return node
 
 
-def _terms(value: nodes.Expr) -> list[nodes.Expr]:
+def _terms(value: nodes.Node) -> list[nodes.Node]:
     """What a sum adds up, from left to right."""
-    later: list[nodes.Expr] = []
+    later: list[nodes.Node] = []
     while isinstance(value, nodes.Add):
         later.append(value.right)
         value = value.left
     return [value, *reversed(later)]
 
 
-def _is_read(target: nodes.Expr, value: nodes.Expr) -> bool:
+def _is_read(target: nodes.Node, value: nodes.Node) -> bool:
     """Whether a value is the attribute of a namespace that is assigned to."""
     return (
         isinstance(target, nodes.NSRef)
@@ -151,7 +156,7 @@ def _leave_when_found(node: nodes.For) -> None:
         condition.else_ = [nodes.Break(lineno=node.lineno)]
 
 
-def _filtered(node: nodes.Expr, name: str) -> nodes.Filter:
+def _filtered(node: nodes.Node, name: str) -> nodes.Filter:
     return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 

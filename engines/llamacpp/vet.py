@@ -1,8 +1,9 @@
 """Opens a model file in a process that may die, so that the one that serves does not.
 
 ``python -m engines.llamacpp.vet FILE [--slots N] [--ctx N] ...`` prints one JSON object: ``{"ok": true, ...}`` with the
-bytes it would need and a note where conversations cannot work, or ``{"ok": false, "error": "..."}``. A file that makes llama.cpp abort or hang ends only this
-process. `vet` runs it and turns whatever comes of it into a `Footprint` or a `LoadFailed`.
+bytes it would need and a note where conversations cannot work, or ``{"ok": false, "error": "..."}``. A file that makes
+llama.cpp abort or hang ends only this process. `vet` runs it and turns whatever comes of it into a `Footprint` or a
+`LoadFailed`.
 """
 
 from __future__ import annotations

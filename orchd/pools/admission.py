@@ -11,7 +11,6 @@ from orchd.pools.pool import Pool, PoolState
 from orchd.queue.tasks import Task
 from orchd.schemas import TaskRequest
 
-
 _MAX_NAME_CHARS = 64
 
 

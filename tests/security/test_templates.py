@@ -137,16 +137,16 @@ KEPT = {
     "{% set n = namespace(x=1) %}{% for i in range(99) %}{% set n.x = [n.x, f(15)] %}{% endfor %}",
     "small boxes": "{% set n = namespace(x=1) %}{% for a in range(99999) %}{% for b in range(99) %}"
     + "{% set n.x = "
-    + "[" * 90
+    + "[" * 20
     + "n.x"
-    + "]" * 90
+    + "]" * 20
     + " %}{% endfor %}{% endfor %}",
 }
 
 
 @pytest.mark.parametrize("template", KEPT.values(), ids=KEPT)
 def test_what_a_rendering_keeps_is_bounded_too(template: str) -> None:
-    """Each of them took over a GiB in its two seconds, or would have, before what is made was counted."""
+    """Before what is made was counted, 11 of these 15 took 880 MiB or more (tried), and more with a longer loop."""
     seconds, mib = taken(template)
     assert seconds < 2.7
     assert mib < 400
@@ -185,13 +185,13 @@ def test_what_templates_really_do_goes_on_working(template: str, text: str) -> N
 
 
 HONEST = {
-    "a loop over what is replaced": "{% for m in messages %}{% set c = m.content %}{{ c.replace('o', '/') }}{% endfor %}",
+    "a replacement": "{% for m in messages %}{% set c = m.content %}{{ c.replace('o', '/') }}{% endfor %}",
     "Nemotron's": "{% for m in messages %}{% set c = m.content | string %}{% set c = c.replace('<think>', '') | trim %}"
     "{{ '<user>' + c + '</user>' }}{% endfor %}",
     "a format": "{% for m in messages %}{{ '[{}] {}'.format(m.role, m.content) }}{% endfor %}",
     "a percent format": "{% for m in messages %}{{ '[%s] %s' % (m.role, m.content) }}{% endfor %}",
     "a join": "{% for m in messages %}{{ ', '.join([m.role, m.content]) }}{{ [m.content] | join('-') }}{% endfor %}",
-    "lines, indented": "{% for m in messages %}{{ m.content | indent(4) }}{{ m.content.split('\n') | length }}{% endfor %}",
+    "lines": "{% for m in messages %}{{ m.content | indent(4) }}{{ m.content.split('\n') | length }}{% endfor %}",
     "JSON": "{% for m in messages %}{{ m | tojson }}{{ {'a': [m]} | tojson(indent=4) }}{% endfor %}",
     "thoughts cut off": "{% for m in messages %}{{ m.content.split('</think>')[-1].lstrip('\n') }}{% endfor %}",
 }
@@ -204,11 +204,12 @@ def test_long_contents_are_no_flood(template: str) -> None:
 
 
 LINEAR = {
-    "the length in each turn": "{% for m in messages %}{% if loop.index0 == messages | length - 1 %}!{% endif %}{% endfor %}",
+    "the length in each turn": "{% for m in messages %}{% if loop.index < messages | length %},{% endif %}{% endfor %}",
     "the last user's turn, as Qwen 3 looks for it": "{% set ns = namespace(last=messages | length - 1, tool=true) %}"
     "{% for m in messages[::-1] %}{% set i = (messages | length - 1) - loop.index0 %}"
     "{% if ns.tool and m.role == 'user' %}{% set ns.tool = false %}{% set ns.last = i %}{% endif %}{% endfor %}",
-    "the speaker before, as Gemma 4 looks for it": "{% for m in messages %}{% set p = namespace(role=none, found=false) %}"
+    "the speaker before, as Gemma 4 looks for it": "{% for m in messages %}"
+    "{% set p = namespace(role=none, found=false) %}"
     "{% for j in range(loop.index0 - 1, -1, -1) %}{% if not p.found %}{% if messages[j]['role'] != 'tool' %}"
     "{% set p.role = messages[j]['role'] %}{% set p.found = true %}{% endif %}{% endif %}{% endfor %}"
     "{% if p.role == m.role %}twice{% endif %}{% endfor %}",
@@ -221,23 +222,21 @@ LINEAR = {
 def test_the_cost_of_many_messages_grows_with_their_number(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted in looks at the meter and in items that are measured, which is what it does in each turn."""
     counts: list[int] = []
+    measured = template_sizes._level
+
+    def check(self: Meter) -> None:
+        counts[-1] += 1
+
+    def level(chars: int, values: Collection[object]) -> tuple[int, list[object]]:
+        counts[-1] += len(values)
+        return measured(chars, values)
+
+    monkeypatch.setattr(Meter, "check", check)
+    monkeypatch.setattr(template_sizes, "_level", level)
     made = ChatTemplate(template, bos="", eos="", controls=[])
     for number in (500, 2000):
         counts.append(0)
-
-        def count(self: Meter, size: int = 0) -> None:
-            counts[-1] += 1
-
-        monkeypatch.setattr(Meter, "check", count)
-        measured = template_sizes._level
-
-        def level(chars: int, values: Collection[object]) -> tuple[int, list[object]]:
-            counts[-1] += len(values)
-            return measured(chars, values)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(template_sizes, "_level", level)
-            made.render([{"role": "user", "content": "word " * 50}] * number)
+        made.render([{"role": "user", "content": "word " * 50}] * number)
     assert counts[1] < 4.5 * counts[0]
 
 
@@ -245,8 +244,8 @@ def test_a_search_that_ends_early_finds_the_same() -> None:
     """Turns that would do nothing are left out, and only those."""
     template = (
         "{% set n = namespace(found=false, seen='') %}"
-        "{% for x in range(9) %}{% if not n.found %}{% set n.seen = n.seen ~ x %}{% if x == 3 %}{% set n.found = true %}"
-        "{% endif %}{% endif %}{% endfor %}{{ n.seen }}|"
+        "{% for x in range(9) %}{% if not n.found %}{% set n.seen = n.seen ~ x %}"
+        "{% if x == 3 %}{% set n.found = true %}{% endif %}{% endif %}{% endfor %}{{ n.seen }}|"
         "{% for x in range(5) %}{% if not x %}a{% endif %}{% endfor %}|"
         "{% for x in range(5) %}{% if loop.last %}b{% endif %}{% endfor %}|"
         "{% for x in range(3) %}{% if n.found %}{{ x }}{% endif %}{% else %}none{% endfor %}|"
