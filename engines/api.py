@@ -20,6 +20,12 @@ WaitCallback = Callable[[], None]
 """Called a few times a second from a thread that waits. What it raises ends the wait, and what is waited for."""
 
 
+TemplateArgument = bool | int | float | str
+"""A variable that a task may give to its model's chat template."""
+
+NO_ARGUMENTS: Final[Mapping[str, TemplateArgument]] = {}
+
+
 class FinishReason(str, enum.Enum):
     """Why a sequence ended."""
 
@@ -187,10 +193,17 @@ class Vocab(Protocol):
         Raises `InvalidPrompt`, and `PromptTooLong` if there are more than ``at_most``.
         """
 
-    def tokenize_chat(self, messages: Seq[Mapping[str, str]], *, at_most: int | None = None) -> list[int]:
+    def tokenize_chat(
+        self,
+        messages: Seq[Mapping[str, str]],
+        *,
+        arguments: Mapping[str, TemplateArgument] = NO_ARGUMENTS,
+        at_most: int | None = None,
+    ) -> list[int]:
         """Tokens of a conversation (``role``, ``content``) as the model's template writes it, ready for the reply.
 
-        No text in a message becomes a control token. Raises as `tokenize` does.
+        Where the last message is the assistant's, ready for more of it. No text in a message, and none in an argument
+        for the template, becomes a control token. Raises as `tokenize` does.
         """
 
     def close(self) -> None:

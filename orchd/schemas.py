@@ -42,6 +42,25 @@ class Message(StrictWire, frozen=True, kw_only=True):
     content: str
 
 
+MAX_ARGUMENTS = 16
+MAX_ARGUMENT_CHARS = 256
+
+TemplateArgument = (
+    bool | Annotated[int, Meta(ge=-(2**53), le=2**53)] | float | Annotated[str, Meta(max_length=MAX_ARGUMENT_CHARS)]
+)
+TemplateArguments = Annotated[
+    dict[str, TemplateArgument],
+    Meta(
+        max_length=MAX_ARGUMENTS,
+        extra={
+            "expected": f"an object of up to {MAX_ARGUMENTS} values, each true, false, a number of at most 53 bits, or "
+            f"a string of up to {MAX_ARGUMENT_CHARS} characters"
+        },
+    ),
+]
+"""Variables for the model's chat template, by name."""
+
+
 class TaskRequest(StrictWire, frozen=True, kw_only=True):
     """Body of ``POST /v1/tasks``."""
 
@@ -53,6 +72,7 @@ class TaskRequest(StrictWire, frozen=True, kw_only=True):
     priority: Priority = Priority.INTERACTIVE
     prompt: Annotated[str, Meta(min_length=1)] | None = None
     messages: Annotated[tuple[Message, ...], Meta(min_length=1)] | None = None
+    chat_template_kwargs: TemplateArguments | None = None
     max_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] = 256
     stop: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=8)] = ()
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None
@@ -65,12 +85,19 @@ class TaskRequest(StrictWire, frozen=True, kw_only=True):
 
     def digest(self) -> bytes:
         """The same for the same request, however it was written."""
-        return hashlib.blake2b(msgspec.msgpack.encode(self), digest_size=16).digest()
+        return hashlib.blake2b(msgspec.msgpack.encode(self, order="deterministic"), digest_size=16).digest()
 
     def without_prompt(self) -> TaskRequest:
         """What is left of it once its task has started: what is small."""
         return msgspec.structs.replace(
-            self, task_id=None, pool_id=None, model_ref=None, prompt=None, messages=None, stop=()
+            self,
+            task_id=None,
+            pool_id=None,
+            model_ref=None,
+            prompt=None,
+            messages=None,
+            chat_template_kwargs=None,
+            stop=(),
         )
 
     @property

@@ -107,8 +107,7 @@ class Service:
         if task_id is not None and (known := self._tasks.get(task_id)) is not None:
             return self._answer_again(known, request)
         self._check_closing()
-        if (request.prompt is None) == (request.messages is None):
-            raise InvalidParams("prompt, messages: give exactly one of the two")
+        admission.check_input(request)
         pool = admission.choose_pool(self.pools, request)
         with pool.scheduler.reservation(request.priority, task_id):
             task = await admission.prepare(pool, request)

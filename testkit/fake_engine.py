@@ -15,6 +15,7 @@ from pathlib import Path
 
 from engines.api import (
     ALONE,
+    NO_ARGUMENTS,
     Beside,
     DeviceSpec,
     FinishReason,
@@ -23,6 +24,7 @@ from engines.api import (
     ProgressCallback,
     Sequence,
     StepEvent,
+    TemplateArgument,
     WaitCallback,
 )
 from engines.errors import InvalidPrompt, LoadFailed
@@ -48,7 +50,13 @@ class FakeVocab:
             raise InvalidPrompt("the fake vocabulary refuses this prompt")
         return [ord(char) for char in prompt]
 
-    def tokenize_chat(self, messages: Seq[Mapping[str, str]], *, at_most: int | None = None) -> list[int]:
+    def tokenize_chat(
+        self,
+        messages: Seq[Mapping[str, str]],
+        *,
+        arguments: Mapping[str, TemplateArgument] = NO_ARGUMENTS,
+        at_most: int | None = None,
+    ) -> list[int]:
         return self.tokenize("".join(f"{message['role']}:{message['content']}\n" for message in messages))
 
     def close(self) -> None:

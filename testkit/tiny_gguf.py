@@ -67,7 +67,7 @@ def write_tiny_llama(
     *,
     seed: int = 0,
     pieces: Sequence[str] = PIECES,
-    chat_template: str | None = CHATML,
+    chat_template: str | int | list[str] | None = CHATML,
     n_ctx_train: int = CONTEXT,
     dtype: type[np.float32] | type[np.float16] = np.float32,
     eog_likely: bool = False,
@@ -82,7 +82,7 @@ def write_tiny_llama(
         path: Where to; replaced if it exists.
         seed: Of the weights.
         pieces: The normal tokens, ids from `FIRST_PIECE`: another tuple or order is another tokenizer.
-        chat_template: None leaves the key out.
+        chat_template: None leaves the key out; what is no text is as damaged files have it.
         n_ctx_train: The context length that the file claims.
         dtype: Of the matrices.
         eog_likely: End-of-generation tokens come up after some 15 tokens on average, depending on the prompt.
@@ -220,7 +220,7 @@ class _TinyFile:
         self.writer.add_value_length(HEAD)
         self.writer.add_rope_dimension_count(HEAD)
 
-    def vocabulary(self, pieces: Sequence[str], chat_template: str | None) -> None:
+    def vocabulary(self, pieces: Sequence[str], chat_template: str | int | list[str] | None) -> None:
         special = [("<unk>", TokenType.UNKNOWN), ("<s>", TokenType.CONTROL), ("</s>", TokenType.CONTROL)]
         special += [(f"<0x{byte:02X}>", TokenType.BYTE) for byte in range(256)]
         special += [("<|im_start|>", TokenType.CONTROL), ("<|im_end|>", TokenType.CONTROL)]
@@ -236,8 +236,12 @@ class _TinyFile:
         self.writer.add_add_bos_token(True)
         self.writer.add_add_eos_token(False)
         self.writer.add_add_space_prefix(True)
-        if chat_template is not None:
+        if isinstance(chat_template, str):
             self.writer.add_chat_template(chat_template)
+        elif isinstance(chat_template, int):
+            self.writer.add_uint32("tokenizer.chat_template", chat_template)
+        elif chat_template is not None:
+            self.writer.add_array("tokenizer.chat_template", chat_template)
 
     def tensor(self, name: str, values: Weights) -> None:
         self.writer.add_tensor(name, values)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import datetime
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
 
 import jinja2
 from jinja2 import nodes
 
+from engines.api import NO_ARGUMENTS, TemplateArgument
 from engines.errors import InvalidPrompt
+from engines.llamacpp import template_globals
 from engines.llamacpp.marks import ControlTexts
-from engines.llamacpp.sandbox import DEADLINE, Deadline, Sandbox
+from engines.llamacpp.sandbox import METER, Sandbox
+from engines.llamacpp.template_meter import Meter
 
 MAX_CHARS = 16 * 2**20
 """Longest prompt a template may write, in characters."""
@@ -20,11 +22,9 @@ MAX_CHARS = 16 * 2**20
 TIME_LIMIT_S = 2.0
 """Processor time that a template may take."""
 
-SAMPLE_LIMIT_S = 0.1
-"""The same where it writes three short conversations, to show what it writes."""
-
-MAX_REFUSAL_CHARS = 300
-"""Longest sentence of a template's own that is passed on."""
+_USER_PROBE, _SYSTEM_PROBE = "What is asked", "What is ordered"
+_TRIMMED = "You have access to the following functions in JSONSchema format"
+_BLANK = "\x0b"  # one that no template writes itself
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class ChatTemplate:
         source: Jinja, as in the GGUF's ``tokenizer.chat_template``.
         bos: Text of the beginning-of-sequence token.
         eos: Text of the end-of-sequence token.
+        unk: Text of the token for what is unknown.
         controls: Text of every token that no message may spell.
         others: Text of those that it may, unless the template writes them itself: then they are control tokens too,
             whatever the file says they are.
@@ -55,62 +56,117 @@ class ChatTemplate:
         InvalidPrompt: The template cannot be compiled; its cause is why.
     """
 
-    def __init__(self, source: str, *, bos: str, eos: str, controls: Iterable[str], others: Iterable[str] = ()) -> None:
+    def __init__(
+        self, source: str, *, bos: str, eos: str, unk: str = "", controls: Iterable[str], others: Iterable[str] = ()
+    ) -> None:
         environment = Sandbox()
-        environment.globals.update(
-            raise_exception=_raise_exception,
-            strftime_now=lambda form: datetime.datetime.now().strftime(form),  # the template wants local time
-            bos_token=bos,
-            eos_token=eos,
-        )
-        self._controls = ControlTexts(())
+        environment.globals.update(template_globals.constants(bos=bos, eos=eos, unk=unk))
+        self._takes_system = True
+        self._takes_parts = False
+        self._wants_trimmed = _TRIMMED in source  # StepFun's: blanks left over make it think in circles
+        self._always = frozenset(controls)
+        self._others = frozenset(others)
+        self._written = source
+        self._controls = self._control_texts()
         try:
             self._looked_for = _looked_for(environment, source)
             self._template = environment.compiled(source)
         except Exception as error:  # of Jinja, or of Python's compiler that it hands the template to
             raise InvalidPrompt("the model's chat template cannot be used; send prompt instead") from error
-        written = source + self._sample()
-        self._controls = ControlTexts([*controls, *(text for text in others if text in written)])
 
-    def _sample(self) -> str:
-        """What it writes around messages; a part of it may be in no single text of its source."""
-        written = ""
-        for roles in (["user"], ["system", "user", "assistant", "user"], ["user", "assistant", "user"]):
-            messages = [{"role": role, "content": "x"} for role in roles]
-            try:
-                written += self.render(messages, time_limit_s=SAMPLE_LIMIT_S).text
-            except InvalidPrompt as error:
-                if error.__cause__ is not None or roles == ["user"]:
-                    break  # it does not only refuse these roles
-        return written
+    def _control_texts(self) -> ControlTexts:
+        return ControlTexts([*self._always, *(text for text in self._others if text in self._written)])
 
-    def render(self, messages: Sequence[Mapping[str, str]], *, time_limit_s: float | None = None) -> Prompt:
-        """The prompt, ready for the assistant's reply.
+    def try_out(self) -> None:
+        """Find out what the template takes, with a conversation of one message and one of two; before it is used.
+
+        Raises:
+            InvalidPrompt: It writes no conversation, so that none can work.
+        """
+        user = [{"role": "user", "content": _USER_PROBE}]
+        both = [{"role": "system", "content": _SYSTEM_PROBE}, *user]
+        if not self._writes(_USER_PROBE, user):
+            self._takes_parts = True
+            if not self._writes(_USER_PROBE, user):
+                self._takes_parts = False
+                if not self._writes(_USER_PROBE, both):
+                    self.render(user)
+                    raise InvalidPrompt("the model's chat template leaves out what the user says; send prompt instead")
+        self._takes_system = self._writes(_SYSTEM_PROBE, both)
+        self._writes(_USER_PROBE, [*user, {"role": "assistant", "content": "x"}, *user])
+        self._controls = self._control_texts()
+
+    def render(
+        self, messages: Sequence[Mapping[str, str]], *, arguments: Mapping[str, TemplateArgument] = NO_ARGUMENTS
+    ) -> Prompt:
+        """The prompt, ready for the assistant's reply, or for more of it where the last message is the assistant's.
+
+        Args:
+            messages: Each with ``role`` and ``content``.
+            arguments: Variables for the template.
 
         Raises:
             InvalidPrompt: The template refuses the conversation, or fails on it; then its cause is why.
         """
+        for name in arguments.keys() & template_globals.RESERVED:
+            raise InvalidPrompt(f"chat_template_kwargs: {name} is set by the server; leave it out")
+        if not self._takes_system:
+            messages = _without_system(messages)
+        texts = {name: value for name, value in arguments.items() if isinstance(value, str)}
+        contents = [message["content"].strip() if self._wants_trimmed else message["content"] for message in messages]
         plain = [self._looked_for if message["role"] == "assistant" else frozenset[str]() for message in messages]
-        contents, marks = self._controls.marked([message["content"] for message in messages], plain=plain)
-        safe = [{**message, "content": content} for message, content in zip(messages, contents, strict=True)]
+        marked, marks = self._controls.marked(
+            [*contents, *texts.values()], plain=[*plain, *[frozenset[str]()] * len(texts)]
+        )
+        contents, values = marked[: len(messages)], marked[len(messages) :]
+        end = None
+        if messages and messages[-1]["role"] == "assistant":
+            end = secrets.token_hex(16)
+            contents[-1] += end + _BLANK
+        rendered = self._write(
+            {
+                **template_globals.defaults(),
+                **arguments,
+                **dict(zip(texts, values, strict=True)),
+                "messages": [
+                    {
+                        "role": message["role"],
+                        "content": [{"type": "text", "text": content}] if self._takes_parts else content,
+                    }
+                    for message, content in zip(messages, contents, strict=True)
+                ],
+                "add_generation_prompt": end is None,
+            }
+        )
+        if end is not None:
+            rendered = _before(end, rendered)
+        text = marks.taken_from(rendered)
+        return Prompt(text, self._controls.cuts(rendered, text))
+
+    def _writes(self, probe: str, messages: Sequence[Mapping[str, str]]) -> bool:
+        try:
+            text = self.render(messages).text
+        except InvalidPrompt:
+            return False
+        self._written += text
+        return probe in text
+
+    def _write(self, variables: Mapping[str, object]) -> str:
         parts: list[str] = []
         size = 0
-        variables = {"messages": safe, "add_generation_prompt": True, DEADLINE: Deadline(time_limit_s or TIME_LIMIT_S)}
         try:
-            for text in self._template.generate(variables):
+            for text in self._template.generate({**variables, METER: Meter(TIME_LIMIT_S)}):
                 parts.append(text)
                 size += len(text)
                 if size > MAX_CHARS:
                     raise InvalidPrompt(f"the model's chat template wrote more than {MAX_CHARS} characters")
         except InvalidPrompt:
             raise
-        except _Refusal as refusal:
+        except template_globals.Refusal as refusal:
             raise InvalidPrompt(f"the model's chat template refuses these messages: {refusal}") from None
         except Exception as error:  # the template is a stranger's program: it may raise anything
             raise InvalidPrompt("the model's chat template fails on these messages; send prompt instead") from error
-        rendered = "".join(parts)
-        text = marks.taken_from(rendered)
-        return Prompt(text, self._controls.cuts(rendered, text))
+        return "".join(parts)
 
 
 def _looked_for(environment: jinja2.Environment, source: str) -> frozenset[str]:
@@ -127,9 +183,25 @@ def _looked_for(environment: jinja2.Environment, source: str) -> frozenset[str]:
     return frozenset(found)
 
 
-class _Refusal(jinja2.TemplateError):
-    """What a template says to those whose messages it does not take."""
+def _without_system(messages: Sequence[Mapping[str, str]]) -> Sequence[Mapping[str, str]]:
+    """The conversation with its system message at the beginning of the one behind it, as llama-server does."""
+    if not messages or messages[0]["role"] != "system":
+        return messages
+    if len(messages) == 1:
+        return [{"role": "user", "content": messages[0]["content"]}]
+    first = {"role": messages[1]["role"], "content": f"{messages[0]['content']}\n{messages[1]['content']}"}
+    return [first, *messages[2:]]
 
 
-def _raise_exception(message: object) -> NoReturn:
-    raise _Refusal(" ".join(str(message)[:MAX_REFUSAL_CHARS].split()))
+def _before(mark: str, text: str) -> str:
+    """What a template wrote up to the end of the last message, which ended with the mark and a blank.
+
+    Where the blank is gone the template trims its messages, and the blanks before the mark would be gone too.
+    """
+    text, found, rest = text.rpartition(mark)
+    if not found:
+        raise InvalidPrompt(
+            "the model's chat template leaves out the end of the last message, so it cannot be continued; "
+            "end with a message of the user"
+        )
+    return text if rest.startswith(_BLANK) else text.rstrip()

@@ -1,60 +1,63 @@
 """Where chat templates run: no way out of Jinja, no endless loop, no operation that takes all memory in one go.
 
-Time is looked at in every turn of a loop and in every call, size before every operation that could multiply it. What a
-template can still do is to take `Deadline`'s time, and a few times `MAX_CHARS` of memory.
+Time is looked at in every turn of a loop and in every call, lengths before every operation that makes something
+longer, and all that is made is counted. What a template can still do is to take a `Meter`'s time and memory, and that
+of the one operation in which it gets there.
 """
 
 from __future__ import annotations
 
 import functools
-import re
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any, NoReturn, TypeVar
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeVar, cast
 
 import jinja2
-import jinja2.nodes
 import jinja2.runtime
 import jinja2.sandbox
-import jinja2.visitor
 
-from engines.errors import InvalidPrompt
+from engines.llamacpp.template_globals import GenerationBlocks, to_json
+from engines.llamacpp.template_meter import Meter
+from engines.llamacpp.template_sizes import check_binary, check_filter, check_method, checked, size
+from engines.llamacpp.template_tree import ADDED, APPENDED, COMPARED, JOINED, MADE, TIMED, WRITTEN, rewritten
 
-MAX_CHARS = 16 * 2**20
-"""Longest text that an operation may make, in characters."""
+METER = " meter"
+"""Name of the `Meter` among a template's variables; with a space, so that no template can use it."""
 
-MAX_BITS = 4096
-"""Of whole numbers."""
-
-DEADLINE = " deadline"
-"""Name of the `Deadline` among a template's variables; with a space, so that no template can use it."""
-
-_TIMED, _JOINED = " timed", " joined"
-_TEXTS = (str, list, tuple)
-_ITEM_CHARS = 16
-_MULTIPLYING = frozenset(
-    {
-        *("batch", "center", "expandtabs", "format", "format_map", "indent", "join", "ljust", "replace", "rjust"),
-        *("slice", "tojson", "translate", "wordwrap", "zfill"),
-    }
-)
-"""Filters and methods whose result can be as long as the product of what they are given."""
-
-_WIDTH = re.compile(r"\d{6}")
+_LARGE_CHARS = 64 * 1024
 T = TypeVar("T")
 
+_LEFT_OUT = frozenset({"pprint", "striptags", "urlize", "wordcount", "wordwrap", "xmlattr"})
+"""Filters for web pages, which go through a text with Python code for seconds."""
 
-class Deadline:
-    """Processor time of one rendering, from now on, on this thread."""
+_LAZY = frozenset({"first", "list", "map", "reject", "rejectattr", "select", "selectattr", "batch", "slice"})
+"""Filters that take what is iterated item by item; others get a list, so that it can be measured."""
 
-    def __init__(self, limit_s: float) -> None:
-        self._limit_s = limit_s
-        self._end_s = time.thread_time() + limit_s
+_COMPARING = frozenset(
+    {
+        *("==", "eq", "equalto", "!=", "ne", ">", "gt", "greaterthan", "ge", ">=", "<", "lt", "lessthan", "<=", "le"),
+        *("in", "lower", "upper"),
+    }
+)
+"""Tests that look into their arguments, however deep."""
 
-    def check(self) -> None:
-        """Raise `InvalidPrompt` once it is over."""
-        if time.thread_time() > self._end_s:
-            raise InvalidPrompt(f"the model's chat template took longer than {self._limit_s:g} s; send prompt instead")
+_METHODS: Final[Mapping[type, frozenset[str]]] = {
+    str: frozenset(
+        {
+            *("capitalize", "casefold", "center", "count", "endswith", "expandtabs", "find", "format", "format_map"),
+            *("index", "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric"),
+            *("isprintable", "isspace", "istitle", "isupper", "join", "ljust", "lower", "lstrip", "partition"),
+            *("removeprefix", "removesuffix", "replace", "rfind", "rindex", "rjust", "rpartition", "rsplit", "rstrip"),
+            *("split", "splitlines", "startswith", "strip", "swapcase", "title", "upper", "zfill"),
+        }
+    ),
+    int: frozenset({"bit_length"}),
+    float: frozenset({"is_integer"}),
+    list: frozenset({"copy", "count", "index"}),
+    tuple: frozenset({"count", "index"}),
+    dict: frozenset({"copy", "get", "items", "keys", "values"}),
+}
+"""What templates may call on Python's own values; the rest makes bytes, or things of any size."""
 
 
 class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
@@ -64,134 +67,170 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"], finalize=_checked
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=["jinja2.ext.loopcontrols", GenerationBlocks],
+            finalize=_written,
         )
-        self.filters = {name: _bounded(name, function) for name, function in self.filters.items()}
-        self.filters |= {_TIMED: _timed, _JOINED: _joined}
+        filters = {name: function for name, function in self.filters.items() if name not in _LEFT_OUT}
+        self.filters = {name: _metered(name, function) for name, function in filters.items()}
+        self.filters |= {"tojson": _json}
+        self.filters |= {TIMED: _timed, MADE: _made, COMPARED: _compared, WRITTEN: _written}
+        self.filters |= {JOINED: _joined, APPENDED: _appended, ADDED: _added}
+        self.tests |= {name: _comparing(cast(Any, self.tests[name])) for name in _COMPARING}
         del self.globals["lipsum"]
 
     def compiled(self, source: str) -> jinja2.Template:
-        """A template with its loops timed and its texts measured. Raises what Jinja and Python's compiler raise."""
-        tree = _Limits().visit(self.parse(source))
+        """A template in which all this is done. Raises what Jinja and Python's compiler raise."""
+        tree = rewritten(self.parse(source))
         tree.set_environment(self)
         return self.from_string(tree)
 
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        for kind, methods in _METHODS.items():
+            if isinstance(obj, kind):
+                return attr in methods
+        return super().is_safe_attribute(obj, attr, value)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        return super().getitem(obj, checked(argument) if isinstance(argument, tuple) else argument)
+
     def call(__self, __context: jinja2.runtime.Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        __context[DEADLINE].check()
+        meter = __context[METER]
+        meter.check()
         method = getattr(__obj, "__wrapped__", __obj)  # Jinja puts its own in the place of `str.format`
         owner = getattr(method, "__self__", None)
         if isinstance(owner, str):
-            name = method.__name__
-            args = tuple(_drawn(name, args))
-            _check_growth(name, [owner, *args, *kwargs.values()])
-        return super().call(__context, __obj, *args, **kwargs)
+            args = tuple(_listed(args, meter))
+            check_method(method.__name__, (owner, *args), _own(kwargs))
+        elif isinstance(__obj, jinja2.runtime.LoopContext):
+            args = tuple(_timed(__context, items) for items in args)
+        elif not isinstance(__obj, (jinja2.runtime.Macro, types.FunctionType)):
+            args = tuple(_listed(args, meter))
+            for value in (owner if isinstance(owner, (list, tuple)) else (), *args, *_own(kwargs).values()):
+                checked(value)
+        result = super().call(__context, __obj, *args, **kwargs)
+        meter.made(result, inside=True)
+        if isinstance(owner, str) and isinstance(result, (list, tuple)):
+            meter.made(owner)  # its pieces
+        return result
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
         """See Jinja. Refuses what would become too large."""
-        if isinstance(left, int) and isinstance(right, int):
-            bits = left.bit_length() * max(right, 1) if operator == "**" else left.bit_length() + right.bit_length()
-            if bits > MAX_BITS:
-                _refuse()
-        elif operator == "+":
-            _checked((left, right))
-        elif operator == "*" and isinstance(left, _TEXTS) != isinstance(right, _TEXTS):
-            _check_product([left, right])
-        elif operator == "%" and isinstance(left, str):
-            _check_growth("format", [left, *(right if isinstance(right, tuple) else [right])])
-        return super().call_binop(context, operator, left, right)
+        if operator == "+":
+            left, right = _present(left, right), _present(right, left)
+        check_binary(operator, left, right)
+        result = super().call_binop(context, operator, left, right)
+        context[METER].made(result)
+        return result
 
 
-class _Limits(jinja2.visitor.NodeTransformer):
-    """Loops look at the time; ``~`` becomes a filter, because Jinja lets nobody intercept it."""
-
-    def visit_For(self, node: jinja2.nodes.For) -> jinja2.nodes.Node:
-        self.generic_visit(node)
-        node.iter = jinja2.nodes.Filter(node.iter, _TIMED, [], [], None, None, lineno=node.lineno)
-        return node
-
-    def visit_Concat(self, node: jinja2.nodes.Concat) -> jinja2.nodes.Node:
-        self.generic_visit(node)
-        parts = jinja2.nodes.List(node.nodes, lineno=node.lineno)
-        return jinja2.nodes.Filter(parts, _JOINED, [], [], None, None, lineno=node.lineno)
+def _present(value: Any, beside: Any) -> Any:
+    """No text in place of what is not there, beside a text, as in llama.cpp."""
+    return "" if isinstance(value, jinja2.Undefined) and isinstance(beside, str) else value
 
 
 @jinja2.pass_context
 def _timed(context: jinja2.runtime.Context, items: Iterable[object]) -> Iterator[object]:
+    meter = context[METER]
     for item in items:
-        context[DEADLINE].check()
+        meter.check()
         yield item
 
 
-def _joined(parts: Sequence[object]) -> str:
-    return "".join(map(str, _checked(parts)))
+@jinja2.pass_context
+def _joined(context: jinja2.runtime.Context, parts: Sequence[object]) -> str:
+    text = "".join(map(str, checked(parts)))
+    context[METER].made(text)
+    return text
 
 
-def _bounded(name: str, function: Callable[..., T]) -> Callable[..., T]:
-    @functools.wraps(function)  # with what Jinja noted on it
-    def bounded(*args: Any, **kwargs: Any) -> T:
-        args = tuple(_drawn(name, args))
-        _check_growth(name, [*args, *kwargs.values()])
-        return function(*args, **kwargs)
-
-    return bounded
-
-
-def _drawn(name: str, values: Iterable[Any]) -> Iterator[Any]:
-    """Iterators as lists, where their size matters."""
-    for value in values:
-        yield list(value) if name in _MULTIPLYING and isinstance(value, Iterator) else value
+@jinja2.pass_context
+def _appended(context: jinja2.runtime.Context, parts: list[Any]) -> str:
+    checked(parts)
+    text = "".join(map(str, parts))
+    if isinstance(parts[0], str):
+        context[METER].made_from(parts, text)
+    return text
 
 
-def _check_growth(name: str, values: Sequence[object]) -> None:
-    """Refuse arguments of a filter or method from which too much could be made."""
-    if name in ("format", "format_map") and any(isinstance(text, str) and _WIDTH.search(text) for text in values):
-        _refuse()
-    if name in _MULTIPLYING:
-        _check_product(values)
-    else:
-        for value in values:
-            _checked(value)
+@jinja2.pass_context
+def _added(context: jinja2.runtime.Context, parts: list[Any]) -> Any:
+    if all(isinstance(part, str) for part in parts):
+        return _appended(context, parts)
+    sandbox = cast(Sandbox, context.environment)
+    return functools.reduce(lambda left, right: sandbox.call_binop(context, "+", left, right), parts)
 
 
-def _check_product(values: Sequence[object]) -> None:
-    product = 1
-    for value in values:
-        product *= max(1, value if isinstance(value, int) else _size(value))
-        if product > MAX_CHARS:
-            _refuse()
-
-
-def _checked(value: T) -> T:
-    if _size(value) > MAX_CHARS:
-        _refuse()
+@jinja2.pass_context
+def _made(context: jinja2.runtime.Context, value: object) -> object:
+    context[METER].made(value)
     return value
 
 
-def _size(value: object) -> int:
-    """Characters of a value written out, roughly; what is in it twice counts twice.
-
-    Stops counting once it is too much, so that no nesting takes long.
-    """
-    if isinstance(value, str):
-        return len(value)
-    total, rest = 0, [value]
-    while rest and total <= MAX_CHARS:
-        one = rest.pop()
-        if isinstance(one, str):
-            total += len(one)
-        elif isinstance(one, Collection) and not isinstance(one, jinja2.runtime.Context):  # which has no length
-            total += _ITEM_CHARS * len(one)
-            if total <= MAX_CHARS:
-                rest.extend(one)
-                if isinstance(one, dict):
-                    rest.extend(one.values())
-        else:
-            total += one.bit_length() if isinstance(one, int) else 1
-    return total
+@jinja2.pass_context
+def _compared(context: jinja2.runtime.Context, value: T) -> T:
+    if isinstance(value, str) and len(value) < _LARGE_CHARS:
+        return value
+    context[METER].check()
+    return checked(value)
 
 
-def _refuse() -> NoReturn:
-    raise InvalidPrompt(
-        f"the model's chat template makes texts of more than {MAX_CHARS} characters, or huge numbers; "
-        "send prompt instead"
-    )
+@jinja2.pass_context
+def _written(context: jinja2.runtime.Context, value: object) -> object:
+    context[METER].count(size(checked(value)))
+    return value
+
+
+@jinja2.pass_context
+def _json(context: jinja2.runtime.Context, value: object, *args: Any, **kwargs: Any) -> str:
+    meter = context[METER]
+    check_filter("tojson", (value, *args), kwargs)
+    parts = []
+    for part in to_json(value, *args, **kwargs):
+        meter.check()
+        meter.made(part)
+        parts.append(part)
+    return "".join(parts)
+
+
+def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that is refused where its result would be too long, and counted."""
+    wants = getattr(getattr(function, "jinja_pass_arg", None), "name", None)
+
+    @functools.wraps(function)
+    def metered(context: jinja2.runtime.Context, value: Any, *args: Any, **kwargs: Any) -> Any:
+        meter = context[METER]
+        meter.check()
+        if name not in _LAZY:
+            value, *args = _listed((value, *args), meter)  # type: ignore[assignment]  # a list does as well
+        elif isinstance(value, (str, Iterator)):
+            value = meter.items(value)
+        check_filter(name, (value, *args), kwargs)
+        first = {"context": context, "eval_context": context.eval_ctx, "environment": context.environment}
+        own = [] if wants is None else [first[wants]]
+        result = function(*own, meter.items(value) if name == "sum" else value, *args, **kwargs)
+        if result is not value and name not in ("default", "d", "first", "last", "attr", "random"):
+            meter.made(result, inside=True)
+        return result
+
+    return jinja2.pass_context(metered)
+
+
+def _comparing(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def comparing(context: jinja2.runtime.Context, *args: object) -> Any:
+        return function(*(_compared(context, value) for value in args))
+
+    return jinja2.pass_context(comparing)
+
+
+def _listed(values: Iterable[Any], meter: Meter) -> Iterator[Any]:
+    """What is iterated once as lists, where a size matters."""
+    for value in values:
+        yield list(meter.items(value)) if isinstance(value, Iterator) else value
+
+
+def _own(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments that the template wrote; Jinja adds the variables of a loop."""
+    return {name: value for name, value in kwargs.items() if name not in ("_loop_vars", "_block_vars")}

@@ -1,8 +1,9 @@
 """Opens a model file in a process that may die, so that the one that serves does not.
 
 ``python -m engines.llamacpp.vet FILE [--slots N] [--ctx N] ...`` prints one JSON object: ``{"ok": true, ...}`` with the
-bytes it would need, or ``{"ok": false, "error": "..."}``. A file that makes llama.cpp abort or hang ends only this
-process. `vet` runs it and turns whatever comes of it into a `Footprint` or a `LoadFailed`.
+bytes it would need and a note where conversations cannot work, or ``{"ok": false, "error": "..."}``. A file that makes
+llama.cpp abort or hang ends only this process. `vet` runs it and turns whatever comes of it into a `Footprint` or a
+`LoadFailed`.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engines.api import Footprint, ModelSpec, WaitCallback
-from engines.errors import EngineError, LoadFailed
+from engines.errors import EngineError, InvalidPrompt, LoadFailed
 from engines.gguf_files import parts
 
 if TYPE_CHECKING:
@@ -57,10 +58,22 @@ _SHAPE = ("slots", "ctx", "batch", "flash_attn", "cache_type_k", "cache_type_v",
 _CACHE_LINE = re.compile(r"llama_kv_cache\S*: size =\s*([\d.]+) MiB")
 
 
-def vet(spec: ModelSpec, *, time_limit_s: float | None = None, on_wait: WaitCallback | None = None) -> Footprint:
+def vet(
+    spec: ModelSpec,
+    *,
+    time_limit_s: float | None = None,
+    on_wait: WaitCallback | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> Footprint:
     """What a model file needs in memory, after a throwaway process has opened it and decoded a few tokens.
 
     Whatever ends the wait for that process ends the process.
+
+    Args:
+        spec: The file and its shape.
+        time_limit_s: How long it may take; left out, by the file's size.
+        on_wait: See `engines.api.WaitCallback`.
+        on_note: Is told what does not work, though the file can be served: one sentence without folders.
 
     Raises:
         LoadFailed: The file is not one that can be served; the message is one sentence without folders.
@@ -68,11 +81,11 @@ def vet(spec: ModelSpec, *, time_limit_s: float | None = None, on_wait: WaitCall
     size = file_bytes(spec.path)
     limit_s = TIME_LIMIT_S + size / SLOWEST_READ if time_limit_s is None else time_limit_s
     try:
-        return _vet(spec, size, limit_s, on_wait)
+        return _vet(spec, size, limit_s, on_wait, on_note)
     except _Died:
         if spec.slots == 1:
             raise
-        _vet(dataclasses.replace(spec, slots=1), size, limit_s, on_wait)
+        _vet(dataclasses.replace(spec, slots=1), size, limit_s, on_wait, None)
         raise LoadFailed(
             f"{spec.path.name} can only be served with slots = 1: llama.cpp ends where several of its tasks come and go"
         ) from None
@@ -82,7 +95,13 @@ class _Died(LoadFailed):
     """The process ended itself."""
 
 
-def _vet(spec: ModelSpec, size: int, limit_s: float, on_wait: WaitCallback | None) -> Footprint:
+def _vet(
+    spec: ModelSpec,
+    size: int,
+    limit_s: float,
+    on_wait: WaitCallback | None,
+    on_note: Callable[[str], None] | None,
+) -> Footprint:
     command = [sys.executable, "-m", "engines.llamacpp.vet", os.path.abspath(spec.path)]
     for field in _SHAPE:
         command += [f"--{field.replace('_', '-')}", str(getattr(spec, field))]
@@ -118,9 +137,16 @@ def _vet(spec: ModelSpec, size: int, limit_s: float, on_wait: WaitCallback | Non
             f"{name} could not be vetted: the process left with {process.returncode}, saying nothing"
         ) from None
     if not answer["ok"]:
-        said = answer["error"].replace(f"{os.path.abspath(spec.path.parent)}/", "")
-        raise LoadFailed("".join(char if char.isprintable() else " " for char in said))
+        raise LoadFailed(_sentence(answer["error"], spec.path))
+    if answer.get("note") and on_note is not None:
+        on_note(_sentence(answer["note"], spec.path))
     return Footprint(weights=size, cache=answer["cache"], buffers=answer["buffers"])
+
+
+def _sentence(said: str, path: Path) -> str:
+    """What the process said, without folders and without what could drive a terminal."""
+    said = said.replace(f"{os.path.abspath(path.parent)}/", "")
+    return "".join(char if char.isprintable() else " " for char in said)
 
 
 def _output_of(process: subprocess.Popen[bytes], limit_s: float, on_wait: WaitCallback | None) -> bytes:
@@ -215,7 +241,7 @@ def _allow_at_most(what: int, amount: int) -> None:
     resource.setrlimit(what, (amount, amount + 1))
 
 
-def _examine(spec: ModelSpec, *, decode: bool) -> dict[str, int]:
+def _examine(spec: ModelSpec, *, decode: bool) -> dict[str, object]:
     """Add up what the whole shape would allocate, and use the model: with one small slot, or only its tokenizer."""
     from engines.llamacpp.native.context import NativeContext  # loads llama.cpp: only in this process
     from engines.llamacpp.native.model import NativeModel
@@ -226,9 +252,13 @@ def _examine(spec: ModelSpec, *, decode: bool) -> dict[str, int]:
     with _cache_lines() as lines:
         context = NativeContext(model, spec, threads=1)
     cache = sum(int(float(line[1]) * 2**20) for text in lines if (line := _CACHE_LINE.search(text)))
-    found = {"cache": cache + context.buffers.of("RS"), "buffers": context.buffers.of("compute", "output")}
+    found: dict[str, object] = {
+        "cache": cache + context.buffers.of("RS"),
+        "buffers": context.buffers.of("compute", "output"),
+    }
     context.close()
     _try_tokenizer(model)
+    found["note"] = _try_template(model)
     model.close()
     if decode:
         model = NativeModel(spec.path, repack=False)
@@ -269,6 +299,17 @@ def _try_tokenizer(model: NativeModel) -> None:
     for code in [*range(0x800), *rare]:
         model.tokenize(chr(code))
     Tokenizer(model).tokenize("A" * 2 * OWN_STACK_CHARS)
+
+
+def _try_template(model: NativeModel) -> str:
+    """Why no conversation can work; empty if one does."""
+    from engines.llamacpp.model_template import open_template, reason  # needs llama.cpp too
+
+    try:
+        open_template(model)
+    except InvalidPrompt as error:
+        return reason(error)
+    return ""
 
 
 if __name__ == "__main__":

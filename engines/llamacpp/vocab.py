@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from engines.api import NO_ARGUMENTS, TemplateArgument
 from engines.errors import EngineDead, InvalidPrompt
 from engines.llamacpp.chat import ChatTemplate
+from engines.llamacpp.model_template import open_template, reason
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 
 class LlamaVocab:
     """Tokenizer and chat template of a GGUF, without its weights.
 
     It has a handle of its own, so that no thread ever reaches into a model that another one steps. Calls run side by
-    side; `close` leaves the freeing to the last of those that are under way.
+    side; `close` leaves the freeing to the last of those that are under way. A chat template that cannot work is a
+    warning in the log, now and not at the first conversation.
 
     Raises:
         LoadFailed: The file has no vocabulary that llama.cpp can read.
@@ -28,20 +34,31 @@ class LlamaVocab:
         self._lock = threading.Lock()
         self._calls = 0
         self._closed = False
-        self._template: ChatTemplate | None = None
         self._tokenizer = Tokenizer(self._native)
+        self._template: ChatTemplate | None = None
+        self._no_chat = ""
+        try:
+            self._template = open_template(self._native)
+        except InvalidPrompt as error:
+            self._no_chat = str(error)
+            _log.warning("%s: %s", path.name, reason(error))
 
     def tokenize(self, prompt: str, *, at_most: int | None = None) -> list[int]:
         """See `engines.api.Vocab`."""
         return self._tokenize(prompt, (), at_most)
 
-    def tokenize_chat(self, messages: Sequence[Mapping[str, str]], *, at_most: int | None = None) -> list[int]:
+    def tokenize_chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        arguments: Mapping[str, TemplateArgument] = NO_ARGUMENTS,
+        at_most: int | None = None,
+    ) -> list[int]:
         """See `engines.api.Vocab`."""
-        with self._open():
-            if self._template is None:
-                self._template = self._compile_template()
-            prompt = self._template.render(messages)
-            return self._tokenize(prompt.text, prompt.cuts, at_most)
+        if self._template is None:
+            raise InvalidPrompt(self._no_chat)
+        prompt = self._template.render(messages, arguments=arguments)
+        return self._tokenize(prompt.text, prompt.cuts, at_most)
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:
@@ -63,21 +80,6 @@ class LlamaVocab:
         if not tokens:
             raise InvalidPrompt("the prompt is empty for this model; give it at least one token of text")
         return tokens
-
-    def _compile_template(self) -> ChatTemplate:
-        source = self._native.chat_template
-        if source is None:
-            raise InvalidPrompt(f"{self._native.name} has no chat template; send prompt instead of messages")
-        native = self._native
-        controls, others = [], []
-        for token in range(native.n_vocab):
-            if native.is_control(token) or native.is_end(token):
-                controls.append(native.text(token))
-            elif native.is_special(token):
-                others.append(native.text(token))
-        return ChatTemplate(
-            source, bos=native.text(native.bos), eos=native.text(native.eos), controls=controls, others=others
-        )
 
     def close(self) -> None:
         """See `engines.api.Vocab`."""

@@ -183,7 +183,9 @@ class Checkup:
             path = self._model_file(pool)
             files.looks_like_gguf(path)
             files.check_digest(path)
-            footprint = vet(model_spec(pool, path))
+            footprint = vet(
+                model_spec(pool, path), on_note=lambda note: self._notes.append(f'pool "{pool.id}": {note}')
+            )
         except (ConfigError, LoadFailed) as error:
             self._problems.append(f'pool "{pool.id}": {error}')
         if footprint is not None:

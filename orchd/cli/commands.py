@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from orchd import __version__
@@ -199,6 +200,7 @@ def health(
         "orchd run 'Name three rivers.'",
         "git diff | orchd run --system 'Write a commit message for this diff.' -",
         "orchd run --raw --temperature 0 'Once upon a time'",
+        "orchd run --template-arg enable_thinking=false 'Name three rivers.'",
         "orchd run --priority batch --wait 60 --json 'Name three rivers.' | jq -r .text",
     )
 )
@@ -208,6 +210,10 @@ def run(
     ],
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message, put before the prompt.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text; no chat template.")] = False,
+    template_arg: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Variable for the model's chat template; may be repeated."),
+    ] = None,
     pool: Annotated[str | None, typer.Option(metavar="POOL", help="Pool; needed if the server has several.")] = None,
     model_ref: Annotated[str | None, typer.Option(metavar="MODEL", help="Only this model may answer.")] = None,
     priority: Annotated[Priority | None, typer.Option(help="Interactive tasks start before all batch tasks.")] = None,
@@ -236,9 +242,12 @@ def run(
     """
     if raw and system is not None:
         raise typer.BadParameter("needs the chat template, which --raw leaves out", param_hint="--system")
+    if raw and template_arg:
+        raise typer.BadParameter("needs the chat template, which --raw leaves out", param_hint="--template-arg")
     options: TaskOptions = {
         "pool_id": pool,
         "model_ref": model_ref,
+        "chat_template_kwargs": dict(map(_template_argument, template_arg)) if template_arg else None,
         "priority": priority,
         "max_tokens": max_tokens,
         "seed": seed,
@@ -346,6 +355,18 @@ def _read_stdin() -> str:
         raise ConfigError(f"stdin cannot be read ({error.strerror}), and - reads the prompt from there") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"stdin is not UTF-8 at byte {error.start}; convert it with iconv") from None
+
+
+def _template_argument(option: str) -> tuple[str, bool | int | float | str]:
+    """Name and value; true, false and numbers are what they look like, anything else is text."""
+    name, equals, text = option.partition("=")
+    if not equals:
+        raise typer.BadParameter(f"{option!r} is not NAME=VALUE", param_hint="--template-arg")
+    try:
+        value = msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        return name, text
+    return name, value if isinstance(value, (bool, int, float)) else text
 
 
 def _conversation(system: str | None, text: str) -> list[Message]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict
 
 from orchd import schemas
@@ -14,6 +14,7 @@ class TaskOptions(TypedDict, total=False):
     pool_id: str | None
     model_ref: str | None
     priority: schemas.Priority | Literal["interactive", "batch"] | None
+    chat_template_kwargs: Mapping[str, bool | int | float | str] | None
     max_tokens: int | None
     stop: Sequence[str] | None
     seed: int | None

@@ -19,11 +19,14 @@ _log = logging.getLogger(__name__)
 
 INLINE_CHARS = 2000
 """Prompts up to this length are tokenised on the event loop; longer ones on a thread, so that nobody's stream waits.
-Messages always: their template is a stranger's program, which may take `engines.llamacpp.chat.TIME_LIMIT_S`."""
+Never messages: their template is a stranger's program, which may take `engines.llamacpp.chat.TIME_LIMIT_S`."""
 
 LONG_CHARS = 64 * 1024
 """Prompts and messages beyond this length take turns, on one thread: however many of them there are at once, they take
 one thread's share of the processor and of Python's lock, and shorter ones pass them."""
+
+TEMPLATE_THREADS = 2
+"""How many conversations are rendered at the same time; others wait, and nothing else waits for them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +40,7 @@ class ActiveModel:
         footprint: What one replica of it needs.
         fingerprint: Of its files as they were vetted.
         long_prompts: The thread for them; it ends with the last reference to this.
+        conversations: The threads for those that are not as long; likewise.
     """
 
     id: str
@@ -45,6 +49,9 @@ class ActiveModel:
     footprint: Footprint
     fingerprint: tuple[tuple[int, ...], ...]
     long_prompts: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "long prompts"), repr=False)
+    conversations: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(TEMPLATE_THREADS, "conversations"), repr=False
+    )
 
     def check_unchanged(self) -> None:
         """Raise `LoadFailed` if its files are no longer those that were vetted: others could end the process."""
@@ -67,8 +74,10 @@ class ActiveModel:
         """As `tokenize`, for the event loop, which goes on meanwhile unless it is soon done."""
         if is_short(request):
             return self.tokenize(request, ctx=ctx)
-        thread = self.long_prompts if request.prompt_chars > LONG_CHARS else None
-        return await asyncio.get_running_loop().run_in_executor(thread, lambda: self.tokenize(request, ctx=ctx))
+        threads = None if request.messages is None else self.conversations
+        if request.prompt_chars > LONG_CHARS:
+            threads = self.long_prompts
+        return await asyncio.get_running_loop().run_in_executor(threads, lambda: self.tokenize(request, ctx=ctx))
 
     def tokenize(self, request: TaskRequest, *, ctx: int) -> array.array[int]:
         """The request's prompt in this model's tokens.
@@ -83,8 +92,11 @@ class ActiveModel:
         most = max(0, ctx - request.max_tokens)
         try:
             if request.messages is not None:
-                messages = [{"role": m.role, "content": m.content} for m in request.messages]
-                tokens = self.vocab.tokenize_chat(messages, at_most=most)
+                tokens = self.vocab.tokenize_chat(
+                    [{"role": message.role, "content": message.content} for message in request.messages],
+                    arguments=request.chat_template_kwargs or {},
+                    at_most=most,
+                )
             else:
                 tokens = self.vocab.tokenize(request.prompt or "", at_most=most)
         except PromptTooLong as error:

@@ -11,6 +11,26 @@ from orchd.pools.pool import Pool, PoolState
 from orchd.queue.tasks import Task
 from orchd.schemas import TaskRequest
 
+_MAX_NAME_CHARS = 64
+
+
+def check_input(request: TaskRequest) -> None:
+    """Refuse a request that says two things at once, or nothing. Raises `InvalidParams`."""
+    if (request.prompt is None) == (request.messages is None):
+        raise InvalidParams("prompt, messages: give exactly one of the two")
+    if request.chat_template_kwargs is None:
+        return
+    if request.messages is None:
+        raise InvalidParams(
+            "chat_template_kwargs: a prompt goes through no chat template; send messages, or leave it out"
+        )
+    for name in request.chat_template_kwargs:
+        if not name.isidentifier() or len(name) > _MAX_NAME_CHARS:
+            raise InvalidParams(
+                f"chat_template_kwargs: {name[:_MAX_NAME_CHARS]!r} cannot be the name of a variable; use letters, "
+                f"digits and _, at most {_MAX_NAME_CHARS}"
+            )
+
 
 def choose_pool(pools: Mapping[str, Pool], request: TaskRequest) -> Pool:
     """The pool that a request names, by ``pool_id``, by ``model_ref`` or because there is only one.
@@ -80,5 +100,6 @@ async def prepare(pool: Pool, request: TaskRequest) -> Task:
             if pool.model is model:
                 raise
             continue  # a reload closed the vocabulary meanwhile
+        await pool.takes_tasks.wait()
         if pool.model is model:
             return Task(task_id, request, pool.id, tokens)

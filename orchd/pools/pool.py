@@ -76,6 +76,9 @@ class Pool:
         """Why its first model could not be loaded, in one sentence without folders."""
         self.reloading = False
         """A `orchd.pools.reload.Reload` is under way."""
+        self.takes_tasks = asyncio.Event()
+        """Cleared while a reload gets the last prompts ready for its model: new tasks wait then, for the switch."""
+        self.takes_tasks.set()
         self.sleep = sleep
         self._first: Path | None = None
         self._closed = asyncio.Event()

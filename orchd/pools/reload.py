@@ -165,23 +165,34 @@ class Reload:
         pool = self._pool
         try:
             tokens = await self._tokenize_waiting(new)
+            for task in pool.scheduler.waiting():
+                outcome = tokens.get(task.id)
+                if isinstance(outcome, TaskError) and pool.scheduler.cancel(task) is Found.WAITING:
+                    self._refuse(task, outcome)
         except BaseException:
             pool.loader.discard_instances(instances)
             raise
-        for task in pool.scheduler.waiting():
-            if isinstance(outcome := tokens.get(task.id), TaskError) and pool.scheduler.cancel(task) is Found.WAITING:
-                self._refuse(task, outcome)
-        pool.switch(new, instances, {key: value for key, value in tokens.items() if not isinstance(value, TaskError)})
+        else:
+            ready = {key: value for key, value in tokens.items() if not isinstance(value, TaskError)}
+            pool.switch(new, instances, ready)
+        finally:
+            pool.takes_tasks.set()
 
     async def _tokenize_waiting(self, new: ActiveModel) -> Tokens:
-        """Every waiting task's prompt: long ones on a thread; the loop has not run any further when this returns."""
+        """Every waiting task's prompt: long ones on a thread; the loop has not run any further when this returns.
+
+        Rounds are as long as what came in during the last one. Where tasks come faster than the new model's template
+        renders them, the last round lets none in, because not even one conversation may be rendered on the loop.
+        """
         tokens: Tokens = {}
-        ctx = self._pool.config.ctx
-        for _ in range(_MAX_ROUNDS):
+        loop, ctx = asyncio.get_running_loop(), self._pool.config.ctx
+        for left in reversed(range(_MAX_ROUNDS)):
+            if not left:
+                self._pool.takes_tasks.clear()
             waiting = self._untokenized(tokens)
             if is_short(*waiting.values()):
                 break
-            tokens |= await asyncio.to_thread(_tokenize, new, waiting, ctx)
+            tokens |= await loop.run_in_executor(new.long_prompts, _tokenize, new, waiting, ctx)
         return tokens | _tokenize(new, self._untokenized(tokens), ctx)
 
     def _untokenized(self, tokens: Tokens) -> dict[str, TaskRequest]:
@@ -193,7 +204,7 @@ def _unchanged(old: ActiveModel | None) -> str:
     return "the pool still has no model" if old is None else f"{old.id} still serves"
 
 
-_MAX_ROUNDS = 8  # each leaves only what came in meanwhile
+_MAX_ROUNDS = 8  # each but the last leaves only what came in meanwhile
 
 
 def _tokenize(model: ActiveModel, requests: Mapping[str, TaskRequest], ctx: int) -> Tokens:

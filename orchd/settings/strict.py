@@ -100,7 +100,7 @@ def explain(error: Exception, struct: type[msgspec.Struct]) -> InvalidParams:
 def _complaint(error: msgspec.ValidationError) -> tuple[str, str]:
     """What msgspec says, such as "Invalid UUID - at `$.task_id`", and about which key: ``task_id``."""
     complaint, _, path = str(error).partition(" - at `$")
-    return complaint, path.removesuffix("`").removeprefix(".")
+    return complaint, path.removesuffix("`").removesuffix("[...]").removeprefix(".")  # a value of an object
 
 
 def _parts(key: str) -> list[str | int]:

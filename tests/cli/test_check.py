@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 from orchd import cli
 from orchd.machine import devices, memory
 from orchd.machine.devices import Gpu
+from testkit.tiny_gguf import write_tiny_llama
 
 TOKEN = "a-token-for-tests-0123456789"
 
@@ -117,6 +118,24 @@ def test_a_gpu_without_a_build_for_it_is_a_note(tiny_model_path: Path, monkeypat
     result = check("-m", str(tiny_model_path))
     assert result.exit_code == 0
     assert "note: there are GPUs, but llama.cpp was built for the CPU only" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        (None, "chat.gguf has no chat template"),
+        (
+            "{% nothing %}",
+            "the model's chat template cannot be used; send prompt instead (Encountered unknown tag",
+        ),
+    ],
+)
+def test_a_model_whose_conversations_cannot_work_is_a_note(tmp_path: Path, template: str | None, why: str) -> None:
+    model = write_tiny_llama(tmp_path / "chat.gguf", chat_template=template)
+    answer = as_json("-m", str(model))
+    assert answer["ok"]
+    [note] = [note for note in answer["notes"] if "conversations" in note]
+    assert note.startswith(f'pool "default": conversations will be refused, only prompts work: {why}')
 
 
 def test_a_running_server_is_a_note(home: Path, tiny_model_path: Path) -> None:

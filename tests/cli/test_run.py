@@ -22,7 +22,8 @@ def test_run_prints_the_text_and_nothing_else(server: StandIn) -> None:
 
 def test_run_sends_what_it_was_told(server: StandIn) -> None:
     answering(server, "x")
-    options = "--pool p --model-ref m --priority batch --max-tokens 5 --seed 7 --temperature 0 --stop A --stop B"
+    options = "--template-arg enable_thinking=false --template-arg n=2 --template-arg effort=low --template-arg s="
+    options += " --pool p --model-ref m --priority batch --max-tokens 5 --seed 7 --temperature 0 --stop A --stop B"
     orchd("run", "hi", "--system", "Be brief.", *options.split(), "--url", server.url)
     body = server.seen[0].body
     del body["task_id"]
@@ -33,6 +34,7 @@ def test_run_sends_what_it_was_told(server: StandIn) -> None:
         "max_tokens": 5,
         "seed": 7,
         "temperature": 0,
+        "chat_template_kwargs": {"enable_thinking": False, "n": 2, "effort": "low", "s": ""},
         "stop": ["A", "B"],
         "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hi"}],
     }
@@ -66,8 +68,9 @@ def test_a_terminal_without_unicode_is_no_reason_to_fail(server: StandIn, monkey
     assert on_terminal("run", "hi", "--url", server.url) == ("Rh?ne\r\n", 0)
 
 
-def test_a_system_message_without_a_template_is_a_wrong_option(server: StandIn) -> None:
-    result = orchd("run", "hi", "--raw", "--system", "x", "--url", server.url)
+@pytest.mark.parametrize("wrong", ["--raw --system x", "--raw --template-arg a=1", "--template-arg a"])
+def test_what_needs_a_template_and_gets_none_is_a_wrong_option(server: StandIn, wrong: str) -> None:
+    result = orchd("run", "hi", *wrong.split(), "--url", server.url)
     assert result.exit_code == 2
     assert server.seen == []
 

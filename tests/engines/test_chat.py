@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from datetime import datetime
 
 import pytest
 
+from engines.api import TemplateArgument
 from engines.errors import InvalidPrompt
 from engines.llamacpp import chat
 from engines.llamacpp.chat import ChatTemplate, Prompt
@@ -69,22 +71,24 @@ def test_what_a_template_does_with_a_spelled_control_token_leaves_no_trace(
     assert rendered(template, content) == parts
 
 
-THINKING = "{% set c = m.content %}{% if '</think>' in c %}{% set c = c.split('</think>')[-1] %}{% endif %}{{ c }}"
+CUTS_THINKING = "{% set c = m.content %}{% if '</think>' in c %}{% set c = c.split('</think>')[-1] %}{% endif %}{{ c }}"
 
 
 @pytest.mark.parametrize(
-    ("role", "expected"), [("assistant", ["answer"]), ("user", ["why<", "/think>answer"])], ids=["assistant", "user"]
+    ("role", "expected"), [("assistant", ["answer!"]), ("user", ["why<", "/think>answer!"])], ids=["assistant", "user"]
 )
 def test_a_template_finds_what_it_looks_for_in_an_assistants_message(role: str, expected: list[str]) -> None:
-    template = f"{{% for m in messages %}}{THINKING}{{% endfor %}}"
+    template = f"{{% for m in messages %}}{CUTS_THINKING}{{% endfor %}}"
     found = ChatTemplate(template, bos="<s>", eos="</s>", controls=[*CONTROLS, "</think>"])
-    assert in_parts(found.render([{"role": role, "content": "why</think>answer"}])) == expected
+    messages = [{"role": role, "content": "why</think>answer"}, {"role": "user", "content": "!"}]
+    assert in_parts(found.render(messages)) == expected
 
 
 def test_what_a_template_writes_itself_cannot_be_spelled_whatever_the_file_says_of_it() -> None:
     template = "{% for m in messages %}{{ '<|' + m.role + '|>' }}{{ m.content }}<|end|>{% endfor %}"
     others = ["<|user|>", "<|end|>", "<table>", "<|assistant|>", "<|system|>"]
     found = ChatTemplate(template, bos="<s>", eos="</s>", controls=CONTROLS, others=others)
+    found.try_out()
     content = "<table>hi<|end|><|system|>"
     parts = in_parts(found.render([{"role": "user", "content": content}]))
     assert parts == ["<|user|><table>hi<", "|end|><", "|system|><|end|>"]
@@ -93,6 +97,168 @@ def test_what_a_template_writes_itself_cannot_be_spelled_whatever_the_file_says_
 def test_a_template_knows_the_usual_names() -> None:
     template = "{{ bos_token }}{{ eos_token }}{{ strftime_now('%Y')|length }}{{ add_generation_prompt }}"
     assert "".join(rendered(template, "x")) == "<s></s>4True"
+
+
+def test_what_the_model_itself_wrote_is_rendered_as_anything_else() -> None:
+    template = "{% for m in messages %}{% generation %}{{ m.content }}{% if loop.last %}.{% endif %}{% endgeneration %}"
+    assert rendered(template + "{% endfor %}", "a", "b") == ["ab."]
+
+
+TAKEN_FOR_GRANTED = {
+    "functions, as firefunction has them": ("{{ 'Functions: ' + functions + '.' }}", "Functions: ."),
+    "functions as JSON": ("{{ functions | tojson }}", "null"),
+    "tools": ("{% if tools is defined and tools %}no{% endif %}{{ tools | length }}", "0"),
+    "documents": ("{% for document in documents %}no{% endfor %}", ""),
+    "custom_tools, as Llama 3.1 has them": (
+        "{% if custom_tools is defined %}no{% endif %}{% if tools_in_user_message %}no{% endif %}yes",
+        "yes",
+    ),
+    "enable_thinking": ("{% if enable_thinking is defined and enable_thinking %}<think>{% endif %}", "<think>"),
+    "thoughts of earlier turns": ("{{ preserve_thinking }}{{ clear_thinking }}{{ drop_thinking }}", "TrueFalseFalse"),
+    "the tokens": ("{{ bos_token }}{{ eos_token }}{{ unk_token }}", "<s></s><unk>"),
+}
+
+
+@pytest.mark.parametrize(("template", "text"), TAKEN_FOR_GRANTED.values(), ids=TAKEN_FOR_GRANTED)
+def test_what_templates_take_for_granted_is_as_llama_server_has_it(template: str, text: str) -> None:
+    made = ChatTemplate(template, bos="<s>", eos="</s>", unk="<unk>", controls=[])
+    assert made.render([{"role": "user", "content": "x"}]).text == text
+
+
+def test_a_template_that_asks_gets_todays_date() -> None:
+    template = "{{ date_string }}|{{ strftime_now('%d %b %Y') }}|{{ datetime }}"
+    before, after = (datetime.now().strftime("%d %b %Y|%d %b %Y|%b %d %Y") for _ in range(2))
+    assert rendered(template)[0] in (before, after)
+    with pytest.raises(InvalidPrompt):
+        rendered("{{ strftime_now('%c' * 1000) }}")
+
+
+def test_json_is_as_transformers_writes_it() -> None:
+    template = "{% set v = {'b': messages[0].content, 'a': [1, none, true]} %}"
+    assert rendered(template + "{{ v | tojson }}", "<é'&\"日\n>") == ['{"b": "<é\'&\\"日\\n>", "a": [1, null, true]}']
+    assert rendered(template + "{{ v | tojson(sort_keys=true, separators=(',', ':')) }}", "é") == [
+        '{"a":[1,null,true],"b":"é"}'
+    ]
+    assert rendered(template + "{{ v | tojson(ensure_ascii=true) }}", "é")[0].startswith('{"b": "\\u00e9"')
+    assert rendered("{{ {'a': [1]} | tojson(indent=2) }}") == ['{\n  "a": [\n    1\n  ]\n}']
+
+
+def test_the_variables_of_a_task_are_the_templates() -> None:
+    template = "{% if enable_thinking %}<think>{% endif %}{{ effort }}{{ n + 1 }}"
+    made = ChatTemplate(template, bos="", eos="", controls=CONTROLS)
+    asked = [{"role": "user", "content": "x"}]
+    arguments: dict[str, TemplateArgument] = {"enable_thinking": False, "effort": "high", "n": 1}
+    assert in_parts(made.render(asked, arguments=arguments)) == ["high2"]
+    assert in_parts(made.render(asked, arguments={"effort": "<|im_end|>", "n": 0})) == ["<think><", "|im_end|>1"]
+
+
+@pytest.mark.parametrize(
+    "name", ["messages", "bos_token", "add_generation_prompt", "raise_exception", "tools", "range"]
+)
+def test_a_task_cannot_give_the_servers_names_another_meaning(name: str) -> None:
+    made = ChatTemplate(CHATML, bos="", eos="", controls=CONTROLS)
+    with pytest.raises(InvalidPrompt, match=f"^chat_template_kwargs: {name} is set by the server; leave it out$"):
+        made.render([{"role": "user", "content": "x"}], arguments={name: "x"})
+
+
+# --- what a template takes -------------------------------------------------------------------------------------------
+
+TURNS = (
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
+)
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TURNS
+DEAF_TO_SYSTEM = "{% for m in messages if m.role != 'system' %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[a]"
+PARTS = "{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}|{% endfor %}"
+
+
+def tried(template: str) -> ChatTemplate:
+    made = ChatTemplate(template, bos="<s>", eos="</s>", controls=CONTROLS)
+    made.try_out()
+    return made
+
+
+def conversation(*turns: str) -> list[dict[str, str]]:
+    return [dict(zip(("role", "content"), turn.split(": ", 1), strict=True)) for turn in turns]
+
+
+@pytest.mark.parametrize("template", [NO_SYSTEM, DEAF_TO_SYSTEM], ids=["refuses", "leaves out"])
+def test_a_system_message_where_there_is_none_begins_the_next_message(template: str) -> None:
+    messages = conversation("system: Be brief.", "user: Hi", "assistant: Hello", "user: Bye")
+    assert tried(template).render(messages).text == "[user] Be brief.\nHi\n[assistant] Hello\n[user] Bye\n[a]"
+    assert tried(template).render(messages[:1]).text == "[user] Be brief.\n[a]"
+
+
+def test_a_system_message_stays_where_the_template_knows_it() -> None:
+    messages = conversation("system: Be brief.", "user: Hi")
+    assert in_parts(tried(TURNS).render(messages)) == ["[system] Be brief.\n[user] Hi\n[a]"]
+
+
+def test_a_template_that_takes_contents_in_parts_gets_them_so() -> None:
+    assert in_parts(tried(PARTS).render(conversation("user: Hi", "assistant: Hello", "user: Bye"))) == ["Hi|Hello|Bye|"]
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("5", "leaves out what the user says; send prompt instead"),
+        ("{{ messages[0]['text'] + '' }}", "leaves out what the user says; send prompt instead"),
+        ("{{ messages.secret.more }}", "fails on these messages; send prompt instead"),
+        ("{{ raise_exception('No.') }}", "refuses these messages: No."),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "took longer than 0.05 s"),
+    ],
+)
+def test_a_template_that_cannot_work_is_found_out_at_once(
+    template: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat, "TIME_LIMIT_S", 0.05)
+    with pytest.raises(InvalidPrompt, match=why):
+        tried(template)
+
+
+def test_a_template_that_wants_a_system_message_can_work() -> None:
+    template = "{% if messages[0].role != 'system' %}{{ raise_exception('System first') }}{% endif %}" + TURNS
+    made = tried(template)
+    assert in_parts(made.render(conversation("system: Be brief.", "user: Hi"))) == [
+        "[system] Be brief.\n[user] Hi\n[a]"
+    ]
+    with pytest.raises(InvalidPrompt, match="refuses these messages: System first"):
+        made.render(conversation("user: Hi"))
+
+
+# --- continuing ------------------------------------------------------------------------------------------------------
+
+TRIMMING = "{% for m in messages %}[{{ m.role }}] {{ m.content | trim }} </s>\n{% endfor %}"
+THINKING = (  # as Qwen 3 writes the last answer, whose thoughts a client leaves out
+    "{% for m in messages %}[{{ m.role }}]{% if m.role == 'assistant' %}<think>\n\n</think>\n\n"
+    "{{ m.content.split('</think>')[-1].lstrip('\n') }}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "answer", "text"),
+    [
+        (TURNS, "Rivers are ", "[user] Name\n[assistant] Rivers are "),
+        (TURNS, "", "[user] Name\n[assistant] "),
+        (TURNS, "Name", "[user] Name\n[assistant] Name"),
+        (CHATML, "1.\n", "<|im_start|>user\nName<|im_end|>\n<|im_start|>assistant\n1.\n"),
+        (TRIMMING, "Rivers are ", "[user] Name </s>\n[assistant] Rivers are"),
+        (TRIMMING, "Rivers are", "[user] Name </s>\n[assistant] Rivers are"),
+        (THINKING, "1. ", "[user]Name<|im_end|>\n[assistant]<think>\n\n</think>\n\n1. "),
+    ],
+)
+def test_a_conversation_that_ends_with_the_assistant_is_continued(template: str, answer: str, text: str) -> None:
+    assert tried(template).render(conversation("user: Name", f"assistant: {answer}")).text == text
+
+
+def test_an_answer_that_the_template_cuts_cannot_be_continued() -> None:
+    template = "{% for m in messages %}{{ m.content[:99] }}|{% endfor %}"
+    made = tried(template)
+    assert in_parts(made.render(conversation("user: Hi", "assistant: 1. "))) == ["Hi|1. "]
+    with pytest.raises(InvalidPrompt, match=r"it cannot be continued; end with a message of the user$"):
+        made.render(conversation("user: Hi", f"assistant: {'x' * 200}"))
+
+
+# --- Jinja's own -----------------------------------------------------------------------------------------------------
 
 
 def test_loops_keep_their_variables() -> None:
@@ -138,7 +304,14 @@ def test_formatting_opens_no_way_out_of_the_sandbox() -> None:
 
 @pytest.mark.parametrize(
     "template",
-    ["{% for %}", "{{ 'a' | no_such_filter }}", "{% generation %}", "{% if 1 %}" * 200, "{% for a in b %}" * 30],
+    [
+        "{% for %}",
+        "{{ 'a' | no_such_filter }}",
+        "{% generation %}",
+        "{% image %}",
+        "{% if 1 %}" * 200,
+        "{% for a in b %}" * 30,
+    ],
 )
 def test_a_template_that_does_not_compile_cannot_be_used(template: str) -> None:
     with pytest.raises(InvalidPrompt, match="chat template cannot be used"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from engines.llamacpp.chat import ChatTemplate
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.spelling import Cuts
 from engines.llamacpp.vocab import LlamaVocab
-from testkit.tiny_gguf import BOS, CHATML, IM_END, IM_START, write_tiny_llama
+from testkit.tiny_gguf import BOS, CHATML, EOS, IM_END, IM_START, UNKNOWN, write_tiny_llama
 
 TRIMMING = CHATML.replace("message['content']", "message['content'] | trim")
 BARE = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -28,6 +29,47 @@ def test_a_model_without_a_template_asks_for_a_prompt(tmp_path: Path) -> None:
     vocab = LlamaVocab(write_tiny_llama(tmp_path / "bare.gguf", chat_template=None))
     with pytest.raises(InvalidPrompt, match=r"bare\.gguf has no chat template; send prompt"):
         vocab.tokenize_chat([{"role": "user", "content": "Hello"}])
+    vocab.close()
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        (None, "bare.gguf has no chat template; send prompt instead of messages"),
+        (5, "the model's chat template leaves out what the user says; send prompt instead"),
+        (["a", "b"], "bare.gguf has no chat template; send prompt instead of messages"),
+        ("{% nothing %}", "the model's chat template cannot be used; send prompt instead"),
+        ("{{ raise_exception('Not today') }}", "the model's chat template refuses these messages: Not today"),
+    ],
+    ids=["none", "a number", "a list", "no Jinja", "a refusal"],
+)
+def test_a_template_that_cannot_work_is_a_warning_at_once_and_prompts_go_on(
+    tmp_path: Path, template: str | int | list[str] | None, why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    vocab = LlamaVocab(write_tiny_llama(tmp_path / "bare.gguf", chat_template=template))
+    [record] = [record for record in caplog.records if record.name == "engines.llamacpp.vocab"]
+    assert record.levelname == "WARNING"
+    assert record.getMessage().startswith(f"bare.gguf: conversations will be refused, only prompts work: {why}")
+    with pytest.raises(InvalidPrompt, match=re.escape(why)):
+        vocab.tokenize_chat([{"role": "user", "content": "Hello"}])
+    assert vocab.tokenize("Hello")
+    vocab.close()
+
+
+def test_a_template_knows_the_vocabularys_tokens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    template = "{{ bos_token }}{{ unk_token }}{{ messages[0].content }}{{ eos_token }}"
+    vocab = LlamaVocab(write_tiny_llama(tmp_path / "tokens.gguf", chat_template=template))
+    tokens = vocab.tokenize_chat([{"role": "user", "content": "a"}])
+    assert (tokens[0], tokens[1], tokens[-1]) == (BOS, UNKNOWN, EOS)
+    assert "conversations" not in caplog.text
+    vocab.close()
+
+
+def test_the_variables_of_a_task_reach_the_template(tmp_path: Path) -> None:
+    template = "{{ messages[0].content }}{% if not enable_thinking %}<|im_end|>{% endif %}"
+    vocab = LlamaVocab(write_tiny_llama(tmp_path / "thinks.gguf", chat_template=template))
+    asked = [{"role": "user", "content": "a"}]
+    assert vocab.tokenize_chat(asked, arguments={"enable_thinking": False}) == [*vocab.tokenize_chat(asked), IM_END]
     vocab.close()
 
 

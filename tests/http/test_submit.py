@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from testkit.harness import TOKEN, Answer, Running, new_id, serving, text_of
-from testkit.tiny_gguf import write_tiny_llama
+from testkit.tiny_gguf import CHATML, write_tiny_llama
 from tests.http.envelope import assert_envelope, places
 
 DEEP = 100_000
@@ -107,6 +107,43 @@ async def test_messages_go_through_the_models_chat_template(tiny_model_path: Pat
     assert text_of(chat) == text_of(raw) != ""
 
 
+async def test_a_conversation_that_ends_with_the_assistant_is_continued(tiny_model_path: Path) -> None:
+    turns = [{"role": "user", "content": "the river"}, {"role": "assistant", "content": "It is"}]
+    async with serving(tiny_model_path) as server:
+        chat = await server.run(messages=turns, max_tokens=12)
+        raw = await server.run(
+            prompt="<|im_start|>user\nthe river<|im_end|>\n<|im_start|>assistant\nIt is", max_tokens=12
+        )
+    assert text_of(chat) == text_of(raw) != ""
+
+
+THINKING = CHATML + "{% if not enable_thinking %}{{ effort }}</think>{% endif %}"
+ASKED = [{"role": "user", "content": "the river"}]
+
+
+async def test_the_models_template_gets_the_tasks_variables(tmp_path: Path) -> None:
+    model = write_tiny_llama(tmp_path / "thinks.gguf", chat_template=THINKING)
+    arguments = {"enable_thinking": False, "effort": "low"}
+    async with serving(model) as server:
+        chat = await server.run(messages=ASKED, chat_template_kwargs=arguments, max_tokens=12)
+        raw = await server.run(
+            prompt="<|im_start|>user\nthe river<|im_end|>\n<|im_start|>assistant\nlow</think>", max_tokens=12
+        )
+        other = await server.run(messages=ASKED, max_tokens=12)
+    assert text_of(chat) == text_of(raw) != text_of(other)
+
+
+async def test_the_tasks_variables_are_part_of_what_a_retry_repeats(tiny_model_path: Path) -> None:
+    task: dict[str, Any] = {"task_id": new_id(), "messages": ASKED}
+    async with serving(tiny_model_path) as server:
+        first = await server.post(**task, chat_template_kwargs={"a": 1, "b": False})
+        assert first.status == 202
+        again = await server.post(**task, chat_template_kwargs={"b": False, "a": 1})
+        assert (again.status, again.json()) == (202, first.json())
+        assert_envelope(await server.post(**task, chat_template_kwargs={"a": 1, "b": True}), 400, "INVALID_PARAMS")
+        assert_envelope(await server.post(**task), 400, "INVALID_PARAMS")
+
+
 async def test_without_a_seed_the_task_id_is_the_seed(tiny_model_path: Path) -> None:
     async with serving(tiny_model_path) as one, serving(tiny_model_path) as other:
         task_id = new_id()
@@ -148,6 +185,13 @@ BAD_BODIES: dict[str, tuple[bytes, str]] = {
     "a long pool": (b'{"prompt":"a","pool_id":"' + b"x" * 9000 + b'"}', "pool"),
 }
 
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}]}
+
+
+def chat(**arguments: Any) -> dict[str, Any]:
+    return {**CHAT, "chat_template_kwargs": arguments}
+
+
 BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({}, "prompt"),
     ({"prompt": None}, "prompt"),
@@ -174,6 +218,18 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, "name"),
+    ({"prompt": "a", "chat_template_kwargs": {}}, "chat_template_kwargs: a prompt goes through no chat template"),
+    (chat(x={"y": 1}), "chat_template_kwargs: expected an object of up to 16 values, each true, false, a number"),
+    (chat(x=[1]), "chat_template_kwargs: expected an object"),
+    (chat(x=None), "chat_template_kwargs: expected an object"),
+    (chat(x="y" * 257), "chat_template_kwargs: expected an object"),
+    (chat(x=2**53 + 1), "chat_template_kwargs: expected an object"),
+    (chat(**{f"x{n}": n for n in range(17)}), "chat_template_kwargs: expected an object"),
+    (chat(messages="x"), "chat_template_kwargs: messages is set by the server"),
+    (chat(bos_token="x"), "chat_template_kwargs: bos_token is set by the server"),
+    (chat(**{"a b": 1}), "chat_template_kwargs: 'a b' cannot be the name of a variable"),
+    (chat(**{"x" * 65: 1}), "cannot be the name of a variable"),
+    ({"messages": CHAT["messages"], "chat_template_kwargs": [1]}, "chat_template_kwargs: expected an object"),
     ({"prompt": "a", "task_id": "1"}, "task_id: expected a UUID such as"),
     ({"prompt": "a", "task_id": 1}, "task_id"),
     ({"prompt": "a", "task_id": ""}, "task_id"),

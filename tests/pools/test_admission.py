@@ -10,10 +10,10 @@ from typing import cast
 
 import pytest
 
-from engines.api import Footprint, Vocab
+from engines.api import NO_ARGUMENTS, Footprint, TemplateArgument, Vocab
 from engines.errors import EngineDead
 from orchd.errors import PoolUnavailable
-from orchd.models.active_model import INLINE_CHARS, LONG_CHARS, ActiveModel
+from orchd.models.active_model import INLINE_CHARS, LONG_CHARS, TEMPLATE_THREADS, ActiveModel
 from orchd.pools import admission
 from orchd.pools.pool import Pool
 from orchd.schemas import Message, TaskRequest
@@ -41,6 +41,8 @@ class Serving:
 
     def __init__(self, model: ActiveModel) -> None:
         self.model = model
+        self.takes_tasks = asyncio.Event()
+        self.takes_tasks.set()
 
 
 def model(name: str, vocab: Tokenizer) -> ActiveModel:
@@ -97,7 +99,14 @@ class Threads(Tokenizer):
             self.at_once -= 1
         return [1]
 
-    def tokenize_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def tokenize_chat(
+        self, messages: Sequence[Mapping[str, str]], *, arguments: Mapping[str, TemplateArgument] = NO_ARGUMENTS
+    ) -> list[int]:
+        if messages[0]["content"] == "slow":
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+            assert self.go_on.wait(20)
+            self.at_once -= 1
         return self.tokenize("")
 
 
@@ -129,3 +138,17 @@ async def test_very_long_prompts_take_turns_and_others_pass_them() -> None:
     vocab.go_on.set()
     await asyncio.gather(*long)
     assert vocab.most_at_once == 1
+
+
+async def test_slow_templates_have_few_threads_of_their_own() -> None:
+    """However many conversations there are, nothing else waits for their templates."""
+    vocab = Threads()
+    pool = cast(Pool, Serving(model("only", vocab)))
+    slow = TaskRequest(messages=(Message(role="user", content="slow"),))
+    waiting = [asyncio.create_task(admission.prepare(pool, slow)) for _ in range(50)]
+    await until(lambda: vocab.at_once == TEMPLATE_THREADS, "as many as may be are rendered")
+    await asyncio.wait_for(admission.prepare(pool, TaskRequest(prompt="x" * 10_000)), 20)
+    await asyncio.wait_for(asyncio.to_thread(len, ""), 20)
+    vocab.go_on.set()
+    await asyncio.gather(*waiting)
+    assert vocab.most_at_once == TEMPLATE_THREADS

@@ -18,7 +18,7 @@ from orchd.models.references import model_id
 from orchd.models.registry import ModelState
 from orchd.pools.pool import Pool
 from orchd.queue.tasks import Task, TaskState
-from orchd.schemas import TaskRequest
+from orchd.schemas import Message, TaskRequest
 from orchd.service import Service
 from orchd.settings.config import PoolConfig
 from testkit.fake_engine import FakeEngine, FakeModel, FakeVocab
@@ -106,6 +106,11 @@ class Stage:
 
     async def submit(self, prompt: str = "x", *, max_tokens: int = 1, **more: Any) -> Task:
         request = TaskRequest(prompt=prompt, max_tokens=max_tokens, **more)
+        self.accepted.append((await self.service.submit(request)).task_id)
+        return self.task(self.accepted[-1])
+
+    async def submit_messages(self, messages: tuple[Message, ...]) -> Task:
+        request = TaskRequest(messages=messages, max_tokens=1)
         self.accepted.append((await self.service.submit(request)).task_id)
         return self.task(self.accepted[-1])
 

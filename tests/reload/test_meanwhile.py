@@ -6,6 +6,8 @@ import asyncio
 import logging
 import shutil
 import threading
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,10 @@ from engines.errors import DecodeFailed
 from orchd.errors import PoolUnavailable, PoolUnready, ReloadFailed, ReloadInProgress
 from orchd.metrics import Metrics
 from orchd.models.registry import RETIRED_KEPT
-from orchd.queue.tasks import TaskState
+from orchd.queue.tasks import Task, TaskState
+from orchd.schemas import Message
 from tests.reload.faults import B_STEPS, failing, undisturbed, waiting
-from tests.reload.stage import end_of, events_of, staged, text_of, until
+from tests.reload.stage import Vocab, end_of, events_of, staged, text_of, until
 
 
 async def test_a_second_reload_of_a_pool_is_refused_and_one_of_another_is_not(tmp_path: Path) -> None:
@@ -116,6 +119,39 @@ async def test_tasks_that_wait_are_tokenised_again_and_pinned_ones_are_refused(t
         assert {text_of(task) for task in running} == {f"<{ord('x')}.0>"}
         assert [text_of(task) for task in tasks] == [f"<{1000 + ord(prompt[0])}.0>" for prompt in prompts]
         await until(lambda: all(model.closes for model in stage.engine.of["a"]), "the old one is closed")
+
+
+async def test_no_conversation_is_rendered_on_the_event_loop_however_fast_they_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One more comes in while each is rendered for the new model; in the end those that come have to wait."""
+    async with staged(tmp_path, gated=True, slots=1, replicas=1, ctx=4096) as stage:
+        running = await stage.submit("x")
+        await until(lambda: running.state is TaskState.RUNNING, "it runs")
+        loop, threads = asyncio.get_running_loop(), set()
+        submits: list[asyncio.Task[Task]] = []
+
+        async def send() -> None:
+            submits.append(asyncio.create_task(stage.submit_messages((Message(role="user", content="y"),))))
+            await until(lambda: submits[-1].done() or not stage.pool.takes_tasks.is_set(), "it is in, or has to wait")
+
+        def render(self: Vocab, messages: Seq[Mapping[str, str]], **_: object) -> list[int]:
+            threads.add(threading.current_thread())
+            if self.name == "b" and stage.serves == "a" and len(submits) < 40:
+                asyncio.run_coroutine_threadsafe(send(), loop).result(20)
+            return self.tokenize("y")
+
+        monkeypatch.setattr(Vocab, "tokenize_chat", render)
+        await send()
+        stage.engine.gated = False
+        assert (await stage.service.reload("default", "b")).model_id == "b"
+        for model in stage.engine.of["a"]:
+            model.allow(1)
+        tasks = await asyncio.gather(*submits)
+        await stage.ended(running, *tasks)
+        assert len(tasks) > 8
+        assert {text_of(task) for task in tasks} == {f"<{1000 + ord('y')}.0>"}
+        assert threading.main_thread() not in threads
 
 
 # --- shutdown

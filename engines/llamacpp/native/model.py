@@ -152,6 +152,10 @@ class NativeModel:
         attributes = llama_cpp.llama_vocab_get_attr(self.vocab, token)
         return bool(attributes & (llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN))
 
+    def is_unknown(self, token: int) -> bool:
+        """Whether a token stands for all that has none."""
+        return bool(llama_cpp.llama_vocab_get_attr(self.vocab, token) & llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN)
+
     def is_special(self, token: int) -> bool:
         """Whether a text that spells the token always becomes it."""
         attributes = llama_cpp.llama_vocab_get_attr(self.vocab, token)

@@ -1,0 +1,36 @@
+"""The chat template in a model's file: found, compiled, tried out."""
+
+from __future__ import annotations
+
+from engines.errors import InvalidPrompt
+from engines.llamacpp.chat import ChatTemplate
+from engines.llamacpp.native.model import NativeModel
+
+
+def open_template(native: NativeModel) -> ChatTemplate:
+    """The template, for a vocabulary that is there to stay or one that is only looked at.
+
+    Raises:
+        InvalidPrompt: The model has none, or none that can work.
+    """
+    source = native.chat_template
+    if source is None:
+        raise InvalidPrompt(f"{native.name} has no chat template; send prompt instead of messages")
+    tokens = range(native.n_vocab)
+    controls = [token for token in tokens if native.is_control(token) or native.is_end(token)]
+    template = ChatTemplate(
+        source,
+        bos=native.text(native.bos),
+        eos=native.text(native.eos),
+        unk=native.text(next(filter(native.is_unknown, controls), -1)),
+        controls=map(native.text, controls),
+        others=[native.text(token) for token in tokens if native.is_special(token)],
+    )
+    template.try_out()
+    return template
+
+
+def reason(error: InvalidPrompt) -> str:
+    """One line for the log: that conversations cannot work, and why."""
+    why = str(error) if error.__cause__ is None else f"{error} ({error.__cause__})"
+    return f"conversations will be refused, only prompts work: {' '.join(why.split())}"

@@ -1,0 +1,191 @@
+"""Chat templates of real models, rendered as a request would have them: ``make test-templates``.
+
+``python -m tools.chat_templates [FOLDER]`` renders every ``*.jinja`` of a folder (by default those that come with
+llama.cpp's source) for several conversations, and one of 2,000 messages within a second. With ``--server PATH`` a
+llama-server renders the same, and what it writes must be the same, but for what `DIFFERENT` says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from engines.errors import InvalidPrompt
+from engines.llamacpp.chat import ChatTemplate
+from testkit.tiny_gguf import write_tiny_llama
+
+BUILD = Path(__file__).parents[1] / "build"
+WITH_SOURCE = "llama_cpp_python-*/vendor/llama.cpp/models/templates"
+
+MANY = 2000
+MANY_S = 1.0
+BOS, EOS, UNK = "<s>", "</s>", "<unk>"  # the tiny model's
+
+Conversation = list[dict[str, str]]
+
+
+def _talk(*contents: str, system: str | None = None) -> Conversation:
+    roles = ["user", "assistant"]
+    turns = [{"role": roles[number % 2], "content": content} for number, content in enumerate(contents)]
+    return turns if system is None else [{"role": "system", "content": system}, *turns]
+
+
+CONVERSATIONS: Mapping[str, Conversation] = {
+    "a question": _talk("Name three rivers."),
+    "with a system message": _talk("Name three rivers.", system="Answer in one sentence."),
+    "three turns": _talk("Hi", "Hello! How can I help?", "Name <three> 'rivers' & \"日本\" \\ {{ x }}"),
+    "three turns, system": _talk("Hi", "Hello!", "Name three rivers.", system="You are a poet."),
+    "reasoning in the history": _talk("Hi", "<think>\nThey greet me.\n</think>\n\nHello!", "Name three rivers."),
+    "blanks": _talk("  Hi \n", " Hello!\n", "\n Name three rivers. "),
+}
+
+ARGUMENTS: Mapping[str, Mapping[str, object]] = {"": {}, "without thinking": {"enable_thinking": False}}
+
+DIFFERENT: Mapping[tuple[str, str], str] = {}
+"""Template and conversation to the reason why llama-server writes something else."""
+
+
+def main() -> int:
+    """The command: prints one line for each template that is not as it should be."""
+    parser = argparse.ArgumentParser(prog="python -m tools.chat_templates", description=__doc__)
+    parser.add_argument("folder", type=Path, nargs="?", help="where *.jinja are; default: in build/")
+    parser.add_argument("--server", type=Path, help="a llama-server to compare with")
+    parser.add_argument("--only", default="", help="only templates whose name holds this")
+    options = parser.parse_args()
+    folder = options.folder or next(BUILD.glob(WITH_SOURCE), None)
+    if folder is None:
+        print("there is no source of llama.cpp in build/; name a folder of templates")
+        return 2
+    faults = 0
+    paths = sorted(path for path in folder.glob("*.jinja") if options.only in path.name)
+    for path in paths:
+        for fault in _faults(path, options.server):
+            faults += 1
+            print(f"{path.stem}: {fault}")
+    print(f"{len(paths)} templates, {faults} faults")
+    return 1 if faults else 0
+
+
+def _faults(path: Path, server: Path | None) -> Iterator[str]:
+    try:
+        template = ChatTemplate(path.read_text("utf-8"), bos=BOS, eos=EOS, unk=UNK, controls=[])
+        template.try_out()
+    except InvalidPrompt as error:
+        yield f"cannot be used: {error}: {error.__cause__!r}"
+        return
+    yield from _slow(template)
+    with contextlib.ExitStack() as stack:
+        url = None if server is None else stack.enter_context(_llama_server(server, path))
+        for name, messages in CONVERSATIONS.items():
+            for how, arguments in ARGUMENTS.items():
+                label = f"{name}{how and ', '}{how}"
+                ours = _rendered(template, messages, arguments)
+                theirs = ours if url is None else _asked(url, messages, arguments)
+                if (reason := DIFFERENT.get((path.stem, label))) is not None:
+                    if url is not None and _same(ours, theirs):
+                        yield f"{label}: no longer different ({reason})"
+                elif url is None and ours.startswith("FAILS"):
+                    yield f"{label}: {ours}"
+                elif not _same(ours, theirs):
+                    yield f"{label}:\n{_difference(theirs, ours)}"
+
+
+def _slow(template: ChatTemplate) -> Iterator[str]:
+    messages = _talk(*(f"Message {number}, of some length. " * 8 for number in range(MANY - 1)))
+    began = time.thread_time()
+    text = _rendered(template, messages, {})
+    took_s = time.thread_time() - began
+    if text.startswith("FAILS"):
+        yield f"{MANY} messages: {text}"
+    elif took_s > MANY_S:
+        yield f"{MANY} messages take {took_s:.2f} s"
+
+
+def _rendered(template: ChatTemplate, messages: Conversation, arguments: Mapping[str, object]) -> str:
+    try:
+        return "".join(template.render(messages, arguments=arguments))  # type: ignore[arg-type]  # they are
+    except InvalidPrompt as error:
+        return f"FAILS {error} {error.__cause__ or ''}"
+
+
+def _same(ours: str, theirs: str) -> bool:
+    """But for the BOS, which llama-server leaves to its tokenizer."""
+    return ours.removeprefix(BOS) == theirs.removeprefix(BOS) or (
+        ours.startswith("FAILS") and theirs.startswith("FAILS")
+    )
+
+
+def _difference(theirs: str, ours: str) -> str:
+    lines = difflib.unified_diff(
+        theirs.splitlines(keepends=True), ours.splitlines(keepends=True), "llama-server", "orchd", n=1
+    )
+    return "\n".join(repr(line)[:200] for line in lines)
+
+
+@contextlib.contextmanager
+def _llama_server(program: Path, template: Path) -> Iterator[str]:
+    """Its address, once it answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        model = write_tiny_llama(Path(folder) / "tiny.gguf")
+        command = [
+            program,
+            "-m",
+            model,
+            "--port",
+            str(port),
+            "-c",
+            "256",
+            "-np",
+            "1",
+            "--jinja",
+            "--no-prefill-assistant",
+        ]
+        process = subprocess.Popen(
+            [*map(str, command), "--chat-template-file", str(template)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            _await(f"http://127.0.0.1:{port}/health", process)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _await(url: str, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        with contextlib.suppress(urllib.error.URLError, ConnectionError), urllib.request.urlopen(url, timeout=5):
+            return
+        if process.poll() is not None:
+            raise SystemExit("llama-server has left")
+        time.sleep(0.05)
+    raise SystemExit("llama-server does not answer")
+
+
+def _asked(url: str, messages: Sequence[Mapping[str, str]], arguments: Mapping[str, object]) -> str:
+    body = json.dumps({"messages": messages, "chat_template_kwargs": arguments}).encode()
+    request = urllib.request.Request(f"{url}/apply-template", body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return str(json.load(answer)["prompt"])
+    except urllib.error.HTTPError as error:
+        return f"FAILS {error.read().decode()[:300]}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
