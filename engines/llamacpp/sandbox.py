@@ -192,6 +192,6 @@ def _size(value: object) -> int:
 
 def _refuse() -> NoReturn:
     raise InvalidPrompt(
-        f"the model's chat template makes texts of more than {MAX_CHARS} characters, or huge numbers; "
+        f"the model's chat template builds texts of more than {MAX_CHARS} characters, or huge numbers; "
         "send prompt instead"
     )

@@ -64,12 +64,14 @@ class LlamaVocab:
                 for number, piece in enumerate(piece for part in parts for piece in self._pieces(part)):
                     tokens += self._native.tokenize(piece, add_special=number == 0, parse_special=True)
             except UnicodeEncodeError:
-                raise InvalidPrompt("the text holds half a surrogate pair, which is not Unicode text") from None
+                raise InvalidPrompt(
+                    "the text contains half a surrogate pair, which is not Unicode; remove it"
+                ) from None
             bos = self._native.bos
         if len(tokens) > 1 and tokens[0] == tokens[1] == bos:
             del tokens[0]  # the tokenizer added one and the text, or the template, had one
         if not tokens:
-            raise InvalidPrompt("the prompt is empty for this model; give it at least one token of text")
+            raise InvalidPrompt("the prompt has no tokens for this model; send at least one token of text")
         return tokens
 
     def _pieces(self, text: str) -> Iterable[str]:
