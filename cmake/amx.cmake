@@ -1,5 +1,5 @@
-# Sets in the caller: `out_args`, what llama.cpp's configure step gets so that it leaves AMX alone; empty where this
-# machine has none, or the compiler can be trusted with it. See amx_probe.cpp.
+# Sets in the caller: `out_args`, arguments for llama.cpp's configure step that disable AMX; empty if this machine has
+# none, or if the compiler handles it correctly. See amx_probe.cpp.
 function(orchd_check_amx out_args)
   set(${out_args} "" PARENT_SCOPE)
   set(probe "${CMAKE_BINARY_DIR}/amx_probe")
@@ -7,12 +7,12 @@ function(orchd_check_amx out_args)
                           "${CMAKE_CURRENT_FUNCTION_LIST_DIR}/amx_probe.cpp"
                   OUTPUT_QUIET ERROR_QUIET RESULT_VARIABLE failed)
   if(failed)
-    return()  # not a compiler that knows x86-64's options, so not a machine with AMX either
+    return()  # the compiler does not know x86-64's options, so this machine has no AMX either
   endif()
   execute_process(COMMAND "${probe}" OUTPUT_QUIET ERROR_QUIET RESULT_VARIABLE failed)
   if(failed)
-    message(NOTICE "AMX: left out, because ${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION} makes illegal "
-                   "instructions of it. A newer compiler may be named: CC=gcc-14 CXX=g++-14 make setup")
+    message(NOTICE "AMX: disabled, because ${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VERSION} compiles it to illegal "
+                   "instructions. To use a newer compiler: CC=gcc-14 CXX=g++-14 make setup")
     set(${out_args} "-DCMAKE_C_FLAGS=-mno-amx-int8 -DCMAKE_CXX_FLAGS=-mno-amx-int8" PARENT_SCOPE)
   endif()
 endfunction()

@@ -1,5 +1,5 @@
-# cmake -D ORCHD_SETTINGS=FILE -P assemble_cuda.cmake: what the box lacks of a CUDA toolkit, from NVIDIA's wheels into
-# ORCHD_CUDA_DIR, unless it is there already. Nothing happens for a build that needs nothing of it.
+# cmake -D ORCHD_SETTINGS=FILE -P assemble_cuda.cmake: unpacks the parts of a CUDA toolkit that this machine lacks from
+# NVIDIA's wheels into ORCHD_CUDA_DIR, unless they are there already. Does nothing for a build that needs none of them.
 
 cmake_minimum_required(VERSION 3.21)
 include("${ORCHD_SETTINGS}")
@@ -12,20 +12,20 @@ if(ORCHD_CUDA_DIR AND NOT EXISTS "${ORCHD_CUDA_DIR}")
   foreach(file IN LISTS ORCHD_CUDA_COMPILER ORCHD_CUDA_RUNTIME)
     list(APPEND requirements --requirement "${file}")
   endforeach()
-  message(NOTICE "Fetching what is missing of CUDA: 0.5 GB from PyPI")
+  message(NOTICE "Fetching the missing parts of CUDA: 0.5 GB from PyPI")
   execute_process(COMMAND "${ORCHD_PYTHON}" -m pip --disable-pip-version-check download --quiet --no-deps
                           --require-hashes --only-binary :all: ${requirements} --dest "${wheels}"
                   RESULT_VARIABLE failed)
   if(failed)
-    message(FATAL_ERROR "The parts of CUDA could not be fetched. Where there is no network, put the wheels that "
-                        "cmake/cuda*.txt name into a folder and set PIP_NO_INDEX=1 and PIP_FIND_LINKS=FOLDER; or build "
-                        "for the CPU with BACKEND=cpu.")
+    message(FATAL_ERROR "The parts of CUDA could not be fetched. Without a network, put the wheels that cmake/cuda*.txt "
+                        "list into a folder and set PIP_NO_INDEX=1 and PIP_FIND_LINKS=FOLDER; or build for the CPU "
+                        "with BACKEND=cpu.")
   endif()
 
-  # Unpacked elsewhere and moved, so that the folder is there only if it is whole.
+  # Unpacked elsewhere and then moved, so that the folder exists only if it is complete.
   set(partial "${ORCHD_CUDA_DIR}.partial")
   file(REMOVE_RECURSE "${partial}")
-  # Beside the box's own compiler no second set of its headers may lie.
+  # The machine's own compiler must not find a second set of its headers.
   set(only "*.whl")
   if(NOT ORCHD_CUDA_COMPILER)
     set(only "nvidia_cublas*.whl")
@@ -34,7 +34,7 @@ if(ORCHD_CUDA_DIR AND NOT EXISTS "${ORCHD_CUDA_DIR}")
   foreach(wheel IN LISTS found)
     file(ARCHIVE_EXTRACT INPUT "${wheel}" DESTINATION "${partial}")
   endforeach()
-  # Wheels cannot hold links: the names that linkers ask for, and the folder's other name, which nvcc asks for.
+  # Wheels cannot contain links: create the names that linkers look for, and the folder name that nvcc looks for.
   file(GLOB libraries "${partial}/nvidia/*/lib/lib*.so.*")
   foreach(library IN LISTS libraries)
     get_filename_component(name "${library}" NAME)

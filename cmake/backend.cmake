@@ -2,14 +2,14 @@
 
 include("${CMAKE_CURRENT_LIST_DIR}/cuda.cmake")
 
-# Sets in the caller: `out_name`, for people; `out_args`, what llama.cpp's configure step gets; `out_key`, what else
-# decides what is built. For a CUDA build also, all of them empty where nothing of it is needed:
-#   ORCHD_CUDA_DIR       where assemble_cuda.cmake has to put what the box lacks, before anything is compiled
-#   ORCHD_CUDA_COMPILER  the requirements file of the compiler to be put there
+# Sets in the caller: `out_name`, for messages; `out_args`, arguments for llama.cpp's configure step; `out_key`, what else
+# the result depends on. For a CUDA build also these, empty if not needed:
+#   ORCHD_CUDA_DIR       where assemble_cuda.cmake has to put what the machine lacks, before anything is compiled
+#   ORCHD_CUDA_COMPILER  the requirements file of the compiler to put there
 #   ORCHD_CUDA_RUNTIME   the requirements file of the libraries that the environment needs
 function(orchd_choose_backend out_name out_args out_key)
   if(NOT ORCHD_BACKEND MATCHES "^(auto|cpu|cuda)$")
-    message(FATAL_ERROR "ORCHD_BACKEND is '${ORCHD_BACKEND}'; it can be auto, cpu or cuda.")
+    message(FATAL_ERROR "ORCHD_BACKEND is '${ORCHD_BACKEND}'; it must be auto, cpu or cuda.")
   endif()
   set(${out_name} "the CPU" PARENT_SCOPE)
   set(${out_args} "" PARENT_SCOPE)
@@ -18,7 +18,7 @@ function(orchd_choose_backend out_name out_args out_key)
     set(ORCHD_CUDA_${name} "" PARENT_SCOPE)
   endforeach()
   if(ORCHD_BACKEND STREQUAL "cpu")
-    message(NOTICE "Backend: CPU, as asked for.")
+    message(NOTICE "Backend: CPU, as requested.")
     return()
   endif()
 
@@ -32,14 +32,14 @@ function(orchd_choose_backend out_name out_args out_key)
     set(architectures "${ORCHD_CUDA_ARCHITECTURES}")
   endif()
   if(NOT architectures)
-    string(CONCAT obstacle "${gpus_trouble}. To build for a GPU all the same, name its compute capability: "
+    string(CONCAT obstacle "${gpus_trouble}. To build for a GPU anyway, set its compute capability: "
                            "-DORCHD_CUDA_ARCHITECTURES=86")
   else()
     orchd_plan_cuda(obstacle plan "${architectures}")
   endif()
   if(NOT obstacle)
     if(NOT gpus_names)
-      set(gpus_names "no GPU on this box")
+      set(gpus_names "no GPU on this machine")
     endif()
     list(JOIN architectures ", " architectures_text)
     list(JOIN gpus_names ", " names)
@@ -52,15 +52,15 @@ function(orchd_choose_backend out_name out_args out_key)
       set(ORCHD_CUDA_${name} "${plan_${name}}" PARENT_SCOPE)
     endforeach()
   elseif(ORCHD_BACKEND STREQUAL "cuda")
-    message(FATAL_ERROR "Backend: CUDA was asked for, but ${obstacle}.")
+    message(FATAL_ERROR "Backend: CUDA was requested, but ${obstacle}.")
   else()
-    message(WARNING "Backend: CPU, although this box has an NVIDIA driver, because ${obstacle}.")
+    message(WARNING "Backend: CPU, although this machine has an NVIDIA driver, because ${obstacle}.")
   endif()
 endfunction()
 
-# Which toolkit: the one that is here, with cuBLAS from PyPI if it lacks that, or all of it from PyPI. Reads `gpus_…` of
+# Which toolkit: the installed one, with cuBLAS from PyPI if it lacks that, or all of it from PyPI. Reads `gpus_…` of
 # `orchd_find_gpus`. Sets in the caller: `out_obstacle`, half a sentence, empty if there is none; `PREFIX_version`;
-# `PREFIX_source`, for people; `PREFIX_args`, `PREFIX_key`, `PREFIX_DIR`, `PREFIX_COMPILER` and `PREFIX_RUNTIME`, as in
+# `PREFIX_source`, for messages; `PREFIX_args`, `PREFIX_key`, `PREFIX_DIR`, `PREFIX_COMPILER` and `PREFIX_RUNTIME`, as in
 # `orchd_choose_backend`.
 function(orchd_plan_cuda out_obstacle prefix architectures)
   set(here "${CMAKE_CURRENT_FUNCTION_LIST_DIR}")
@@ -68,7 +68,7 @@ function(orchd_plan_cuda out_obstacle prefix architectures)
   set(COMPILER "")
   set(RUNTIME "")
   if(ORCHD_CUDA_FROM_PYPI)
-    set(own_trouble "that was asked for")
+    set(own_trouble "that was requested")
   else()
     orchd_find_cuda_toolkit(own)
   endif()
@@ -85,12 +85,12 @@ function(orchd_plan_cuda out_obstacle prefix architectures)
     set(version "${own_version}")
     set(args "-DCMAKE_CUDA_COMPILER=${own_nvcc}")
     if("cublas" IN_LIST own_missing)
-      set(source "the nvcc of this box and cuBLAS from PyPI")
+      set(source "this machine's nvcc and cuBLAS from PyPI")
       set(RUNTIME "${here}/cuda${major}_runtime.txt")
       set(DIR "${CMAKE_BINARY_DIR}/cublas-${major}")
       set(rpath "nvidia/cu13/lib")
       set(cublas "${DIR}/nvidia/cu13")
-      if(major EQUAL 12)  # its wheels have a folder each
+      if(major EQUAL 12)  # each of its wheels has its own folder
         set(rpath "nvidia/cublas/lib;nvidia/cuda_runtime/lib")
         set(cublas "${DIR}/nvidia/cublas")
       endif()
@@ -112,8 +112,8 @@ function(orchd_plan_cuda out_obstacle prefix architectures)
       if(own_nvcc AND NOT own_trouble STREQUAL wheel_trouble)
         set(wheel_trouble "${own_trouble}; and from PyPI: ${wheel_trouble}")
       endif()
-      string(CONCAT obstacle "${wheel_trouble}. Otherwise install a whole toolkit that fits, such as CUDA 12 (Debian and "
-                             "Ubuntu: apt install nvidia-cuda-toolkit), and set CUDA_HOME to where it is")
+      string(CONCAT obstacle "${wheel_trouble}. Otherwise install a complete toolkit that fits, such as CUDA 12 (Debian and "
+                             "Ubuntu: apt install nvidia-cuda-toolkit), and set CUDA_HOME to its folder")
       set(${out_obstacle} "${obstacle}" PARENT_SCOPE)
       return()
     endif()
@@ -128,7 +128,7 @@ function(orchd_plan_cuda out_obstacle prefix architectures)
     set(stub "")
   endif()
 
-  # Virtual memory management is the one thing that ggml calls the driver's own library for.
+  # Virtual memory management is the only reason why ggml calls the driver's own library.
   set(vmm "")
   if(NOT stub AND gpus_libcuda)
     set(vmm "-DCUDA_cuda_driver_LIBRARY=${gpus_libcuda} ")
@@ -138,7 +138,7 @@ function(orchd_plan_cuda out_obstacle prefix architectures)
   if(host_compiler)
     string(APPEND args " -DCMAKE_CUDA_HOST_COMPILER=${host_compiler}")
   endif()
-  # NCCL speeds up models that are split over GPUs, which never happens here.
+  # NCCL speeds up models that are split over GPUs, which orchd never does.
   string(CONCAT args "-DGGML_CUDA=ON -DGGML_CUDA_NCCL=OFF ${vmm}${args} -DCMAKE_CUDA_ARCHITECTURES=${architectures} "
                      "-DCMAKE_PROJECT_llama_cpp_INCLUDE=${here}/llama_rpath.cmake -DORCHD_CUDA_RPATH=${rpath}")
   set(key "")

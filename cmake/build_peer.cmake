@@ -1,5 +1,5 @@
-# cmake -D ORCHD_SETTINGS=FILE -P build_peer.cmake: llama-server, llama-quantize and llama-bench in build/peer/bin, from
-# the llama.cpp and with the flags of the wheel. What they are for is in docs/benchmarks.md; orchd does without them.
+# cmake -D ORCHD_SETTINGS=FILE -P build_peer.cmake: builds llama-server, llama-quantize and llama-bench into
+# build/peer/bin, from the wheel's llama.cpp and with its flags. docs/benchmarks.md uses them; orchd does not need them.
 
 cmake_minimum_required(VERSION 3.21)
 include("${ORCHD_SETTINGS}")
@@ -10,7 +10,7 @@ set(peer "${ORCHD_BUILD_DIR}/peer")
 set(log "${ORCHD_BUILD_DIR}/peer.log")
 set(programs llama-server llama-quantize llama-bench)
 
-# Made for another wheel: options that are no longer given would live on in its cache.
+# If it was built for another wheel, options that are no longer set would still be in its cache.
 set(stamp "${peer}/wheel-key")
 set(built_for "")
 if(EXISTS "${stamp}")
@@ -21,8 +21,8 @@ if(NOT built_for STREQUAL ORCHD_WHEEL_KEY)
 endif()
 
 separate_arguments(flags UNIX_COMMAND "${ORCHD_LLAMA_ARGS}")
-# One shared library for each part as in the wheel, and nothing of what the wheel has no use for either: the network
-# for downloads, tests, examples, the web page.
+# One shared library for each part as in the wheel, and none of what the wheel does not need either: network downloads,
+# tests, examples, the web page.
 list(APPEND flags -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF
                   -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_UI=OFF)
 execute_process(
@@ -34,7 +34,7 @@ if(failed)
 endif()
 file(WRITE "${stamp}" "${ORCHD_WHEEL_KEY}")
 
-message(NOTICE "Compiling ${programs} with ${flags}; the first time takes minutes. Full log: ${log}")
+message(NOTICE "Compiling ${programs} with ${flags}; the first time takes a few minutes. Full log: ${log}")
 execute_process(
   COMMAND sh -c "exec \"$@\" 2>&1" sh
           "${CMAKE_COMMAND}" -E env "NINJA_STATUS=[%f/%t %e s] "
@@ -44,6 +44,6 @@ execute_process(
   RESULTS_VARIABLE results)
 list(GET results 0 failed)
 if(failed)
-  message(FATAL_ERROR "llama-server did not build; see ${log}. Once that is fixed, the same "
-                      "command goes on from where it stopped.")
+  message(FATAL_ERROR "llama-server could not be built; see ${log}. After fixing the cause, run the same command "
+                      "again; it continues where it stopped.")
 endif()

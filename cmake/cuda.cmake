@@ -1,22 +1,21 @@
-# What this box has of NVIDIA: a driver with its GPUs, and a toolkit.
+# What this machine has from NVIDIA: a driver with its GPUs, and a toolkit.
 
-# Sets in the caller: `PREFIX_driver`, true if a driver is there; `PREFIX_driver_version`, as in 580.65.06, empty if it
-# does not say; `PREFIX_libcuda`, the driver's library, empty if it is not there; `PREFIX_names` and
-# `PREFIX_architectures`, lists that are empty if the GPUs could not be asked; `PREFIX_trouble`, half a sentence that
-# says why they could not.
+# Sets in the caller: `PREFIX_driver`, true if there is a driver; `PREFIX_driver_version`, as in 580.65.06, empty if
+# unknown; `PREFIX_libcuda`, the driver's library, empty if there is none; `PREFIX_names` and `PREFIX_architectures`,
+# lists that are empty if the GPUs could not be queried; `PREFIX_trouble`, half a sentence that says why they could not.
 function(orchd_find_gpus prefix)
   set(names "")
   set(architectures "")
   set(driver_version "")
   set(trouble "")
   find_program(nvidia_smi nvidia-smi HINTS /usr/lib/wsl/lib NO_CACHE)
-  # By this name, because a toolkit without a driver has a libcuda.so to link against.
+  # By this name, because a toolkit has a libcuda.so to link with even if there is no driver.
   find_library(libcuda libcuda.so.1 PATHS /usr/lib/wsl/lib NO_CACHE)
   if(nvidia_smi OR libcuda OR EXISTS /proc/driver/nvidia/version)
     set(driver TRUE)
   else()
     set(driver FALSE)
-    set(trouble "there is no NVIDIA driver here (no nvidia-smi, no libcuda.so.1, no /proc/driver/nvidia)")
+    set(trouble "no NVIDIA driver was found (no nvidia-smi, no libcuda.so.1, no /proc/driver/nvidia)")
   endif()
 
   if(nvidia_smi)
@@ -26,7 +25,7 @@ function(orchd_find_gpus prefix)
     if(failed OR NOT lines)
       list(APPEND lines "no answer")
       list(GET lines 0 first_line)
-      set(trouble "nvidia-smi does not find a GPU (it says: ${first_line})")
+      set(trouble "nvidia-smi finds no GPU (it says: ${first_line})")
       set(lines "")
     endif()
     foreach(line IN LISTS lines)
@@ -35,13 +34,13 @@ function(orchd_find_gpus prefix)
         set(driver_version "${CMAKE_MATCH_3}")
         list(APPEND names "${CMAKE_MATCH_4}")
       else()
-        set(trouble "nvidia-smi does not tell the GPU's compute capability (it says: ${line})")
+        set(trouble "nvidia-smi does not report the GPU's compute capability (it says: ${line})")
       endif()
     endforeach()
     list(REMOVE_DUPLICATES architectures)
     list(SORT architectures COMPARE NATURAL)
   elseif(driver)
-    set(trouble "nvidia-smi is missing, so the GPU's compute capability is not known")
+    set(trouble "nvidia-smi is missing, so the GPU's compute capability is unknown")
   endif()
   if(NOT libcuda)
     set(libcuda "")
@@ -54,8 +53,8 @@ endfunction()
 
 # Sets in the caller: `PREFIX_nvcc`, a path, empty if there is no toolkit at all; `PREFIX_version`, as in 12.8.61;
 # `PREFIX_missing`, which of cudart, cublas and cuda_driver it lacks; `PREFIX_libraries`, the folder of those it has;
-# `PREFIX_architectures`, what its compiler can compile for; `PREFIX_newest_gcc`, the newest that it works with, empty if
-# it does not say; `PREFIX_trouble`, half a sentence that says what is missing.
+# `PREFIX_architectures`, what its compiler can compile for; `PREFIX_newest_gcc`, the newest GCC that it works with, empty
+# if unknown; `PREFIX_trouble`, half a sentence that says what is missing.
 function(orchd_find_cuda_toolkit prefix)
   set(nvcc "")
   set(version "")
@@ -67,7 +66,7 @@ function(orchd_find_cuda_toolkit prefix)
   if(NOT CUDAToolkit_ROOT AND DEFINED ENV{CUDA_HOME})
     set(CUDAToolkit_ROOT "$ENV{CUDA_HOME}")
   endif()
-  # The module that ggml uses, so that both find the same toolkit.
+  # The module that ggml uses too, so that both find the same toolkit.
   find_package(CUDAToolkit QUIET)
   if(CUDAToolkit_NVCC_EXECUTABLE AND CUDAToolkit_VERSION)
     set(nvcc "${CUDAToolkit_NVCC_EXECUTABLE}")
@@ -88,15 +87,15 @@ function(orchd_find_cuda_toolkit prefix)
       endif()
     endforeach()
   else()
-    set(trouble "there is no CUDA toolkit: nvcc is neither on PATH nor under CUDA_HOME")
+    set(trouble "no CUDA toolkit was found: nvcc is neither on PATH nor under CUDA_HOME")
   endif()
   foreach(name nvcc version missing libraries architectures newest_gcc trouble)
     set(${prefix}_${name} "${${name}}" PARENT_SCOPE)
   endforeach()
 endfunction()
 
-# The toolkit that can be had from PyPI: the same names, and nothing needs to be fetched to know them. 13.0 is the oldest
-# minor version whose wheels hold nvcc; every driver of CUDA 13 runs what it compiles.
+# The toolkit on PyPI: sets the same names, without fetching anything. 13.0 is the oldest minor version whose wheels
+# contain nvcc; every CUDA 13 driver runs what it compiles.
 function(orchd_wheel_toolkit prefix)
   set(${prefix}_version 13.0.88 PARENT_SCOPE)
   set(${prefix}_architectures 75 80 86 87 88 89 90 100 103 110 120 121 PARENT_SCOPE)
@@ -109,8 +108,8 @@ function(orchd_wheel_toolkit prefix)
 endfunction()
 
 # Sets in the caller: `out_trouble`, half a sentence that says why a toolkit (`PREFIX_…`, as above) cannot build for these
-# GPUs and this driver, empty if it can; `out_host_compiler`, the g++ that nvcc has to be told of, empty if it finds the
-# right one by itself.
+# GPUs and this driver, empty if it can; `out_host_compiler`, the g++ to pass to nvcc, empty if it finds the right one by
+# itself.
 function(orchd_check_toolkit out_trouble out_host_compiler prefix driver_version architectures)
   set(trouble "")
   set(host_compiler "")
@@ -139,7 +138,7 @@ function(orchd_check_toolkit out_trouble out_host_compiler prefix driver_version
   else()
     orchd_host_compiler(host_compiler gcc_trouble "${${prefix}_newest_gcc}")
     if(gcc_trouble)
-      set(trouble "${gcc_trouble}, and CUDA ${version} works with ${${prefix}_newest_gcc} at most (Debian and Ubuntu: \
+      set(trouble "${gcc_trouble}; CUDA ${version} works with g++ ${${prefix}_newest_gcc} at most (Debian and Ubuntu: \
 apt install g++-${${prefix}_newest_gcc})")
     endif()
   endif()
@@ -147,7 +146,7 @@ apt install g++-${${prefix}_newest_gcc})")
   set(${out_host_compiler} "${host_compiler}" PARENT_SCOPE)
 endfunction()
 
-# nvcc calls the g++ on PATH. If that is newer than it can work with, an older one may be installed beside it.
+# nvcc calls the g++ on PATH. If that is too new for it, an older one may be installed as well.
 function(orchd_host_compiler out_host_compiler out_trouble newest)
   set(${out_host_compiler} "" PARENT_SCOPE)
   set(${out_trouble} "" PARENT_SCOPE)

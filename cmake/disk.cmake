@@ -1,6 +1,6 @@
-# Stops before a disk fills up, instead of in the middle.
+# Stops before the work that would fill up the disk, not in the middle of it.
 
-# `what` needs `megabytes` in `folder`; the folder need not be there yet.
+# `what` needs `megabytes` in `folder`; the folder need not exist yet.
 function(orchd_check_disk folder megabytes what)
   while(NOT EXISTS "${folder}")
     get_filename_component(folder "${folder}" DIRECTORY)
@@ -12,7 +12,7 @@ function(orchd_check_disk folder megabytes what)
   endif()
   math(EXPR free "${CMAKE_MATCH_1} / 1024")
   if(free LESS megabytes)
-    message(FATAL_ERROR "Out of disk: ${what} needs ${megabytes} MB in ${folder}, and ${free} MB are free. Make room, or "
-                        "build in a folder on another disk.")
+    message(FATAL_ERROR "Not enough disk space: ${what} needs ${megabytes} MB in ${folder}, but only ${free} MB are free. "
+                        "Free some space, or build in a folder on another disk.")
   endif()
 endfunction()

@@ -1,9 +1,9 @@
-# Everything that decides what is in the wheel, as text: two boxes, or one box at two times, may share a wheel exactly
-# if this text is the same. The Python version is not in it, because the wheel is tagged py3-none.
+# Everything that decides what is in the wheel, as text: two machines, or one machine at two times, may share a wheel
+# exactly if this text is the same. The Python version is not in it, because the wheel is tagged py3-none.
 
 function(orchd_wheel_key out)
-  # llama.cpp compiles for the CPU it is built on (GGML_NATIVE). What the compiler makes of that CPU is told by the
-  # macros it then defines; with <cstddef> among them also the versions of the C and C++ libraries. ARM says -mcpu.
+  # llama.cpp compiles for the CPU it is built on (GGML_NATIVE). The macros that the compiler then defines show what it
+  # makes of that CPU and, with <cstddef>, the versions of the C and C++ libraries. On ARM the option is -mcpu.
   set(native "")
   foreach(option -march=native -mcpu=native)
     execute_process(COMMAND "${CMAKE_CXX_COMPILER}" ${option} -include cstddef -dM -E -x c++ /dev/null
@@ -14,7 +14,7 @@ function(orchd_wheel_key out)
     endif()
   endforeach()
 
-  # Where the clone lies changes nothing in the wheel.
+  # The location of the clone does not affect the wheel.
   string(REPLACE "${CMAKE_BINARY_DIR}/" "build/" args "${ORCHD_LLAMA_ARGS}")
   string(REPLACE "${CMAKE_SOURCE_DIR}/" "" args "${args}")
 

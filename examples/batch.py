@@ -1,10 +1,10 @@
-"""Feeds many prompts as `batch`, at the pace the server asks for, behind whatever people wait for.
+"""Submits many prompts as `batch` tasks, at the pace the server asks for; interactive tasks always go first.
 
-    python examples/batch.py prompts.txt answers.jsonl      # one prompt a line
-    python examples/batch.py --count 1000 answers.jsonl     # or as many made-up ones
+    python examples/batch.py prompts.txt answers.jsonl      # one prompt per line
+    python examples/batch.py --count 1000 answers.jsonl     # or made-up prompts
 
-Answers are appended as they come, in the order in which they finish. Start it again after Ctrl-C and it goes on where
-it was: prompts that have an answer in the file are left out.
+Answers are appended in the order in which they finish. After Ctrl-C, start it again and it continues where it stopped:
+prompts that already have an answer in the file are skipped.
 """
 
 import argparse
@@ -31,13 +31,13 @@ MAX_WAIT_S = 3600.0
 
 
 class Job:
-    """Hands prompts in and writes answers down.
+    """Submits prompts and writes their answers to a file.
 
     Args:
         client: Open.
-        out: Gets one JSON object a line.
+        out: Receives one JSON object per line.
         progress: Shows how far it is.
-        total: Prompts to do.
+        total: Prompts to answer.
         max_tokens: Of each answer.
     """
 
@@ -60,7 +60,7 @@ class Job:
         await asyncio.gather(*(worker() for _ in range(in_flight)))
 
     async def _answer(self, number: int, prompt: str) -> None:
-        # One submit at a time: when the queue is full, one of us waits for room and the others wait behind it.
+        # One submit at a time: when the queue is full, one worker waits for room and the others wait behind it.
         async with self._may_submit:
             accepted = await self._client.submit(
                 prompt=prompt,
@@ -69,7 +69,7 @@ class Job:
                 max_wait_s=MAX_WAIT_S,
                 on_wait=self._note_pause,
             )
-            if accepted.backoff_ms:  # over half full: leave the room to others before we are told to
+            if accepted.backoff_ms:  # at least half full: leave room for others before the server refuses tasks
                 self.pauses += 1
                 await asyncio.sleep(accepted.backoff_ms / 1000)
         text = ""
@@ -85,7 +85,7 @@ class Job:
 
     def _note_pause(self, refusal: Refused, pause_s: float) -> None:
         self.pauses += 1
-        self._progress.update(self._bar, note=f"queue full, next try in {pause_s:.1f} s")
+        self._progress.update(self._bar, note=f"queue full, retrying in {pause_s:.1f} s")
 
 
 async def main() -> None:
@@ -102,7 +102,7 @@ async def main() -> None:
         async with Client(options.url) as client:
             job = Job(client, out, progress, total=len(left), max_tokens=options.max_tokens)
             await job.run(left, options.in_flight)
-    console.print(f"{len(left)} answers in {options.out}, {len(done)} were there; paused {job.pauses} times")
+    console.print(f"{len(left)} answers in {options.out}, {len(done)} were already there; paused {job.pauses} times")
 
 
 def _prompts(options: argparse.Namespace) -> list[str]:
@@ -112,13 +112,13 @@ def _prompts(options: argparse.Namespace) -> list[str]:
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Feed many prompts as batch tasks.")
-    parser.add_argument("prompts", type=Path, nargs="?", help="one prompt a line")
+    parser = argparse.ArgumentParser(description="Submit many prompts as batch tasks.")
+    parser.add_argument("prompts", type=Path, nargs="?", help="one prompt per line")
     parser.add_argument("out", type=Path, help="JSON lines, appended to")
-    parser.add_argument("--count", type=int, default=1000, help="made-up prompts, if no file is given")
-    parser.add_argument("--in-flight", type=int, default=32, help="most tasks that wait or run at once")
+    parser.add_argument("--count", type=int, default=1000, help="number of made-up prompts, if no file is given")
+    parser.add_argument("--in-flight", type=int, default=32, help="most tasks that may wait or run at once")
     parser.add_argument("--max-tokens", type=int, default=32)
-    parser.add_argument("--url", help="where the server is, if not where the configuration says")
+    parser.add_argument("--url", help="address of the server, if not the configured one")
     return parser.parse_args()
 
 

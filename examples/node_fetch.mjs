@@ -15,14 +15,14 @@ async function submit(task) {
     const body = await answer.json();
     if (answer.status === 202) return body;
     if (answer.status !== 429) throw new Error(`${body.code}: ${body.message}`);
-    // The queue is full, and the server has measured how long.
+    // The queue is full; the server says how long to wait.
     await new Promise((resolve) => setTimeout(resolve, Number(answer.headers.get("X-Backoff-Ms"))));
   }
 }
 
 async function* follow(taskId) {
   const answer = await fetch(`${url}/v1/tasks/${taskId}/stream`, { headers });
-  if (answer.status !== 200) throw new Error(`the stream answers ${answer.status}`);
+  if (answer.status !== 200) throw new Error(`the stream returned status ${answer.status}`);
   let rest = "";
   for await (const chunk of answer.body.pipeThrough(new TextDecoderStream())) {
     const blocks = (rest + chunk).split("\n\n");

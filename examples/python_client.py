@@ -2,7 +2,7 @@
 
     python examples/python_client.py "Name three rivers."
 
-On the machine and account that `orchd serve` runs on, the client finds the address and the token by itself. Elsewhere:
+On the same machine and account as `orchd serve`, the client finds the address and the token by itself. Elsewhere, use
 `Client("http://127.0.0.1:8737", token="...")`.
 """
 
@@ -17,7 +17,7 @@ async def main(question: str) -> None:
         answer = client.run(
             messages=[{"role": "user", "content": question}],
             max_tokens=64,
-            max_wait_s=30,  # if the queue is full: wait as long as the server says, 30 s in all
+            max_wait_s=30,  # if the queue is full, wait as long as the server says, at most 30 s in total
         )
         async for text in answer:
             print(text, end="", flush=True)
@@ -28,6 +28,6 @@ if __name__ == "__main__":
     try:
         asyncio.run(main(" ".join(sys.argv[1:]) or "Name three rivers."))
     except Busy as refusal:
-        sys.exit(f"still full: {refusal}")
+        sys.exit(f"the queue is still full: {refusal}")
     except ClientError as error:  # every error of the client; each message says what to do
         sys.exit(str(error))

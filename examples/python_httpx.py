@@ -24,7 +24,7 @@ def main(question: str) -> None:
             sys.exit(f"{error['code']}: {error['message']}")
         task_id = answer.json()["task_id"]
 
-        # The server sends at least a comment every 15 s, so 40 s of silence mean that something broke.
+        # The server sends at least a comment every 15 s, so 40 s of silence mean that the connection is broken.
         with http.stream("GET", f"/v1/tasks/{task_id}/stream", timeout=httpx.Timeout(5, read=40)) as stream:
             stream.raise_for_status()
             kind = ""

@@ -61,7 +61,7 @@ class _ServiceCollector(Collector):
         depth = GaugeMetricFamily("queue_depth", "Tasks waiting in the pool's queue.", labels=[*_POOL, "priority"])
         enqueued = CounterMetricFamily(
             "tasks_enqueued",
-            "Accepted tasks that left the queue, by the replica that took them; none for those that ended in it.",
+            "Accepted tasks that left the queue, by the replica that took them; no replica for those that ended in it.",
             labels=[*_REPLICA, "priority"],
         )
         tokens_in = CounterMetricFamily("tokens_in", "Prompt tokens of started tasks.", labels=_REPLICA)
@@ -80,7 +80,7 @@ class _ServiceCollector(Collector):
                 tokens_out.add_metric(of_replica, replica.tokens_out)
 
         rejected = CounterMetricFamily(
-            "tasks_rejected", "Submits that were refused, by error code.", labels=["engine", "reason"]
+            "tasks_rejected", "Rejected submits, by error code.", labels=["engine", "reason"]
         )
         for code in REJECTIONS:
             rejected.add_metric([ENGINE, code.value], self._service.rejected[code.value])
@@ -98,14 +98,14 @@ class _ServiceCollector(Collector):
         """A GPU that cannot be asked has no samples in either: what its replica holds there is not known then."""
         utilization = GaugeMetricFamily(
             "gpu_utilization",
-            "Share of the last moments in which the replica's GPU computed, whoever it was for, from 0 to 1 (NVML).",
+            "Share of recent time in which the replica's GPU was computing, for any process, from 0 to 1 (NVML).",
             labels=_DEVICE,
         )
         used = GaugeMetricFamily(
             "vram_used_bytes",
             "Bytes of the GPU's memory that the replica's models hold: weights, KV cache and compute buffers as "
-            "llama.cpp reports them, during a reload those of both models. What CUDA takes for the process itself, a "
-            "few hundred MiB, is not in it.",
+            "llama.cpp reports them, during a reload those of both models. CUDA's own memory for the process, a few "
+            "hundred MiB, is not included.",
             labels=_DEVICE,
         )
         for pool in self._service.pools.values():

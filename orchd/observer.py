@@ -103,4 +103,4 @@ class Guarded:
         try:
             tell(*args, **kwargs)
         except (Exception, SystemExit):
-            _log.exception("the observer failed; the server goes on")
+            _log.exception("the observer failed; the server continues")

@@ -114,7 +114,7 @@ def listen(host: str, port: int) -> socket.socket:
         if listening is not None:
             listening.close()
         raise ConfigError(
-            f"cannot listen on {host}:{port} ({error.strerror}); stop what uses it, or give another with --port"
+            f"cannot listen on {host}:{port} ({error.strerror}); stop what uses it, or choose another port with --port"
         ) from None
     return listening
 
@@ -255,13 +255,13 @@ class Server:
                 await pool.load(path)
             except LoadFailed as error:
                 remedy = (
-                    "" if isinstance(error, OutOfDeviceMemory) else f" ({path}); give a GGUF file that generates text"
+                    "" if isinstance(error, OutOfDeviceMemory) else f" ({path}); use a GGUF file that generates text"
                 )
                 failures.append(f'pool "{pool.id}": {error}{remedy}')
             except Exception:
                 if len(owned) == 1:
                     raise
-                _log.exception("a defect, met while the model of pool %s was loaded", pool.id)
+                _log.exception("internal error while loading the model of pool %s", pool.id)
                 failures.append(f'pool "{pool.id}": {pool.failure}')
             else:
                 service.models.activate(references.model_id(path))
@@ -276,11 +276,11 @@ class Server:
         deadline = time.monotonic() + JOIN_S  # workers have it while the load has its own
         if not loader.close():
             self.left_behind = True
-            _log.error("a load does not end and is left behind")
+            _log.error("a model load does not end and is abandoned")
         for worker in self._workers.values():
             if not worker.join(max(0.0, deadline - time.monotonic())):
                 self.left_behind = True
-                _log.error("worker %s hangs in a step and is left behind", worker.device)
+                _log.error("worker %s hangs in a step and is abandoned", worker.device)
 
     def _summary(self, service: Service, listening: socket.socket) -> Summary:
         host, port = listening.getsockname()[:2]
@@ -341,7 +341,7 @@ async def _repeating(call: Callable[[], None], every_s: float) -> AsyncIterator[
             try:
                 call()
             except Exception:
-                _log.exception("housekeeping failed; it goes on")
+                _log.exception("a housekeeping task failed; it will run again")
 
     task = asyncio.create_task(repeat())
     try:

@@ -122,7 +122,9 @@ class Service:
 
     def _answer_again(self, task: Task, request: TaskRequest) -> Accepted:
         if task.digest != request.digest():
-            raise InvalidParams(f"task_id: {task.id} was used for another request; use a new one, or leave it out")
+            raise InvalidParams(
+                f"task_id: {task.id} was already used for a different request; use a new one, or omit it"
+            )
         assert task.accepted is not None  # set when it was submitted
         return task.accepted
 
@@ -137,7 +139,7 @@ class Service:
         """Listen to a task for the duration of the context. Raises `NotFound`."""
         task = self._tasks.get(task_id)
         if task is None:
-            raise NotFound(f"there is no task {task_id}; it never was, or its events are no longer kept")
+            raise NotFound(f"there is no task {task_id}; it never existed, or its events are no longer kept")
         self._tasks.join(task)
         try:
             yield task
@@ -181,7 +183,7 @@ class Service:
             why = "shutting down" if self.closing else "still loading its first model"
             raise PoolUnready(f"pool {pool.id} is {why}; try again", retry_after_s=UNREADY_RETRY_S)
         if pool.reloading:
-            raise ReloadInProgress(f"pool {pool.id} is being reloaded; try again when that is done")
+            raise ReloadInProgress(f"pool {pool.id} is already being reloaded; try again when that has finished")
         path = pool.path if model_ref is None else references.resolve(model_ref, self._roots)
         pool.reloading = True
         work = self._keep(self._reload(pool, path))
@@ -192,7 +194,7 @@ class Service:
                 work.add_done_callback(_note_unheard)
                 raise
             raise PoolUnready(
-                f"the server is shutting down and has given up the reload of pool {pool.id}",
+                f"the server is shutting down and has abandoned the reload of pool {pool.id}",
                 retry_after_s=UNREADY_RETRY_S,
             ) from None
 
@@ -226,7 +228,7 @@ class Service:
         try:
             self._apply_one(report)
         except Exception:
-            _log.exception("a worker's report could not be applied; the others are")
+            _log.exception("a worker's report could not be applied and is skipped")
 
     def _apply_one(self, report: Report) -> None:
         if isinstance(report, (Progress, Begun, Ended)):  # a tuple: `|` would make a union each time
@@ -259,7 +261,7 @@ class Service:
         """End the tasks of a replica whose worker hangs, and start no more there until it moves again."""
         _log.error("pool %s, replica %s: the worker of %s hangs in a step", pool.id, replica.id, replica.device)
         hanging = pool.scheduler.note_stall(replica.slots)
-        error = DecodeTimeout("the device that ran the task hangs; send it again")
+        error = DecodeTimeout("the device that ran the task hangs; submit the task again")
         for task in filter(None, map(self._tasks.get, hanging)):
             replica.worker.cancel(task)
             if task.state is not TaskState.ENDED:
@@ -268,7 +270,7 @@ class Service:
             self._end_waiting(pool)
 
     def _end_waiting(self, pool: Pool) -> None:
-        error = PoolUnavailable(f"no replica of pool {pool.id} is alive; send the task again later")
+        error = PoolUnavailable(f"no replica of pool {pool.id} is alive; submit the task again later")
         for task in pool.scheduler.clear():
             self._end(task, FinishReason.ERROR, error=error)
 
@@ -334,4 +336,4 @@ class Service:
 def _note_unheard(work: asyncio.Task[Any]) -> None:
     """A reload whose caller has left is over. What it raises on purpose has been logged already."""
     if not work.cancelled() and (error := work.exception()) is not None and not isinstance(error, TaskError):
-        _log.error("a reload that nobody waited for failed", exc_info=error)
+        _log.error("a reload failed after its client had disconnected", exc_info=error)

@@ -159,11 +159,13 @@ class ChatTemplate:
                 parts.append(text)
                 size += len(text)
                 if size > MAX_CHARS:
-                    raise InvalidPrompt(f"the model's chat template wrote more than {MAX_CHARS} characters")
+                    raise InvalidPrompt(
+                        f"the model's chat template wrote over {MAX_CHARS} characters; send prompt instead"
+                    )
         except InvalidPrompt:
             raise
         except template_globals.Refusal as refusal:
-            raise InvalidPrompt(f"the model's chat template refuses these messages: {refusal}") from None
+            raise InvalidPrompt(f"the model's chat template rejects these messages: {refusal}") from None
         except Exception as error:  # the template is a stranger's program: it may raise anything
             raise InvalidPrompt("the model's chat template fails on these messages; send prompt instead") from error
         return "".join(parts)

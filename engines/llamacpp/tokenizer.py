@@ -81,7 +81,7 @@ class Tokenizer:
                     tokens += self._tokens(piece, goes_on=goes_on)
                 begin = end
         except UnicodeEncodeError:
-            raise InvalidPrompt("the text holds half a surrogate pair, which is not Unicode text") from None
+            raise InvalidPrompt("the text contains half a surrogate pair, which is not Unicode; remove it") from None
         if self._bos >= 0 and tokens[:1] != [self._bos]:
             tokens.insert(0, self._bos)
         return tokens

@@ -117,7 +117,7 @@ def _vet(
             **_OWN_GROUP,
         )
     except OSError as error:
-        raise LoadFailed(f"{name} could not be vetted: no process for it ({error.strerror})") from None
+        raise LoadFailed(f"{name} could not be vetted: no process could be started ({error.strerror})") from None
     with process:
         try:
             with contextlib.suppress(OSError):  # it has ended
@@ -134,7 +134,7 @@ def _vet(
         answer = json.loads(output.splitlines()[-1])
     except (ValueError, IndexError):
         raise LoadFailed(
-            f"{name} could not be vetted: the process left with {process.returncode}, saying nothing"
+            f"{name} could not be vetted: the process exited with {process.returncode} and no output"
         ) from None
     if not answer["ok"]:
         raise LoadFailed(_sentence(answer["error"], spec.path))
@@ -179,14 +179,14 @@ _OF_THE_SYSTEM = (signal.SIGKILL, signal.SIGXCPU)
 
 def _cause_of_death(number: int) -> str:
     if number == signal.SIGKILL:
-        return "could not be vetted: the process was killed, as Linux does where memory runs out"
+        return "could not be vetted: the process was killed, probably because memory ran out"
     if number == signal.SIGXCPU:
-        return "takes more time to open than any good file does"
+        return "takes longer to open than any valid file"
     try:
         name = signal.Signals(number).name
     except ValueError:
         name = f"signal {number}"
-    return f"is damaged: opening it ends llama.cpp with {name}"
+    return f"is damaged: opening it crashes llama.cpp with {name}"
 
 
 def _environment() -> dict[str, str]:
@@ -219,7 +219,7 @@ def main() -> int:
     except EngineError as error:
         answer = {"ok": False, "error": str(error)}
     except MemoryError:
-        answer = {"ok": False, "error": f"{spec.path.name} asks for more memory than vetting allows"}
+        answer = {"ok": False, "error": f"{spec.path.name} needs more memory than vetting allows"}
     print(json.dumps(answer))
     return 0
 

@@ -78,7 +78,7 @@ class LlamaVocab:
         with self._open():
             tokens = self._tokenizer.tokenize(text, cuts, at_most=at_most)
         if not tokens:
-            raise InvalidPrompt("the prompt is empty for this model; give it at least one token of text")
+            raise InvalidPrompt("the prompt has no tokens for this model; send at least one token of text")
         return tokens
 
     def close(self) -> None:

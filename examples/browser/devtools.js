@@ -1,4 +1,4 @@
-// For a browser's console, on a page of this machine (http://localhost:... or http://127.0.0.1:...): pages of other
+// For a browser's console, on a page from this machine (http://localhost:... or http://127.0.0.1:...): pages from other
 // origins are refused. Paste all of it, then:
 //
 //     orchd.token = "…"                            // cat ~/.local/state/orchd/token
@@ -19,8 +19,8 @@ globalThis.orchd = {
     return body.task_id;
   },
 
-  // EventSource cannot set a header, so this one route takes the token in its URL. It resumes by itself with
-  // Last-Event-ID; close it at `end`, or the browser comes back once more and is told 204, "there is no more".
+  // EventSource cannot set a header, so this one route accepts the token in its URL. It resumes by itself with
+  // Last-Event-ID. Close it at `end`, or the browser reconnects once more and gets a 204 (no more events).
   async ask(content, options = {}) {
     const id = await this.submit({ messages: [{ role: "user", content }], max_tokens: 128, ...options });
     const stream = new EventSource(`${this.url}/v1/tasks/${id}/stream?access_token=${encodeURIComponent(this.token)}`);
@@ -37,12 +37,12 @@ globalThis.orchd = {
     });
   },
 
-  // fetch keeps the token in a header. Pass a signal to stop: the task is cancelled once nobody listens.
+  // fetch keeps the token in a header. Pass a signal to stop: the task is cancelled when it has no listeners.
   async askWithFetch(content, { signal, onText = console.log, ...options } = {}) {
     const id = await this.submit({ messages: [{ role: "user", content }], max_tokens: 128, ...options });
     const headers = { Authorization: `Bearer ${this.token}` };
     const answer = await fetch(`${this.url}/v1/tasks/${id}/stream`, { headers, signal });
-    if (answer.status !== 200) throw new Error(`the stream answers ${answer.status}`);
+    if (answer.status !== 200) throw new Error(`the stream returned status ${answer.status}`);
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     for (let text = "", rest = ""; ; ) {
       const { value, done } = await reader.read();

@@ -1,15 +1,15 @@
-"""orchd's engine inside Ray Serve, for those who outgrow one machine: one deployment, one replica for each GPU.
+"""orchd's engine inside Ray Serve, for more than one machine: one deployment, one replica per GPU.
 
-    pip install "ray[serve]"                # beside orchd; `engines/` is all that is used of it
+    pip install "ray[serve]"                # in addition to orchd, of which only `engines/` is used
     serve run examples.ray_serve.app:app model=/models/some.gguf replicas=4
 
     curl -N http://127.0.0.1:8000/ -d '{"prompt": "Once upon a time", "max_tokens": 64}'
 
-Ray gives each replica a GPU of its own (`CUDA_VISIBLE_DEVICES`), wherever in the cluster it is, and sends each request
-to a replica that has room. The model must lie at the same path on every machine. `gpus=0` runs replicas on CPUs.
+Ray assigns each replica its own GPU (`CUDA_VISIBLE_DEVICES`), anywhere in the cluster, and sends each request to a
+replica that has room. The model must be at the same path on every machine. `gpus=0` runs replicas on CPUs.
 
-What orchd adds to an engine is not here: no priorities, no bounded queue with honest pauses, no resuming of streams, no
-reload. Ray has its own answers to some of these.
+This has none of what orchd adds to an engine: priorities, a bounded queue with measured back-off, resumable streams,
+reloads. Ray has its own solutions for some of these.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from engines.llamacpp.engine import LlamaCppEngine
 
 
 class Stepper(threading.Thread):
-    """Owns a loaded model: hands it sequences while it has slots, steps it while any run, posts what steps bring."""
+    """Owns a loaded model: admits sequences while it has free slots, steps it while any run, and posts the events."""
 
     def __init__(self, model: LoadedModel, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(name="stepper", daemon=True)
@@ -57,7 +57,7 @@ class Stepper(threading.Thread):
                 self._model.admit(self._waiting.pop(next(iter(self._waiting))))
             try:
                 events = self._model.step() if self._model.busy else []
-            except EngineError:  # every running sequence is lost; the model goes on
+            except EngineError:  # every running sequence is lost; the model can be used again
                 self._model.reset()
                 self._loop.call_soon_threadsafe(self._fail)
                 continue
@@ -93,7 +93,7 @@ class Completions:
         engine = LlamaCppEngine()
         spec = ModelSpec(Path(model), slots=slots, ctx=ctx)
         device = DeviceSpec("gpu", 0, threads) if gpus else DeviceSpec("cpu", threads=threads)
-        engine.vet(spec)  # a damaged file would end this process
+        engine.vet(spec)  # a damaged file would crash this process
         self._ctx = ctx
         self._vocab = engine.load_vocab(spec.path)
         self._model = engine.load(spec, device)
@@ -113,7 +113,7 @@ class Completions:
         tokens = self._vocab.tokenize(str(body["prompt"]))
         max_tokens = int(str(body.get("max_tokens", 256)))
         if not 1 <= max_tokens <= self._ctx - len(tokens):
-            raise ValueError(f"max_tokens must be from 1 to {self._ctx - len(tokens)} after this prompt")
+            raise ValueError(f"max_tokens must be from 1 to {self._ctx - len(tokens)} for this prompt")
         sampling = SamplingParams(temperature=float(str(body.get("temperature", 0.8))))
         return Sequence(str(uuid.uuid4()), tokens, max_tokens, sampling=sampling)
 
@@ -126,7 +126,7 @@ class Completions:
                     stepper.listeners.pop(sequence.key, None)
                     return
         finally:
-            stepper.cancel(sequence.key)  # whoever listened has left
+            stepper.cancel(sequence.key)  # the client has disconnected
 
 
 def app(args: dict[str, str]) -> serve.Application:

@@ -103,10 +103,10 @@ def finish(command: Callable[[], Command], *, interrupted: str | None = None) ->
             complain(interrupted)
         return Exit.INTERRUPTED
     except UnicodeEncodeError:
-        complain("an argument holds bytes that are not UTF-8; convert it, or put it in a file and use stdin")
+        complain("an argument contains bytes that are not UTF-8; convert it, or pass the text on stdin")
         return Exit.NO_ANSWER
     except Unauthorized:
-        complain("the server rejected this token; give the right one with --token-file or ORCHD_TOKEN")
+        complain("the server rejected this token; set the server's token with --token-file or ORCHD_TOKEN")
         return Exit.NO_ANSWER
     except OrchdError as error:
         complain(error)
@@ -117,7 +117,7 @@ def output_lost(error: OSError) -> Exit:
     """What to leave with where stdout could not be written: there is no answer, so neither yes nor no."""
     if isinstance(error, ConnectionError):
         return Exit.BROKEN_PIPE  # whoever read it has left, as `head` does; no reason to complain
-    complain(f"stdout cannot be written ({error.strerror}), so the answer is lost; send it where there is room")
+    complain(f"cannot write to stdout ({error.strerror}), so the answer is lost; redirect it elsewhere")
     return Exit.NO_ANSWER
 
 
@@ -158,7 +158,7 @@ async def reload(target: Target, pool_id: str, new_model_ref: str | None, *, as_
 
 def check(config: Config, *, token_file: Path | None, as_json: bool) -> Exit:
     """Explains a configuration; starts nothing."""
-    with _status("looking at devices and models"):
+    with _status("checking devices and models"):
         report = Checkup(config, os.environ, token_file=token_file).run()
     if as_json:
         _print_json(report)
@@ -195,7 +195,7 @@ async def run(
                     elif isinstance(event, End):
                         end = event
     if end is None:
-        raise BadAnswer("the server closed the task's stream without an end")
+        raise BadAnswer("the server closed the task's stream without an end event")
     if as_json:
         answer = {
             "task_id": accepted.task_id,
@@ -224,7 +224,7 @@ class _Waiting:
         self.over()
 
     def for_room(self, refusal: Refused, pause_s: float) -> None:
-        self._say(f"{refusal.message.rstrip('.')}; trying again in {pause_s:.1f} s")
+        self._say(f"{refusal.message.rstrip('.')}; retrying in {pause_s:.1f} s")
 
     def in_queue(self, ahead: int, predicted_start_ms: int) -> None:
         if ahead or predicted_start_ms:

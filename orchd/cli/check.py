@@ -140,7 +140,7 @@ class Checkup:
         named = self._token_file or "ORCHD_TOKEN" in environ or config.server.token or config.server.token_file
         try:
             if not named and not os.path.lexists(made_at := credentials.token_path()):
-                return f"none yet; the first start makes one in {made_at}"
+                return f"none yet; the first start creates one in {made_at}"
             return credentials.find_token(config, token_file_flag=self._token_file, environ=environ).origin
         except ConfigError as error:
             self._problems.append(str(error))
@@ -151,12 +151,12 @@ class Checkup:
             resolve(host, port)
             with socket.create_connection((host, port), timeout=1):
                 self._notes.append(
-                    f"something listens on {host}:{port} already; if it is orchd, what it holds is not counted as free"
+                    f"{host}:{port} is already in use; if that is orchd, the memory it holds is not counted as free"
                 )
         except ConfigError as error:
             self._problems.append(str(error))
         except OSError:
-            pass  # nobody there, as it should be
+            pass  # the address is free, as it should be
 
     def _look_at_the_roots(self) -> None:
         try:
@@ -167,7 +167,9 @@ class Checkup:
     def _placed(self, gpus: list[devices.Gpu]) -> list[list[Device]]:
         cuda = build.has_cuda()
         if gpus and not cuda:
-            self._notes.append("there are GPUs, but llama.cpp was built for the CPU only; make BACKEND=cuda setup")
+            self._notes.append(
+                "there are GPUs, but llama.cpp was built for the CPU only; rebuild it with: make BACKEND=cuda setup"
+            )
         try:
             return devices.assign(
                 self._config.pools, gpus, gpu_build=cuda, cores=devices.usable_cores(), cpus=devices.crowded_cpus()
@@ -215,7 +217,7 @@ class Checkup:
         if not fits:
             assert free is not None
             self._problems.append(
-                f"{name} has {gib(free)} free and {_pools(needs)} {gib(need)}; "
+                f"{name} has {gib(free)} free, but {_pools(needs)} {gib(need)}; "
                 "use fewer slots, a smaller ctx or a smaller model"
             )
         return MemoryReport(place=name, pools=tuple(needs), need_bytes=need, free_bytes=free, fits=fits)

@@ -44,11 +44,11 @@ ConfigOption = Annotated[
     typer.Option("--config", "-c", metavar="FILE", help="Configuration file. [dim]Default: orchd.toml[/]"),
 ]
 TokenFileOption = Annotated[
-    Path | None, typer.Option("--token-file", metavar="FILE", help="File that holds the token.")
+    Path | None, typer.Option("--token-file", metavar="FILE", help="File that contains the token.")
 ]
 UrlOption = Annotated[
     str | None,
-    typer.Option("--url", metavar="URL", help="Where the server is. [dim]Default: the configured host and port[/]"),
+    typer.Option("--url", metavar="URL", help="Address of the server. [dim]Default: the configured host and port[/]"),
 ]
 ModelOption = Annotated[
     str | None,
@@ -57,16 +57,18 @@ ModelOption = Annotated[
 DeviceOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--device", metavar="DEVICE", help="gpu:N or cpu; once per replica. [dim]Default: every GPU, else the CPU[/]"
+        "--device",
+        metavar="DEVICE",
+        help="gpu:N or cpu; repeat it, one for each replica. [dim]Default: every GPU, or the CPU if there is none[/]",
     ),
 ]
 SlotsOption = Annotated[
     int | None,
-    typer.Option("--slots", metavar="N", help="Tasks at the same time on each replica. [dim]Default: 4[/]"),
+    typer.Option("--slots", metavar="N", help="Tasks that run at the same time on each replica. [dim]Default: 4[/]"),
 ]
 CtxOption = Annotated[
     int | None,
-    typer.Option("--ctx", metavar="N", help="Tokens per slot, prompt and output. [dim]Default: 4096[/]"),
+    typer.Option("--ctx", metavar="N", help="Tokens per slot, prompt and output together. [dim]Default: 4096[/]"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
@@ -130,7 +132,7 @@ def serve(
         str | None, typer.Option(metavar="HOST", help="Address to listen on. [dim]Default: 127.0.0.1[/]")
     ] = None,
     port: Annotated[
-        int | None, typer.Option(metavar="PORT", help="Port; 0 takes a free one. [dim]Default: 8737[/]")
+        int | None, typer.Option(metavar="PORT", help="Port; 0 picks a free one. [dim]Default: 8737[/]")
     ] = None,
     token_file: TokenFileOption = None,
     model: ModelOption = None,
@@ -141,8 +143,8 @@ def serve(
 ) -> None:
     """Serve models until Ctrl-C.
 
-    Running tasks may finish then; a second Ctrl-C leaves at once. The first start makes a token
-    and says where it is.
+    On Ctrl-C, running tasks may finish; a second Ctrl-C quits at once. The first start creates a
+    token and prints where it is stored.
     """
     flags = _flags(model, device, slots, ctx) | {"server.host": host, "server.port": port}
     if (streams := context.find_object(StandardStreams)) is not None:
@@ -176,7 +178,7 @@ def _serve(config: Config, credentials: Credentials, observer: Observer) -> int:
         "orchd health",
         "orchd health --json | jq .status",
         "until orchd health; do sleep 1; done   [dim]# wait for the server[/]",
-        "orchd health --strict > /dev/null      [dim]# is all as it should be?[/]",
+        "orchd health --strict > /dev/null      [dim]# is everything healthy?[/]",
     )
 )
 def health(
@@ -184,13 +186,14 @@ def health(
     config: ConfigOption = None,
     token_file: TokenFileOption = None,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Degraded or loading is not ready, even where every pool can start tasks.")
+        bool,
+        typer.Option("--strict", help="Exit with 1 while degraded or loading, even if every pool can start tasks."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show whether the server can start tasks.
 
-    Exit code 0: ready, every pool can start tasks, perhaps degraded. 1: not ready. 2: not reachable, or refused.
+    Exit code 0: ready, every pool can start tasks, even if degraded. 1: not ready. 2: not reachable, or refused.
     """
     raise typer.Exit(finish(lambda: actions.health(_target(url, config, token_file), strict=strict, as_json=as_json)))
 
@@ -214,18 +217,18 @@ def run(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Variable for the model's chat template; may be repeated."),
     ] = None,
-    pool: Annotated[str | None, typer.Option(metavar="POOL", help="Pool; needed if the server has several.")] = None,
+    pool: Annotated[str | None, typer.Option(metavar="POOL", help="Pool; required if the server has several.")] = None,
     model_ref: Annotated[str | None, typer.Option(metavar="MODEL", help="Only this model may answer.")] = None,
     priority: Annotated[Priority | None, typer.Option(help="Interactive tasks start before all batch tasks.")] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="Most tokens to write. [dim]Default: 256[/]")
+        int | None, typer.Option(metavar="N", help="Maximum number of output tokens. [dim]Default: 256[/]")
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Same seed, same answer.")] = None,
     temperature: Annotated[
-        float | None, typer.Option(metavar="T", help="0 takes the likeliest token. [dim]Default: 0.8[/]")
+        float | None, typer.Option(metavar="T", help="0 picks the most likely token. [dim]Default: 0.8[/]")
     ] = None,
     stop: Annotated[
-        list[str] | None, typer.Option(metavar="TEXT", help="End before this text; may be repeated.")
+        list[str] | None, typer.Option(metavar="TEXT", help="Stop before this text; may be repeated.")
     ] = None,
     wait: Annotated[
         float, typer.Option(metavar="SECONDS", min=0, help="How long to wait for room in a full queue.")
@@ -238,12 +241,12 @@ def run(
     """Ask a model and stream its answer to stdout.
 
     Ctrl-C cancels the task on the server too.
-    Exit code 0: answered. 1: refused, or the task failed. 2: not reachable, or refused the token.
+    Exit code 0: answered. 1: refused, or the task failed. 2: not reachable, or the token was rejected.
     """
     if raw and system is not None:
-        raise typer.BadParameter("needs the chat template, which --raw leaves out", param_hint="--system")
+        raise typer.BadParameter("needs the chat template, which --raw skips", param_hint="--system")
     if raw and template_arg:
-        raise typer.BadParameter("needs the chat template, which --raw leaves out", param_hint="--template-arg")
+        raise typer.BadParameter("needs the chat template, which --raw skips", param_hint="--template-arg")
     options: TaskOptions = {
         "pool_id": pool,
         "model_ref": model_ref,
@@ -282,7 +285,7 @@ def reload(
         str | None,
         typer.Argument(
             metavar="MODEL",
-            help="A model inside the server's models.roots. [dim]Default: the same again[/]",
+            help="A model inside the server's models.roots. [dim]Default: the same model again[/]",
         ),
     ] = None,
     url: UrlOption = None,
@@ -292,12 +295,12 @@ def reload(
 ) -> None:
     """Load a model into a pool while it serves.
 
-    Exit code 0: the new model serves. 1: the old one still does. 2: not reachable, or refused the token.
+    Exit code 0: the new model serves. 1: the old one still serves. 2: not reachable, or the token was rejected.
     """
     raise typer.Exit(
         finish(
             lambda: actions.reload(_target(url, config, token_file), pool, model, as_json=as_json),
-            interrupted="the server carries on with the reload; 'orchd health' shows which model serves",
+            interrupted="the server continues the reload; 'orchd health' shows which model it serves",
         )
     )
 
@@ -320,7 +323,7 @@ def check(
 ) -> None:
     """Explain the configuration: devices, models, memory. Starts nothing.
 
-    Exit code 0: 'orchd serve' can start with it. 1: a device or a model cannot be used, or something does not fit.
+    Exit code 0: 'orchd serve' can start with it. 1: a device or model cannot be used, or something does not fit.
     2: the configuration itself is wrong.
     """
 
@@ -342,7 +345,7 @@ def _target(url: str | None, config: Path | None, token_file: Path | None) -> Ta
 
 def _read_stdin() -> str:
     if sys.stdin is None:
-        raise ConfigError("stdin is closed, and - reads the prompt from there; give it one, or name the prompt instead")
+        raise ConfigError("stdin is closed, but - reads the prompt from it; pass the prompt as an argument")
     chunks: list[bytes] = []
     try:
         while (chunk := sys.stdin.buffer.read(1 << 16)) != b"":
@@ -352,7 +355,7 @@ def _read_stdin() -> str:
                 chunks.append(chunk)
         return b"".join(chunks).decode("utf-8")
     except OSError as error:
-        raise ConfigError(f"stdin cannot be read ({error.strerror}), and - reads the prompt from there") from None
+        raise ConfigError(f"cannot read the prompt from stdin ({error.strerror}); pass it as an argument") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"stdin is not UTF-8 at byte {error.start}; convert it with iconv") from None
 

@@ -94,7 +94,7 @@ class ServeConsole:
         self.close()
         if running:
             tasks = "1 running task" if running == 1 else f"{running} running tasks"
-            self._say(f"stopping: letting {tasks} finish; Ctrl-C again leaves at once")
+            self._say(f"stopping: waiting for {tasks} to finish; press Ctrl-C again to quit at once")
         else:
             self._say("stopping")
 

@@ -34,11 +34,11 @@ def show(report: Report, out: Console) -> None:
     for problem in report.problems:
         out.print(Text.assemble(("problem: ", "bold red"), problem), soft_wrap=True)
     if report.ok:
-        out.print(Text.assemble(("ok", "bold green"), ": orchd serve can start with this"))
+        out.print(Text.assemble(("ok", "bold green"), ": orchd serve can start with this configuration"))
 
 
 def _facts(report: Report) -> Iterator[tuple[str, str]]:
-    yield "config", report.config or "no file, so the defaults"
+    yield "config", report.config or "no file; using the defaults"
     yield "listens", report.listen
     yield "token", report.token
     yield "llama.cpp", report.llama_cpp
@@ -53,11 +53,11 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
 
 def _pool_facts(pool: PoolReport) -> Iterator[tuple[str, str]]:
     yield "pool", pool.id
-    yield "  model", pool.model_id or "none that can be used"
+    yield "  model", pool.model_id or "none usable"
     if pool.path is not None:
         yield "  file", pool.path
-    yield "  devices", ", ".join(pool.devices) or "none that can be used"
-    yield "  shape", f"{'1 slot' if pool.slots == 1 else f'{pool.slots} slots'} of {pool.ctx} tokens on each"
+    yield "  devices", ", ".join(pool.devices) or "none usable"
+    yield "  shape", f"{'1 slot' if pool.slots == 1 else f'{pool.slots} slots'} of {pool.ctx} tokens per replica"
     if pool.weights_bytes is not None and pool.cache_bytes is not None and pool.buffers_bytes is not None:
         weights, cache, buffers = map(gib, (pool.weights_bytes, pool.cache_bytes, pool.buffers_bytes))
-        yield "  needs", f"weights {weights}, KV cache {cache}, buffers {buffers} on each"
+        yield "  needs", f"weights {weights}, KV cache {cache}, buffers {buffers} per replica"

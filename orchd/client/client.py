@@ -169,7 +169,7 @@ class Client:
             except LOST as error:
                 problem = reason(error)
             if tries == len(_RESUME_PAUSES_S):
-                raise NotReachable(f"the stream of task {task_id} broke and could not be taken up: {problem}")
+                raise NotReachable(f"the stream of task {task_id} broke and could not be resumed: {problem}")
             await asyncio.sleep(_RESUME_PAUSES_S[tries])
             tries += 1
 
@@ -245,7 +245,7 @@ class Client:
             if response.status == 204:
                 return None
             if response.status == 200:
-                raise self._http.bad_answer(f"{response.content_type!r} where a stream of events should be")
+                raise self._http.bad_answer(f"{response.content_type!r} instead of an event stream")
             raise self._http.refusal(await read(response))
 
     def _events(self, reader: SseReader, chunk: bytes) -> list[Event]:
@@ -263,7 +263,7 @@ class Client:
 def raise_if_failed(end: End, *, task_id: str) -> None:
     """Raises `TaskFailed` or `TaskCancelled` if that is how the task ended."""
     if end.finish_reason == "cancelled":
-        raise TaskCancelled("the task was cancelled before it was done", task_id=task_id)
+        raise TaskCancelled("the task was cancelled before it finished", task_id=task_id)
     if end.finish_reason == "error":
         error = end.error or ErrorBody(code=Code.INTERNAL, message="the server did not say why the task failed")
         raise TaskFailed(error.message, task_id=task_id, code=error.code)

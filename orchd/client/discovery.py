@@ -37,6 +37,6 @@ def find_server(
 def _configured_url(config: Config) -> str:
     host, port = config.server.host, config.server.port
     if port == 0:
-        raise ConfigError("server.port is 0, any free port; say where the server is with --url")
+        raise ConfigError("server.port is 0, which means any free port; give the server's address with --url")
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # "every address" is none to connect to
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

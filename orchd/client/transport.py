@@ -37,7 +37,7 @@ class Transport:
 
     def __init__(self, base_url: str, *, token: str, connect_timeout_s: float, answer_timeout_s: float) -> None:
         if not _is_address(base_url):
-            raise ValueError(f"{base_url!r} is no address of a server; one looks like {DEFAULT_URL}")
+            raise ValueError(f"{base_url!r} is not the address of a server; use one such as {DEFAULT_URL}")
         if not token or not token.isascii() or not token.isprintable() or " " in token:
             raise ValueError("the token must be printable ASCII without spaces")
         self.base_url = base_url.rstrip("/")
@@ -149,7 +149,7 @@ class Transport:
 
     def bad_answer(self, what: str) -> BadAnswer:
         """The error for an answer that no orchd server gives."""
-        return BadAnswer(f"what answers at {self.base_url} does not speak like an orchd server: {what}")
+        return BadAnswer(f"the server at {self.base_url} does not answer like orchd: {what}")
 
     def _not_reachable(self, error: BaseException) -> NotReachable:
         hint = "; is `orchd serve` running there?" if isinstance(error, aiohttp.ClientConnectorError) else ""

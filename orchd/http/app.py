@@ -56,18 +56,18 @@ def _gatekeeper(gate: Gate) -> Middleware:
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         if not gate.knows_host(request):
-            message = "this Host is not served; use 127.0.0.1, or list it in server.allowed_hosts"
+            message = "this Host is not allowed; use 127.0.0.1, or add the host to server.allowed_hosts"
             return errors.envelope(Code.FORBIDDEN, message)
         origin = request.headers.get(hdrs.ORIGIN)
         if origin is not None and not gate.knows_origin(origin):
-            message = "pages of this origin are not served; list it in server.allowed_origins"
+            message = "pages from this Origin are not allowed; add the origin to server.allowed_origins"
             return errors.envelope(Code.FORBIDDEN, message)
         if origin is not None and request.method == "OPTIONS" and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
             return web.Response(status=204, headers=_PREFLIGHT)
         resource = request.match_info.route.resource
         streams = resource is not None and resource.canonical == routes.STREAM_PATH
         if not gate.knows_token(request, query_too=streams):
-            message = "send the token as Authorization: Bearer TOKEN"
+            message = "the token is missing or wrong; send it as Authorization: Bearer TOKEN"
             return errors.envelope(Code.UNAUTHORIZED, message, {hdrs.WWW_AUTHENTICATE: 'Bearer realm="orchd"'})
         return await handler(request)
 
@@ -83,11 +83,11 @@ async def _enveloper(request: web.Request, handler: Handler) -> web.StreamRespon
     except web.HTTPException as error:
         return errors.from_http_error(error, request)
     except ConnectionError:
-        raise  # the client is gone: nobody to answer
+        raise  # the client has disconnected: there is no one to answer
     except Exception as error:
         answer = errors.internal(error, request)
         if request.writer.output_size > 0:
-            raise ConnectionError("a stream failed after it had begun; closing it is all that is left") from error
+            raise ConnectionError("a stream failed after it had begun; the connection can only be closed") from error
         return answer
 
 

@@ -63,7 +63,7 @@ class _Complaints:
             loop.default_exception_handler(context)
         elif loop.time() >= self._next_s:
             self._next_s = loop.time() + COMPLAINT_S
-            _log.error("no more connections can be taken (%s); allow more with: ulimit -n", error.strerror)
+            _log.error("cannot accept more connections (%s); allow more open files with: ulimit -n", error.strerror)
 
 
 class Connection(web.RequestHandler):
@@ -93,10 +93,13 @@ class Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         """The answer to what is not HTTP, and to a defect that no middleware saw."""
         if request.writer.output_size > 0:
-            raise ConnectionError("an answer has begun already; all that is left is to close the connection")
+            raise ConnectionError("an answer has already begun; the connection can only be closed")
         if isinstance(exc, HttpProcessingError):
             _log.debug("a request was refused: %s", type(exc).__name__)
-            sentence = f"the request is not HTTP/1.1, or a line of its head exceeds {self.max_line_size} bytes; fix it"
+            sentence = (
+                f"the request is not valid HTTP/1.1, or a line of its head exceeds {self.max_line_size} bytes; "
+                "send a well-formed request with shorter lines"
+            )
             response = errors.envelope(Code.INVALID_PARAMS, sentence)
         else:
             response = errors.internal(exc, request)

@@ -58,10 +58,10 @@ def from_http_error(error: web.HTTPException, request: web.BaseRequest) -> web.R
     """What aiohttp itself refuses, in our words."""
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
-        message = f"{request.method} is not a method of {request.path}; use {allowed}"
+        message = f"{request.method} is not allowed on {request.path}; use {allowed}"
         return envelope(Code.METHOD_NOT_ALLOWED, message, {hdrs.ALLOW: allowed})
     if isinstance(error, web.HTTPNotFound):
-        return envelope(Code.NOT_FOUND, f"there is nothing at {request.path}")
+        return envelope(Code.NOT_FOUND, f"there is no route {request.path}")
     if 400 <= error.status < 500:
         return envelope(Code.INVALID_PARAMS, f"the request is malformed ({error.reason})")
     return internal(error, request)
@@ -70,4 +70,4 @@ def from_http_error(error: web.HTTPException, request: web.BaseRequest) -> web.R
 def internal(error: BaseException | None, request: web.BaseRequest) -> web.Response:
     """A defect: the log has the details, the client gets a sentence."""
     _log.error("%s %s failed", request.method, request.path, exc_info=error)
-    return envelope(Code.INTERNAL, "orchd failed on this request; its log says why")
+    return envelope(Code.INTERNAL, "orchd failed to handle this request; see the server's log")

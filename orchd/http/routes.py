@@ -64,7 +64,7 @@ async def _body(request: web.Request) -> bytes:
             async with timeout(BODY_S):
                 body = await request.read()
     except asyncio.TimeoutError:
-        raise InvalidParams(f"the body did not arrive within {BODY_S:g} s; send it at once") from None
+        raise InvalidParams(f"the body did not arrive within {BODY_S:g} s; send it without pauses") from None
     except web.HTTPRequestEntityTooLarge:
         raise _too_large(limit) from None
     except web.RequestPayloadError:
@@ -75,7 +75,7 @@ async def _body(request: web.Request) -> bytes:
 
 
 def _too_large(limit: int) -> InvalidParams:
-    return InvalidParams(f"the body is larger than {limit} bytes (server.max_body_bytes); send less")
+    return InvalidParams(f"the body is larger than {limit} bytes (server.max_body_bytes); send a smaller one")
 
 
 def _decode(body: bytes, decoder: msgspec.json.Decoder[_WireT]) -> _WireT:

@@ -75,7 +75,7 @@ def _gpu(index: int) -> Gpu | None:
         total = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
         return Gpu(index, pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle), total)
     except pynvml.NVMLError as error:
-        _log.warning("gpu:%d is left out: NVML says %s", index, error)
+        _log.warning("gpu:%d is skipped: NVML reports %s", index, error)
         return None
 
 
@@ -215,17 +215,17 @@ def _wanted(pool: PoolConfig, gpus: Sequence[Gpu], *, gpu_build: bool) -> list[G
         match = _named(name.removeprefix("gpu:"), gpus)
         there = ", ".join(f"gpu:{gpu.index}" for gpu in gpus) or "none"
         if not match:
-            raise ConfigError(f'pool "{pool.id}": there is no {name} (GPUs here: {there}); use one of them or "cpu"')
+            raise ConfigError(f'pool "{pool.id}": there is no {name} (available: {there}); use one of them or "cpu"')
         if len(match) > 1:
             several = " and ".join(f"gpu:{gpu.index}" for gpu in match)
-            raise ConfigError(f'pool "{pool.id}": {name} can mean {several}; write more of the UUID')
+            raise ConfigError(f'pool "{pool.id}": {name} matches {several}; use more of the UUID')
         if not gpu_build:
             raise ConfigError(
                 f'pool "{pool.id}": llama.cpp was built for the CPU only, so {name} cannot be used; '
-                "build it with -DORCHD_BACKEND=cuda"
+                "rebuild it with: make BACKEND=cuda setup"
             )
         if match[0] in wanted:
-            raise ConfigError(f'pool "{pool.id}": {name} is listed twice; one replica fills a GPU, give it more slots')
+            raise ConfigError(f'pool "{pool.id}": {name} is listed twice; list it once and raise slots instead')
         wanted.append(match[0])
     return wanted
 

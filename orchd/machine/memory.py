@@ -39,9 +39,9 @@ def check_fit(
     for device, wanted in needs.items():
         there, more = free[device], (leaving or {}).get(device, 0)
         if there is not None and wanted > there + more:
-            free_when = "would be free without the model that is there" if more else "are free"
+            free_when = "would be free without the current model" if more else "is free"
             raise OutOfDeviceMemory(
-                f"{name} needs {gib(wanted)} on {device} and {gib(there + more)} {free_when}; "
+                f"{name} needs {gib(wanted)} on {device}, but only {gib(there + more)} {free_when}; "
                 "use fewer slots, a smaller ctx or a smaller model"
             )
 

@@ -119,7 +119,7 @@ class Telemetry:
             try:
                 self.look()
             except Exception:
-                _log.exception("NVML could not be asked; it is asked again")
+                _log.exception("NVML could not be queried; retrying")
             self._looked.set()
             self._stop.wait(PERIOD_S)
         self._shut_down()
@@ -164,9 +164,9 @@ class Telemetry:
     def _note_trouble(self, device: str, error: pynvml.NVMLError) -> None:
         if device not in self._silent:
             self._silent.add(device)
-            _log.error("%s cannot be asked: NVML says %s; its metrics are left out until it answers", device, error)
+            _log.error("%s cannot be queried: NVML reports %s; its metrics are omitted meanwhile", device, error)
 
     def _note_answer(self, device: str) -> None:
         if device in self._silent:
             self._silent.remove(device)
-            _log.warning("%s answers again", device)
+            _log.warning("%s responds again", device)

@@ -66,7 +66,7 @@ class ActiveModel:
         """Raise `PoolUnavailable` if the request pins another model."""
         if request.model_ref is not None and not self.is_named(request.model_ref):
             raise PoolUnavailable(
-                f"the task asked for {request.model_ref!r} and its pool now serves {self.id!r}",
+                f"the task asked for {request.model_ref!r}, but its pool now serves {self.id!r}",
                 retry_after_s=UNREADY_RETRY_S,
             )
 

@@ -43,9 +43,9 @@ def looks_like_gguf(path: Path) -> None:
         if head.startswith(b"version https://git-lfs"):
             raise LoadFailed(f"{file.name} is a Git LFS pointer, not the model; fetch it with: git lfs pull")
         if not head.startswith(b"GGUF"):
-            raise LoadFailed(f"{file.name} is not a GGUF file; name a model in GGUF format")
+            raise LoadFailed(f"{file.name} is not a GGUF file; use a model in GGUF format")
         if len(head) < HEADER_BYTES:
-            raise LoadFailed(f"{file.name} ends inside its header; download it again")
+            raise LoadFailed(f"{file.name} ends in the middle of its header; download it again")
         version = int.from_bytes(head[4:8], "little")
         if version not in GGUF_VERSIONS:
             big_endian = int.from_bytes(head[4:8], "big") in GGUF_VERSIONS
@@ -65,7 +65,7 @@ def check_digest(path: Path, *, on_progress: ProgressCallback | None = None) -> 
     digests = {file: expected for file in files if (expected := _expected_digest(file))}
     if unchecked := [file.name for file in files if file not in digests]:
         more = f" and {len(unchecked) - 1} more" if len(unchecked) > 1 else ""
-        _log.warning("%s%s not verified: there is no %s.sha256 beside it", unchecked[0], more, unchecked[0])
+        _log.warning("%s%s not verified: there is no %s.sha256 next to it", unchecked[0], more, unchecked[0])
     try:
         total_bytes = sum(file.stat().st_size for file in digests) or 1
         done_bytes = 0
@@ -79,7 +79,7 @@ def check_digest(path: Path, *, on_progress: ProgressCallback | None = None) -> 
                         on_progress(min(done_bytes / total_bytes, 1.0))
             if digest.hexdigest() != expected:
                 raise LoadFailed(
-                    f"{file.name} is damaged: its SHA-256 begins with {digest.hexdigest()[:12]}, and "
+                    f"{file.name} is damaged: its SHA-256 begins with {digest.hexdigest()[:12]}, but "
                     f"{file.name}.sha256 says {expected[:12]}; download it again"
                 )
     except OSError as error:
@@ -93,7 +93,7 @@ def _expected_digest(file: Path) -> str | None:
         return None
     try:
         if not sidecar.is_file():
-            raise LoadFailed(f"{sidecar.name} is not a regular file; make it with: sha256sum {file.name}")
+            raise LoadFailed(f"{sidecar.name} is not a regular file; create it with: sha256sum {file.name}")
         with sidecar.open("rb") as stream:
             text = stream.read(SIDECAR_MAX_BYTES).decode("utf-8", "replace")
     except OSError as error:
@@ -104,7 +104,7 @@ def _expected_digest(file: Path) -> str | None:
     chosen = named or (known if len(known) == 1 else [])
     if len(known) != len(lines) or len({line["digest"].lower() for line in chosen}) != 1:
         raise LoadFailed(
-            f"{sidecar.name} is not a checksum of {file.name}; it should hold 64 hexadecimal digits, "
+            f"{sidecar.name} is not a checksum of {file.name}; it should contain 64 hexadecimal digits, "
             f"alone or as sha256sum writes them ('digits  {file.name}')"
         )
     return chosen[0]["digest"].lower()
@@ -113,7 +113,7 @@ def _expected_digest(file: Path) -> str | None:
 def _head(file: Path) -> bytes:
     try:
         if not file.is_file():  # opening a FIFO would wait for a writer
-            raise LoadFailed(f"{file.name} is not a regular file; name a GGUF file")
+            raise LoadFailed(f"{file.name} is not a regular file; use a GGUF file")
         with file.open("rb") as stream:
             return stream.read(HEADER_BYTES)
     except OSError as error:

@@ -55,7 +55,7 @@ def resolve(reference: str, roots: Sequence[Path]) -> Path:
     places = [_normal(root / asked) for root in real_roots]  # an absolute path stays itself
     inside = [place for place in dict.fromkeys(places) if _within(place, real_roots)]
     if asked.is_absolute() and not inside:
-        raise InvalidParams(f"model {shown} lies outside the model roots; name a file inside them (models.roots)")
+        raise InvalidParams(f"model {shown} is outside the model roots; name a file inside them (models.roots)")
     found = [match for place in inside for match in _matches(place)]
     path = _the_only(found, shown) or _refuse_absent(inside, shown, real_roots)
     _refuse_unusable(path, shown, real_roots)
@@ -90,15 +90,15 @@ def resolve_owned(reference: str | None, *, base: Path, roots: Sequence[Path]) -
         if "/" not in reference:
             return resolve(reference, roots)
     except InvalidParams as error:
-        raise ConfigError(f"{error} (first looked for in {base})") from None
-    raise ConfigError(f"model {_shown(reference)}: {place} does not exist; name a GGUF file that does")
+        raise ConfigError(f"{error} (also looked in {base})") from None
+    raise ConfigError(f"model {_shown(reference)}: {place} does not exist; name an existing GGUF file")
 
 
 def check_roots(roots: Iterable[Path]) -> None:
     """Raises `ConfigError` for a root that is not a folder that can be read."""
     for root in roots:
         if not (root.is_dir() and os.access(root, os.R_OK | os.X_OK)):
-            raise ConfigError(f"models.roots: {root} is not a readable folder; make it, or take it off the list")
+            raise ConfigError(f"models.roots: {root} is not a readable folder; create it, or remove it from the list")
 
 
 def _shown(reference: str) -> str:
@@ -113,14 +113,14 @@ def _refuse_malformed(reference: str) -> None:
     except UnicodeEncodeError:
         raise InvalidParams(f"model {shown} is not valid text; name a file in UTF-8") from None
     if b"\0" in encoded:
-        raise InvalidParams(f"model {shown} holds a NUL byte; name a file without one")
+        raise InvalidParams(f"model {shown} contains a NUL byte; use a name without one")
     if len(encoded) > MAX_PATH_BYTES or any(len(name) > MAX_NAME_BYTES for name in encoded.split(b"/")):
         raise InvalidParams(
-            f"model {shown} is too long; give a path of at most {MAX_PATH_BYTES} bytes, "
+            f"model {shown} is too long; use a path of at most {MAX_PATH_BYTES} bytes, "
             f"each name in it of at most {MAX_NAME_BYTES}"
         )
     if not reference.strip() or not Path(reference).name:
-        raise InvalidParams(f"model {shown} names no file; give a GGUF file's name or path")
+        raise InvalidParams(f"model {shown} does not name a file; use a GGUF file's name or path")
 
 
 def _normal(path: Path) -> Path:
@@ -154,8 +154,8 @@ def _the_only(found: Sequence[Path], shown: str) -> Path | None:
     distinct = {os.path.realpath(path): path for path in reversed(found)}
     if len(distinct) > 1:
         names = sorted({path.name for path in distinct.values()})
-        where = ", ".join(names) if len(names) > 1 else f"{names[0]} lies in {len(distinct)} of the model roots"
-        raise InvalidParams(f"model {shown} is ambiguous: {where}; give the full name or path")
+        where = ", ".join(names) if len(names) > 1 else f"{names[0]} exists in {len(distinct)} of the model roots"
+        raise InvalidParams(f"model {shown} is ambiguous: {where}; use the full name or path")
     return next(iter(distinct.values()), None)
 
 
@@ -164,7 +164,7 @@ def _refuse_absent(inside: Sequence[Path], shown: str, real_roots: Sequence[Path
         raise InvalidParams(f"model {shown} is a folder; name a GGUF file in it")
     known = [name for root in real_roots for name in _names(root) if name.endswith(SUFFIX)]
     near = [name for place in inside for name in difflib.get_close_matches(place.name, known)]
-    remedy = f"did you mean {near[0]}?" if near else "name a GGUF file that lies in them (models.roots)"
+    remedy = f"did you mean {near[0]}?" if near else "name a GGUF file inside them (models.roots)"
     raise InvalidParams(f"model {shown} is not in the model roots; {remedy}")
 
 
@@ -180,17 +180,17 @@ def _refuse_unusable(path: Path, shown: str, real_roots: Sequence[Path] | None) 
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise InvalidParams(
-                f"model {shown} lacks {', '.join(missing[:3])}{more}; put every part in the same folder"
+                f"model {shown} is incomplete without {', '.join(missing[:3])}{more}; put every part in the same folder"
             )
     for file in parts(path):
         asked = f"model {shown}: {file.name}"
         if real_roots is not None and not _within(Path(os.path.realpath(file)), real_roots):
-            raise InvalidParams(f"{asked} is a link that leads out of the model roots; name a file inside them")
+            raise InvalidParams(f"{asked} is a link to a file outside the model roots; name a file inside them")
         try:
             mode = os.stat(file).st_mode
         except OSError:
-            raise InvalidParams(f"{asked} is a broken link or out of reach; name a file that is there") from None
+            raise InvalidParams(f"{asked} is a broken link or out of reach; name an existing file") from None
         if not stat.S_ISREG(mode):
             raise InvalidParams(f"{asked} is not a regular file; name a GGUF file")
         if not os.access(file, os.R_OK):
-            raise InvalidParams(f"{asked} may not be read by the server; allow it with: chmod +r {file.name}")
+            raise InvalidParams(f"{asked} is not readable by the server; fix it with: chmod +r {file.name}")

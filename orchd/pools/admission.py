@@ -17,7 +17,7 @@ _MAX_NAME_CHARS = 64
 def check_input(request: TaskRequest) -> None:
     """Refuse a request that says two things at once, or nothing. Raises `InvalidParams`."""
     if (request.prompt is None) == (request.messages is None):
-        raise InvalidParams("prompt, messages: give exactly one of the two")
+        raise InvalidParams("prompt, messages: exactly one of the two is required")
     if request.chat_template_kwargs is None:
         return
     if request.messages is None:
@@ -46,13 +46,13 @@ def choose_pool(pools: Mapping[str, Pool], request: TaskRequest) -> Pool:
             raise InvalidParams(f"pool_id: there is no pool {request.pool_id!r}; available: {', '.join(pools)}")
         chosen = [pools[request.pool_id]]
     elif request.model_ref is None and len(chosen) > 1:
-        raise InvalidParams(f"pool_id: there are several pools; say which: {', '.join(pools)}")
+        raise InvalidParams(f"pool_id is required, because there are several pools; available: {', '.join(pools)}")
     if request.model_ref is not None:
         named = [pool for pool in chosen if pool.model is not None and pool.model.is_named(request.model_ref)]
         chosen = named or [pool for pool in chosen if pool.state is PoolState.LOADING]
         if not chosen:
             raise PoolUnavailable(
-                f"no pool serves {request.model_ref!r} now; /health tells which models are served",
+                f"no pool serves {request.model_ref!r} now; GET /health lists the models that are served",
                 retry_after_s=UNREADY_RETRY_S,
             )
     pool = chosen[0]
@@ -73,12 +73,12 @@ def check_open(pool: Pool) -> None:
         raise PoolUnready(f"pool {pool.id} is still loading its model; try again", retry_after_s=UNREADY_RETRY_S)
     if pool.state is PoolState.FAILED:
         raise PoolUnavailable(
-            f"pool {pool.id} has no model ({pool.failure}); reload it once the file is repaired",
+            f"pool {pool.id} has no model ({pool.failure}); reload the pool once the file is fixed",
             retry_after_s=UNREADY_RETRY_S,
         )
     if pool.stranded:
         raise PoolUnavailable(
-            f"no replica of pool {pool.id} is alive; it is being brought back", retry_after_s=UNREADY_RETRY_S
+            f"no replica of pool {pool.id} is alive; they are being restarted, try again", retry_after_s=UNREADY_RETRY_S
         )
 
 

@@ -56,7 +56,7 @@ class PoolLoader:
         await self._loader.run(lambda: files.check_digest(path, on_progress=self._digest_progress(path)))
         footprint = await self._loader.vet(self._spec(path))
         if files.fingerprint(path) != fingerprint:
-            raise LoadFailed(f"{path.name} changed while it was being vetted; ask again when it is complete")
+            raise LoadFailed(f"{path.name} changed while it was being vetted; reload it once it is complete")
         return ActiveModel(
             references.model_id(path),
             path,
@@ -123,7 +123,7 @@ class PoolLoader:
             self._loader.check_open()
             if int(share * 10) > tenth:
                 tenth = int(share * 10)
-                _log.info("pool %s: %d %% of %s compared with its checksum", self._config.id, 10 * tenth, path.name)
+                _log.info("pool %s: %d %% of %s checked against its checksum", self._config.id, 10 * tenth, path.name)
 
         return log
 

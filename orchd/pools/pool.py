@@ -157,8 +157,8 @@ class Pool:
         """Raise `OutOfDeviceMemory` unless every device has room for its replicas now, or without a model it has."""
         for index, why in self._lost.items():
             raise OutOfDeviceMemory(
-                f"{model.path.name} cannot be loaded on {self.replicas[index].device}: NVML says {why}; reset the GPU "
-                "or restart the machine"
+                f"{model.path.name} cannot be loaded on {self.replicas[index].device}: NVML reports {why}; reset the "
+                "GPU or restart the machine"
             )
         await self.loader.check_fit(model, leaving=leaving)
 
@@ -230,14 +230,14 @@ class Pool:
                 instance = await self.loader.load_instance(index, model)
             except Exception as error:
                 pause_s = min(2 * pause_s, MAX_RECOVERY_PAUSE_S)
-                _log.error("pool %s, replica %d is not back: %s; next try in %g s", self.id, index, error, pause_s)
+                _log.error("pool %s, replica %d is still down: %s; retrying in %g s", self.id, index, error, pause_s)
                 continue
             if self.reloading or replica.slots.ready or self.model is not model:
                 self.loader.discard_instances([instance])
                 continue
             self.scheduler.bring_back(replica.slots, instance)
             replica.worker.adopt(replica, instance)
-            _log.warning("pool %s, replica %d is back", self.id, index)
+            _log.warning("pool %s, replica %d is alive again", self.id, index)
             return
 
     def note_readings(self, telemetry: Telemetry) -> list[Report]:
@@ -260,7 +260,7 @@ class Pool:
                     self.scheduler.set_ready(replica.slots, ready=True)
                 continue
             if index not in self._lost:
-                down.append(ReplicaDown(replica, f"NVML says {why}"))
+                down.append(ReplicaDown(replica, f"NVML reports {why}"))
             self._lost[index] = why
             if replica.slots.ready:
                 self.scheduler.set_ready(replica.slots, ready=False)
@@ -289,5 +289,5 @@ class Pool:
 def one_sentence(error: Exception, path: Path) -> str:
     """What a failed load may tell clients: llama.cpp quotes the path it was given, and a defect says anything."""
     if not isinstance(error, LoadFailed):
-        return f"{path.name} could not be loaded; the server's log says why"
+        return f"{path.name} could not be loaded; see the server's log"
     return " ".join(str(error).replace(f"{path.parent}/", "").split())

@@ -118,12 +118,12 @@ class Reload:
             await pool.check_fit(new, leaving=old)
         except OutOfDeviceMemory as error:
             raise self._failed("loading", error, _unchanged(old)) from None
-        _log.info("pool %s: %s leaves before %s comes", pool.id, old.id, new.id)
-        late = DecodeTimeout("the task was not done when its pool had to make room for another model; send it again")
+        _log.info("pool %s: unloading %s before loading %s", pool.id, old.id, new.id)
+        late = DecodeTimeout("the task had not finished when its pool had to unload the model; submit it again")
         stuck = await pool.take_down(self._grace_s, late)
         try:
             if stuck:
-                raise LoadFailed(f"{old.id} could not be taken down, because a worker hangs in a step")
+                raise LoadFailed(f"{old.id} could not be unloaded, because a worker hangs in a step")
             await self._await_room(new)
             await self._switch(new, await pool.loader.load_instances(new))
         except Exception as error:
@@ -154,7 +154,7 @@ class Reload:
         except Exception as error:
             _log.error("pool %s: %s cannot be loaded again either: %s", pool.id, old.id, error)
             instances = [None] * len(pool.replicas)
-            lost, now = range(len(instances)), f"{old.id} could not be loaded again either, and is tried again"
+            lost, now = range(len(instances)), f"{old.id} could not be loaded again either; retrying"
         pool.switch(old, instances, {})
         if lost:
             self._lost(lost)

@@ -29,7 +29,7 @@ MAX_FAILURES = 3
 
 
 def _lost() -> TaskError:
-    return WorkerReset("the worker that ran the task was reset; send it again")
+    return WorkerReset("the worker that ran the task was reset; submit the task again")
 
 
 def _discard(reports: list[Report]) -> None:
@@ -37,7 +37,7 @@ def _discard(reports: list[Report]) -> None:
 
 
 def _not_started() -> TaskError:
-    return Internal("the task could not be started; orchd's log says why")
+    return Internal("the task could not be started; see the server's log")
 
 
 class Worker:
@@ -235,7 +235,7 @@ class Worker:
             replica,
             instance,
             FinishReason.ERROR,
-            WorkerReset("the step that carried the task failed; send it again"),
+            WorkerReset("the step that ran the task failed; submit the task again"),
         )
         instance.failures += 1
         if instance.failures < MAX_FAILURES:
@@ -292,13 +292,13 @@ class Worker:
         try:
             instance.model.cancel(task_id)
         except Exception:
-            _log.exception("task %s could not be cancelled; its slot is lost until the next reset", task_id)
+            _log.exception("task %s could not be cancelled; its slot cannot be used until the next reset", task_id)
 
     def _close(self, instance: Instance) -> None:
         try:
             instance.model.close()
         except Exception:
-            _log.exception("a model on %s could not be closed; its memory may be lost", self.device)
+            _log.exception("a model on %s could not be closed; its memory may leak", self.device)
 
     def _flush(self) -> None:
         if self._reports:

@@ -47,9 +47,9 @@ def resolve(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (OSError, ValueError) as error:  # ValueError: a label over 63 characters, a NUL, bytes that are not text
-        reason = getattr(error, "strerror", None) or "no name can look like this"
+        reason = getattr(error, "strerror", None) or "not a valid host name"
         shown = repr(host) if len(host) <= 80 else f"{host[:77]!r}..."
         raise ConfigError(
-            f"server.host {shown} is not an address of this machine ({reason}); use 127.0.0.1, or an address it has"
+            f"server.host {shown} is not an address of this machine ({reason}); use 127.0.0.1, or one of its addresses"
         ) from None
     return family, address

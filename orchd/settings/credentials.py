@@ -50,7 +50,7 @@ def token_path() -> Path:
     """
     folder = user_folder(platformdirs.user_state_path)
     if folder is None:
-        raise ConfigError("this account has no home to keep a token in; set HOME, or ORCHD_TOKEN")
+        raise ConfigError("this account has no home directory to store a token in; set HOME or ORCHD_TOKEN")
     return folder / FILE_NAME
 
 
@@ -104,7 +104,7 @@ def _namer_of_token_file(config: Config, environ: Mapping[str, str]) -> str:
 
 
 def _read(path: Path, *, named_by: str) -> str:
-    where = f"token file {path} (named by {named_by})"
+    where = f"token file {path} (set by {named_by})"
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not hold up the start
         try:
@@ -113,7 +113,7 @@ def _read(path: Path, *, named_by: str) -> str:
                 raise ConfigError(f"{where} is not a regular file; name a file that holds the token")
             if mode & 0o077:
                 raise ConfigError(
-                    f"{where} has mode {stat.S_IMODE(mode):04o}, open to others on this machine; "
+                    f"{where} has mode {stat.S_IMODE(mode):04o}, open to other users of this machine; "
                     f"run: chmod 600 {shlex.quote(str(path))}"
                 )
             data = os.read(fd, MAX_CHARS + 3)
@@ -122,7 +122,7 @@ def _read(path: Path, *, named_by: str) -> str:
         _check_folder(Path(os.path.realpath(path)).parent, where)
     except FileNotFoundError:
         raise ConfigError(
-            f"{where} does not exist; make it with: (umask 077; {MADE_BY} > {shlex.quote(str(path))})"
+            f"{where} does not exist; create it with: (umask 077; {MADE_BY} > {shlex.quote(str(path))})"
         ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a path"
@@ -135,7 +135,7 @@ def _check_folder(folder: Path, where: str) -> None:
     mode = folder.stat().st_mode
     if mode & 0o022 and not mode & stat.S_ISVTX:
         raise ConfigError(
-            f"{where} lies in a folder of mode {stat.S_IMODE(mode):04o}, where others on this machine can replace it; "
+            f"{where} is in a folder of mode {stat.S_IMODE(mode):04o}, where other users can replace it; "
             f"run: chmod go-w {shlex.quote(str(folder))}"
         )
 
@@ -147,14 +147,14 @@ def _checked(text: str, where: str) -> str:
     if not token.strip():
         problem = "is empty"
     elif not all("!" <= char <= "~" for char in token):
-        problem = "holds a space or a character outside printable ASCII"
+        problem = "contains a space or a character outside printable ASCII"
     elif len(token) < MIN_CHARS:
         problem = f"is shorter than {MIN_CHARS} characters"
     elif len(token) > MAX_CHARS:
         problem = f"is longer than {MAX_CHARS} characters"
     else:
         return token
-    raise ConfigError(f"the token of {where} {problem}; replace it by one made with: {MADE_BY}")
+    raise ConfigError(f"the token from {where} {problem}; generate a new one with: {MADE_BY}")
 
 
 def _create(path: Path) -> bool:
@@ -177,7 +177,7 @@ def _create(path: Path) -> bool:
                 temporary.unlink()
     except OSError as error:
         raise ConfigError(
-            f"cannot make the token file {path} ({error.strerror}); make its folder writable, free some "
+            f"cannot create the token file {path} ({error.strerror}); make its folder writable, free some "
             f"space, or set ORCHD_TOKEN"
         ) from None
     return True

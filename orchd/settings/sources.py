@@ -87,13 +87,13 @@ def _read_first(
         except (FileNotFoundError, NotADirectoryError):
             if named:
                 by = "--config" if config_path else "ORCHD_CONFIG"
-                raise ConfigError(f"{path}: no such file; {by} must name a TOML file that exists") from None
+                raise ConfigError(f"{path}: no such file; {by} must name an existing TOML file") from None
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror or error}); make it a readable file") from None
         except UnicodeDecodeError as error:
             raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path}: not valid TOML, {error}; correct that place") from None
+            raise ConfigError(f"{path}: not valid TOML: {error}; fix that place") from None
         else:
             return path, _from_table(data, path), "pools" in data
     return None, ConfigFile(), False
@@ -109,7 +109,7 @@ def _read(path: Path) -> bytes:
         os.set_blocking(file.fileno(), True)
         data = file.read(MOST_BYTES + 1)
         if not data and stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
-            raise OSError("nobody writes into this pipe")
+            raise OSError("nothing writes to this pipe")
     if len(data) > MOST_BYTES:
         raise OSError(f"it is larger than {MOST_BYTES} bytes")
     return data
@@ -122,7 +122,7 @@ def _from_table(data: dict[str, Any], path: Path) -> ConfigFile:
         if pool_id in ids[:index]:
             first = ids.index(pool_id)
             raise ConfigError(
-                f"{path}: pools[{index}].id is {pool_id!r}, as is that of pools[{first}]; give each its own"
+                f"{path}: pools[{index}].id is {pool_id!r}, the same as pools[{first}].id; give each pool its own id"
             )
     replace, base = msgspec.structs.replace, path.parent
     token_file = settings.server.token_file and _absolute(settings.server.token_file, base)
@@ -182,11 +182,11 @@ def _replace_server(server: ServerConfig, name: str, value: Any, cwd: Path) -> S
 
 def _check_pool(pool: PoolConfig, where: str, *, model_needed: bool) -> None:
     if model_needed and pool.model is None:
-        raise ConfigError(f"{where}.model is missing; name a GGUF file there, or with --model for a single pool")
+        raise ConfigError(f"{where}.model is required; set it to a GGUF file, or use --model for a single pool")
     if pool.batch < pool.slots:
         raise ConfigError(
-            f"{where}.batch is {pool.batch}, fewer than its {pool.slots} slots, and each running task takes "
-            f"one token of a step; make batch at least {pool.slots}"
+            f"{where}.batch is {pool.batch}, less than its {pool.slots} slots, but each running task takes "
+            f"one token of a step; set batch to at least {pool.slots}"
         )
     if pool.flash_attn == "off" and pool.cache_type_v in ("q8_0", "q4_0"):
         raise ConfigError(

@@ -82,14 +82,14 @@ def explain(error: Exception, struct: type[msgspec.Struct]) -> InvalidParams:
     if isinstance(error, UnicodeDecodeError):
         return InvalidParams("the body is not UTF-8; encode it as UTF-8")
     if not isinstance(error, msgspec.ValidationError):
-        detail = str(error).removeprefix("JSON is malformed: ").replace("Input data was truncated", "it ends too soon")
+        detail = str(error).removeprefix("JSON is malformed: ").replace("Input data was truncated", "it is truncated")
         return InvalidParams(f"the body is not JSON: {detail}; send one JSON object")
     complaint, key = _complaint(error)
     *_, kind = _kinds(_type_info(struct), key)
     begin = f"{key}: " if key else ""
     if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", complaint, re.DOTALL):
         remedy = _remedy(unknown[1], _children(kind), otherwise="available")
-        return InvalidParams(f"{begin}there is no field {_short(unknown[1])}; {remedy}")
+        return InvalidParams(f"{begin}unknown field {_short(unknown[1])}; {remedy}")
     if missing := re.fullmatch(r"Object missing required field `(.*)`", complaint):
         return InvalidParams(f"{begin}{missing[1]} is required")
     if enum := re.fullmatch(r"Invalid enum value (.*)", complaint, re.DOTALL):
@@ -122,7 +122,7 @@ def _unknown_key(table: dict[str, Any], kind: inspect.Type, *, at: str, top: ins
     for key, value in table.items():
         if key not in children:
             homes = [f"{name}.{key}" for name, section in _children(top).items() if key in _children(section)]
-            remedy = _remedy(key, children, at=at, more=homes, otherwise="known here")
+            remedy = _remedy(key, children, at=at, more=homes, otherwise="available")
             return f"unknown key {at}{key if key.isidentifier() else repr(key)}; {remedy}"
         items = enumerate(value) if isinstance(value, list) else [(None, value)]
         for index, item in items if _children(children[key]) else ():

@@ -217,7 +217,7 @@ def test_the_page_takes_up_an_answer_after_a_cut(page: Page, site: int, server: 
         page.fill("#max", "200")
         page.fill("#prompt", "river")
         page.press("#prompt", "Enter")
-        expect(page.locator(".meta")).to_contain_text("taking it up again")
+        expect(page.locator(".meta")).to_contain_text("reconnecting")
         expect(page.locator(".meta")).to_contain_text("tokens")
         assert proxy.cuts == 1
 

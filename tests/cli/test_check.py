@@ -143,7 +143,7 @@ def test_a_running_server_is_a_note(home: Path, tiny_model_path: Path) -> None:
         config(home, f"[server]\nport = {taken.getsockname()[1]}\n")
         result = check("-m", str(tiny_model_path))
     assert result.exit_code == 0
-    assert "already; if it is orchd" in result.stdout
+    assert "is already in use; if that is orchd" in result.stdout
 
 
 def test_a_token_that_cannot_be_used_is_a_problem(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -176,8 +176,8 @@ def test_the_commands_are_shell_words_that_hold() -> None:
     ("running", "line"),
     [
         (0, "stopping\n"),
-        (1, "stopping: letting 1 running task finish; Ctrl-C again leaves at once\n"),
-        (3, "stopping: letting 3 running tasks finish; Ctrl-C again leaves at once\n"),
+        (1, "stopping: waiting for 1 running task to finish; press Ctrl-C again to quit at once\n"),
+        (3, "stopping: waiting for 3 running tasks to finish; press Ctrl-C again to quit at once\n"),
     ],
 )
 def test_stopping_says_what_it_waits_for(running: int, line: str) -> None:

@@ -85,7 +85,7 @@ def test_a_configuration_that_is_a_folder(command: list[str], home: Path) -> Non
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 def test_a_configuration_that_is_a_pipe_without_a_writer_does_not_hold_up(command: list[str], home: Path) -> None:
     os.mkfifo(home / "pipe.toml")
-    assert "nobody writes into this pipe" in refusal(*command, "--config", "pipe.toml")
+    assert "nothing writes to this pipe" in refusal(*command, "--config", "pipe.toml")
 
 
 def test_a_configuration_is_not_read_without_end(home: Path) -> None:

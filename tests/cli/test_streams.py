@@ -72,7 +72,7 @@ def test_an_answer_that_cannot_be_written_is_one_line_and_2(
 ) -> None:
     done = orchd(command.format(**places), redirect)
     assert done.returncode == 2
-    assert f"stdout cannot be written ({why})" in one_line(done.stderr)
+    assert f"cannot write to stdout ({why})" in one_line(done.stderr)
 
 
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
@@ -118,7 +118,7 @@ def test_a_prompt_from_a_stdin_that_is_closed_is_one_line_and_2(places: dict[str
 def test_a_prompt_from_a_stdin_that_only_takes_is_one_line_and_2(places: dict[str, str]) -> None:
     done = orchd("run - --url {url}".format(**places), "0>/dev/null")
     assert done.returncode == 2
-    assert "stdin cannot be read (Bad file descriptor)" in one_line(done.stderr)
+    assert "cannot read the prompt from stdin (Bad file descriptor)" in one_line(done.stderr)
 
 
 def test_a_prompt_that_comes_slowly_through_a_non_blocking_pipe_is_read_whole(places: dict[str, str]) -> None:

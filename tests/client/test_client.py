@@ -143,7 +143,7 @@ async def test_a_server_that_always_drops_is_not_reachable(server: StandIn) -> N
 async def test_something_that_is_not_orchd_is_named_as_such(server: StandIn, garbage: s.Step) -> None:
     server.on("POST /v1/tasks", garbage)
     async with connect(server) as client:
-        with pytest.raises(orchd_client.BadAnswer, match="does not speak like an orchd server"):
+        with pytest.raises(orchd_client.BadAnswer, match="does not answer like orchd"):
             await client.submit(prompt="hi")
 
 

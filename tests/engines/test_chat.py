@@ -291,7 +291,7 @@ def test_a_failing_template_is_a_sentence_and_its_error_the_cause(template: str,
 
 
 def test_a_template_refuses_in_its_own_words_and_not_at_length() -> None:
-    with pytest.raises(InvalidPrompt, match=r"^the model's chat template refuses these messages: Only one$"):
+    with pytest.raises(InvalidPrompt, match=r"^the model's chat template rejects these messages: Only one$"):
         rendered("{{ raise_exception('Only\n one') }}", "Hello")
     with pytest.raises(InvalidPrompt) as caught:
         rendered("{{ raise_exception('x' * 99999) }}", "Hello")

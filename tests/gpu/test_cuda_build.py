@@ -113,15 +113,15 @@ no_driver = pytest.mark.skipif(Path("/proc/driver/nvidia/version").exists(), rea
 @no_driver
 def test_without_a_driver_it_is_the_cpu_and_says_why(box: Box) -> None:
     said = box.says()
-    assert "Backend: CPU, because there is no NVIDIA driver here (no nvidia-smi, no libcuda.so.1" in said
+    assert "Backend: CPU, because no NVIDIA driver was found (no nvidia-smi, no libcuda.so.1" in said
     assert "args= key=CUDA dir= compiler= runtime=" in said
 
 
 @no_driver
 def test_without_a_driver_asking_for_cuda_needs_an_architecture(box: Box) -> None:
     said = box.says(ORCHD_BACKEND="cuda")
-    assert "CUDA was asked for, but there is no NVIDIA driver here" in said
-    assert "name its compute capability: -DORCHD_CUDA_ARCHITECTURES=86" in said
+    assert "CUDA was requested, but no NVIDIA driver was found" in said
+    assert "set its compute capability: -DORCHD_CUDA_ARCHITECTURES=86" in said
 
 
 def test_nothing_else_is_a_backend(box: Box) -> None:
@@ -163,7 +163,7 @@ def test_the_drivers_own_library_is_linked_where_it_is(box: Box) -> None:
 def test_a_driver_that_shows_no_gpu_is_told_in_its_own_words(box: Box) -> None:
     box.nvidia_smi("No devices were found", 6)
     said = box.says(**WHEELS)
-    assert "CPU, although this box has an NVIDIA driver, because nvidia-smi does not find a GPU" in said
+    assert "CPU, although this machine has an NVIDIA driver, because nvidia-smi finds no GPU" in said
     assert "(it says: No devices were found)" in said
 
 
@@ -182,7 +182,7 @@ def test_a_driver_that_is_too_old_is_told_which_one_would_do(box: Box) -> None:
     for said in (box.says(**WHEELS), box.says(**WHEELS, ORCHD_BACKEND="cuda")):
         assert (
             "the driver 570.86.10 is too old for CUDA 13.0.88, which needs 580 or newer (Ubuntu: apt install "
-            "nvidia-driver-580). Otherwise install a whole toolkit that fits, such as CUDA 12" in said
+            "nvidia-driver-580). Otherwise install a complete toolkit that fits, such as CUDA 12" in said
         )
 
 
@@ -195,7 +195,7 @@ def test_a_compiler_that_is_too_new(box: Box) -> None:
     box.nvidia_smi(BOTH)
     box.gcc("16")
     said = box.says(**WHEELS)
-    assert "because g++ 16 is too new, and CUDA 13.0.88 works with 15 at most" in said
+    assert "because g++ 16 is too new; CUDA 13.0.88 works with g++ 15 at most" in said
     assert "(Debian and Ubuntu: apt install g++-15)" in said
 
 
@@ -275,7 +275,7 @@ def disk(box: Box, free_mb: int, needs_mb: int) -> str:
 
 def test_a_disk_that_is_too_full_is_seen_before_anything_is_fetched(box: Box) -> None:
     said = disk(box, 900, 1500)
-    assert f"Out of disk: the toolkit needs 1500 MB in {box.folder}, and 900 MB are free." in said
+    assert f"Not enough disk space: the toolkit needs 1500 MB in {box.folder}, but only 900 MB are free." in said
     assert disk(box, 1500, 1500) == ""
 
 

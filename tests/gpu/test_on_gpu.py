@@ -187,7 +187,7 @@ def test_what_does_not_fit_is_refused_at_the_start_with_the_numbers(tmp_path: Pa
     with pytest.raises(AssertionError, match="orchd ended with 2"), serving(tmp_path, wanted):
         pass
     said = " ".join((tmp_path / "stderr").read_text().split())
-    assert re.search(rf"needs \d+\.\d\d GiB on {DEVICE} and \d+\.\d\d GiB are free; use fewer slots", said)
+    assert re.search(rf"needs \d+\.\d\d GiB on {DEVICE}, but only \d+\.\d\d GiB is free; use fewer slots", said)
 
 
 # --- two workers -----------------------------------------------------------------------------------------------------

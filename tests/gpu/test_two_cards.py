@@ -129,7 +129,9 @@ async def seen(server: OnGpus, nvml: FakeNvml) -> None:
 
 
 async def test_a_model_that_does_not_fit_is_refused_at_the_start_with_the_numbers(nvml: FakeNvml, models: Path) -> None:
-    with pytest.raises(ConfigError, match=r"huge.gguf needs 15\.\d\d GiB on gpu:1 and 12\.00 GiB are free; use fewer"):
+    with pytest.raises(
+        ConfigError, match=r"huge.gguf needs 15\.\d\d GiB on gpu:1, but only 12\.00 GiB is free; use fewer"
+    ):
         async with serving(nvml, SIZES, models / "huge.gguf"):
             pass
     assert [card.used for card in nvml.cards] == [0, 0]
@@ -142,7 +144,7 @@ async def test_it_fits_on_the_larger_card_alone(nvml: FakeNvml, models: Path) ->
 
 async def test_memory_that_is_taken_already_is_not_counted_on(nvml: FakeNvml, models: Path) -> None:
     nvml.cards[0].used = 20 * GIB
-    with pytest.raises(ConfigError, match=r"large.gguf needs 9\.\d\d GiB on gpu:0 and 4\.00 GiB are free"):
+    with pytest.raises(ConfigError, match=r"large.gguf needs 9\.\d\d GiB on gpu:0, but only 4\.00 GiB is free"):
         async with serving(nvml, SIZES, models / "large.gguf"):
             pass
 

@@ -60,5 +60,5 @@ def test_a_connection_that_cannot_be_taken_is_told_once_a_minute(caplog: pytest.
     assert counts == [1, 1, 1, 2, 2]
     assert loop.told == []
     assert {(record.levelno, record.getMessage()) for record in caplog.records} == {
-        (logging.ERROR, "no more connections can be taken (Too many open files); allow more with: ulimit -n")
+        (logging.ERROR, "cannot accept more connections (Too many open files); allow more open files with: ulimit -n")
     }

@@ -180,7 +180,7 @@ BAD_BODIES: dict[str, tuple[bytes, str]] = {
     "beyond a double": (b'{"prompt":"a","temperature":1e999}', "temperature"),
     "an int of 5000 digits": (b'{"prompt":"a","max_tokens":' + b"9" * 5000 + b"}", "max_tokens"),
     "a float of 5000 digits": (b'{"prompt":"a","temperature":' + b"9" * 5000 + b"}", "temperature"),
-    "a long unknown name": (b'{"prompt":"a","' + b"x" * 9000 + b'":1}', "no field"),
+    "a long unknown name": (b'{"prompt":"a","' + b"x" * 9000 + b'":1}', "unknown field"),
     "a long value": (b'{"prompt":"a","priority":"' + b"x" * 9000 + b'"}', "priority"),
     "a long pool": (b'{"prompt":"a","pool_id":"' + b"x" * 9000 + b'"}', "pool"),
 }
@@ -195,7 +195,7 @@ def chat(**arguments: Any) -> dict[str, Any]:
 BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({}, "prompt"),
     ({"prompt": None}, "prompt"),
-    ({"prompt": "a", "messages": [{"role": "user", "content": "a"}]}, "prompt, messages: give exactly one"),
+    ({"prompt": "a", "messages": [{"role": "user", "content": "a"}]}, "prompt, messages: exactly one"),
     ({"prompt": ""}, "prompt: expected a string of at least one character"),
     ({"prompt": 1}, "prompt: expected a string"),
     ({"prompt": ["a"]}, "prompt"),
@@ -208,7 +208,7 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"messages": ["a"]}, "messages[0]: expected an object"),
     (
         {"messages": [{"role": "user", "content": "a", "x": 1}]},
-        "messages[0]: there is no field x; available: role, content",
+        "messages[0]: unknown field x; available: role, content",
     ),
     ({"messages": [{"role": "user"}]}, "messages[0]: content is required"),
     ({"messages": [{"content": "a"}]}, "messages[0]: role is required"),
@@ -422,7 +422,7 @@ async def test_the_same_id_with_another_request_is_refused(tiny_model_path: Path
     task_id = new_id()
     async with serving(tiny_model_path) as server:
         await server.submit(task_id=task_id)
-        assert "another request" in assert_envelope(
+        assert "a different request" in assert_envelope(
             await server.post(task_id=task_id, prompt="other"), 400, "INVALID_PARAMS"
         )
         assert await server.total("tasks_rejected_total") == 1

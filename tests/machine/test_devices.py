@@ -58,14 +58,14 @@ def test_a_gpu_is_named_by_number_or_by_the_beginning_of_its_uuid(name: str, the
 
 def test_a_number_is_never_read_as_the_beginning_of_a_uuid() -> None:
     assert names(make_pool("gpu:1"), MIXED) == ["gpu:1"]  # the UUID of gpu:0 begins with a 1
-    with pytest.raises(ConfigError, match=r"no gpu:8 \(GPUs here: gpu:0, gpu:1\)"):
+    with pytest.raises(ConfigError, match=r"no gpu:8 \(available: gpu:0, gpu:1\)"):
         names(make_pool("gpu:8"), MIXED)
 
 
 def test_a_gpu_that_is_not_there_is_an_error_that_lists_those_that_are() -> None:
-    with pytest.raises(ConfigError, match=r'pool "default": there is no gpu:7 \(GPUs here: gpu:0, gpu:1\)'):
+    with pytest.raises(ConfigError, match=r'pool "default": there is no gpu:7 \(available: gpu:0, gpu:1\)'):
         names(make_pool("gpu:7"), MIXED)
-    with pytest.raises(ConfigError, match=r"no gpu:0 \(GPUs here: none\)"):
+    with pytest.raises(ConfigError, match=r"no gpu:0 \(available: none\)"):
         names(make_pool("gpu:0"), [])
 
 
@@ -73,7 +73,7 @@ def test_the_beginning_of_two_uuids_is_not_enough() -> None:
     with pytest.raises(ConfigError, match="no gpu:GPU-8f5"):
         names(make_pool("gpu:GPU-8f5"), [LARGE, SMALL, THIRD])
     twins = [SMALL, Gpu(2, "GPU-8f5e1111-0000-0000-0000-000000000003", "NVIDIA RTX 3060", 12 * GIB)]
-    with pytest.raises(ConfigError, match="gpu:8f5e can mean gpu:1 and gpu:2; write more"):
+    with pytest.raises(ConfigError, match="gpu:8f5e matches gpu:1 and gpu:2; use more"):
         names(make_pool("gpu:8f5e"), twins)
 
 

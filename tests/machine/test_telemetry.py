@@ -146,9 +146,9 @@ def test_trouble_is_logged_once_and_its_end_too(nvml: FakeNvml, caplog: pytest.L
         for _ in range(5):
             known.look()
     assert [record.getMessage() for record in caplog.records] == [
-        f"gpu:1 cannot be asked: NVML says {pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)}; "
-        "its metrics are left out until it answers",
-        "gpu:1 answers again",
+        f"gpu:1 cannot be queried: NVML reports {pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)}; "
+        "its metrics are omitted meanwhile",
+        "gpu:1 responds again",
     ]
 
 

@@ -124,7 +124,7 @@ def test_a_card_that_does_not_answer_is_left_out_and_the_others_keep_their_numbe
 ) -> None:
     nvml.cards[0].error = pynvml.NVML_ERROR_GPU_IS_LOST
     assert [gpu.index for gpu in devices.find_gpus()] == [1]
-    assert "gpu:0 is left out: NVML says GPU is lost" in caplog.text
+    assert "gpu:0 is skipped: NVML reports GPU is lost" in caplog.text
 
 
 def test_free_memory_is_asked_anew_each_time(nvml: FakeNvml) -> None:

@@ -59,14 +59,14 @@ def test_a_file_that_does_not_match_is_damaged(root: Path) -> None:
 def test_a_malformed_checksum_file_says_what_it_should_hold(root: Path, text: str) -> None:
     path = put(root / "x.gguf")
     beside(path, text)
-    with pytest.raises(LoadFailed, match=r"x\.gguf\.sha256 is not a checksum .* should hold 64 hexadecimal"):
+    with pytest.raises(LoadFailed, match=r"x\.gguf\.sha256 is not a checksum .* should contain 64 hexadecimal"):
         check_digest(path)
 
 
 def test_a_checksum_that_is_no_file(root: Path) -> None:
     path = put(root / "x.gguf")
     os.mkfifo(root / "x.gguf.sha256")
-    with pytest.raises(LoadFailed, match=r"x\.gguf\.sha256 is not a regular file; make it with: sha256sum x\.gguf"):
+    with pytest.raises(LoadFailed, match=r"x\.gguf\.sha256 is not a regular file; create it with: sha256sum x\.gguf"):
         check_digest(path)
 
 
@@ -120,7 +120,7 @@ def test_the_header_of_a_gguf_passes(root: Path, version: int) -> None:
         (b"", r"x\.gguf is empty; download it again"),
         (b"Once upon a time", r"x\.gguf is not a GGUF file; name a model in GGUF format"),
         (b"GGU", "is not a GGUF file"),
-        (b"GGUF\3\0\0", "ends inside its header; download it again"),
+        (b"GGUF\3\0\0", "ends in the middle of its header; download it again"),
         (b"GGUF" + (1).to_bytes(4, "little") + bytes(16), "is of GGUF version 1; convert it to .* version 3"),
         (b"GGUF" + (4).to_bytes(4, "little") + bytes(16), "is of GGUF version 4"),
         (b"GGUF" + (3).to_bytes(4, "big") + bytes(16), "is for big-endian machines; convert it"),

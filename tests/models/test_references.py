@@ -72,7 +72,7 @@ def test_several_matches_are_named(root: Path, tmp_path: Path) -> None:
     assert "'llama' is ambiguous: llama-00001-of-00002.gguf, llama.gguf; give the full name" in message
     put(tmp_path / "more" / "qwen.gguf")
     put(root / "qwen.gguf")
-    assert "'qwen' is ambiguous: qwen.gguf lies in 2 of the model roots" in refusal("qwen", root, tmp_path / "more")
+    assert "'qwen' is ambiguous: qwen.gguf exists in 2 of the model roots" in refusal("qwen", root, tmp_path / "more")
 
 
 def test_links_are_followed_inside_the_roots_and_keep_the_models_name(root: Path) -> None:
@@ -99,7 +99,7 @@ def test_what_lies_outside_is_refused_whether_it_exists_or_not(root: Path, tmp_p
     put(tmp_path / "secret.gguf")
     for name in ("secret.gguf", "secret", "no-such-file"):
         message = refusal(str(tmp_path / name), root)
-        assert message.endswith("lies outside the model roots; name a file inside them (models.roots)")
+        assert message.endswith("is outside the model roots; name a file inside them (models.roots)")
     for reference in ("../secret.gguf", "sub/../../secret", ".."):
         assert "must not contain '..'; name a file inside" in refusal(reference, root)
 
@@ -110,24 +110,24 @@ def test_links_that_lead_out_are_refused(root: Path, tmp_path: Path) -> None:
     (root / "folder").symlink_to(tmp_path / "outside")
     first = put_split(root, "split", 2, without=[2])
     (root / "split-00002-of-00002.gguf").symlink_to(tmp_path / "outside" / "secret.gguf")
-    assert "file.gguf is a link that leads out of the model roots; name a file inside" in refusal("file", root)
+    assert "file.gguf is a link to a file outside the model roots; name a file inside" in refusal("file", root)
     assert "'folder/secret' is not in the model roots" in refusal("folder/secret", root)
-    assert "split-00002-of-00002.gguf is a link that leads out" in refusal(first.name, root)
+    assert "split-00002-of-00002.gguf is a link to a file outside" in refusal(first.name, root)
 
 
 @pytest.mark.parametrize(
     ("reference", "problem"),
     [
-        ("", "names no file; give a GGUF file's name or path"),
+        ("", "does not name a file; use a GGUF file's name or path"),
         ("  ", "names no file"),
         (".", "names no file"),
         ("/", "names no file"),
         ("a\0b", "holds a NUL byte"),
         ("\ud800", "is not valid text"),
-        ("x" * 256, "is too long; give a path of at most 4096 bytes, each name in it of at most 255"),
+        ("x" * 256, "is too long; use a path of at most 4096 bytes, each name in it of at most 255"),
         ("é" * 128, "is too long"),
         ("x/" * 2100, "is too long"),
-        ("missing.gguf", "'missing.gguf' is not in the model roots; name a GGUF file that lies in them"),
+        ("missing.gguf", "'missing.gguf' is not in the model roots; name a GGUF file inside them"),
         ("llama.ggfu", "'llama.ggfu' is not in the model roots; did you mean llama.gguf?"),
         ("llama.gguf/x", "is not in the model roots"),
         ("folder", "'folder' is a folder; name a GGUF file in it"),
@@ -151,7 +151,7 @@ def test_a_long_reference_is_cut_in_the_message(root: Path) -> None:
 
 def test_without_roots_nothing_resolves() -> None:
     assert "is not in the model roots" in refusal("llama")
-    assert "lies outside the model roots" in refusal("/llama.gguf")
+    assert "is outside the model roots" in refusal("/llama.gguf")
 
 
 def test_a_device_is_refused() -> None:
@@ -162,7 +162,7 @@ def test_a_device_is_refused() -> None:
 def test_a_file_without_read_permission(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(root / "llama.gguf").chmod(0)
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may read everything
-    assert "llama.gguf may not be read by the server; allow it with: chmod +r llama.gguf" in refusal("llama", root)
+    assert "llama.gguf is not readable by the server; fix it with: chmod +r llama.gguf" in refusal("llama", root)
 
 
 names = st.sampled_from(
@@ -294,9 +294,9 @@ def test_a_link_of_the_owner_may_lead_anywhere_and_opens_its_targets_folder(tmp_
         ),
         (
             "missing",
-            "model 'missing' is not in the model roots; name a GGUF file that lies in them (models.roots)",
+            "model 'missing' is not in the model roots; name a GGUF file inside them (models.roots)",
         ),
-        ("missing", "(first looked for in {base})"),
+        ("missing", "(also looked in {base})"),
         ("folder", "{base}/folder is a folder; name a GGUF file in it"),
         ("big-00002-of-00002.gguf", "name its first part, big-00001-of-00002.gguf"),
         ("a\0b", "holds a NUL byte"),
@@ -331,7 +331,7 @@ def test_no_model_and_no_demo_model(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_root_that_is_not_a_folder_is_told(root: Path) -> None:
     references.check_roots([root])
-    with pytest.raises(ConfigError, match=r"models\.roots: .*/none is not a readable folder; make it, or take it off"):
+    with pytest.raises(ConfigError, match=r"models\.roots: .*/none is not a readable folder; create it, or remove it"):
         references.check_roots([root, root / "none"])
 
 

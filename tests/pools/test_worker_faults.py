@@ -184,7 +184,7 @@ def test_why_an_admission_failed_is_in_the_log_and_not_in_the_answer(caplog: pyt
     rig.pools[0].models[0].admit_faults[task.id] = RuntimeError("at 0x7f3a in /home/me")
     rig.rounds(1)
     (end,) = rig.ends()[task.id]
-    assert str(end.error) == "the task could not be started; orchd's log says why"
+    assert str(end.error) == "the task could not be started; see the server's log"
     assert "at 0x7f3a in /home/me" in caplog.text
 
 

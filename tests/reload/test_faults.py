@@ -204,7 +204,7 @@ async def test_a_worker_that_hangs_does_not_hold_up_a_reload_for_ever(tmp_path: 
         await asyncio.to_thread(hang.began.wait, 20)
         message = await refused(stage)
         assert message == (
-            "loading failed: a could not be taken down, because a worker hangs in a step; a was loaded again and serves"
+            "loading failed: a could not be unloaded, because a worker hangs in a step; a was loaded again and serves"
         )
         assert [current is not None for current in stage.current()] == [False, True]
         task = await stage.submit("y")

@@ -48,7 +48,7 @@ async def test_memory_that_never_shows_as_free_is_a_failed_load(
         assert stage.pool.model is not None
         object.__setattr__(stage.pool.model, "footprint", Footprint(GIB, 0, 0))
         message = await refused(stage)
-        assert "b.gguf needs 1.30 GiB on cpu and 1.00 GiB are free" in message
+        assert "b.gguf needs 1.30 GiB on cpu, but only 1.00 GiB is free" in message
         assert message.endswith("a was loaded again and serves")
         assert sum(stage.pauses) == pytest.approx(9)
         await undisturbed(stage)
@@ -65,7 +65,7 @@ async def test_a_model_that_can_never_fit_is_refused_before_anything_is_touched(
         message = await refused(stage)
         need = "6.02 GiB"  # 2.75 GiB twice, 5 % and 256 MiB more
         assert message == (
-            f"loading failed: b.gguf needs {need} on cpu and 5.00 GiB are free; "
+            f"loading failed: b.gguf needs {need} on cpu, but only 5.00 GiB is free; "
             "use fewer slots, a smaller ctx or a smaller model; a still serves"
         )
         assert stage.current() == before

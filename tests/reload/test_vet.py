@@ -46,12 +46,12 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("ending", "message"),
     [
-        ("kill -ABRT $$", "m.gguf is damaged: opening it ends llama.cpp with SIGABRT"),
-        ("kill -SEGV $$", "m.gguf is damaged: opening it ends llama.cpp with SIGSEGV"),
-        ("kill -KILL $$", "m.gguf could not be vetted: the process was killed, as Linux does where memory runs out"),
-        ("kill -XCPU $$", "m.gguf takes more time to open than any good file does"),
-        ("exit 3", "m.gguf could not be vetted: the process left with 3, saying nothing"),
-        ("echo oops", "m.gguf could not be vetted: the process left with 0, saying nothing"),
+        ("kill -ABRT $$", "m.gguf is damaged: opening it crashes llama.cpp with SIGABRT"),
+        ("kill -SEGV $$", "m.gguf is damaged: opening it crashes llama.cpp with SIGSEGV"),
+        ("kill -KILL $$", "m.gguf could not be vetted: the process was killed, probably because memory ran out"),
+        ("kill -XCPU $$", "m.gguf takes longer to open than any valid file"),
+        ("exit 3", "m.gguf could not be vetted: the process exited with 3 and no output"),
+        ("echo oops", "m.gguf could not be vetted: the process exited with 0 and no output"),
         ("""echo '{"ok": false, "error": "m.gguf is bad"}'""", "m.gguf is bad"),
     ],
 )
@@ -79,7 +79,7 @@ def test_a_process_that_hangs_is_ended(tmp_path: Path, stand_in: Path) -> None:
 
 def test_a_process_that_cannot_be_started_is_told(tmp_path: Path, stand_in: Path) -> None:
     stand_in.unlink()
-    assert "no process for it" in refusal(write_tiny_llama(tmp_path / "m.gguf"))
+    assert "no process could be started" in refusal(write_tiny_llama(tmp_path / "m.gguf"))
 
 
 def test_the_process_knows_nothing_of_the_servers_secrets(
@@ -173,7 +173,7 @@ def test_a_vocabulary_on_which_a_prompt_would_end_the_server(tmp_path: Path) -> 
     assert good.count(b"<0xE6>") == 1
     path = tmp_path / "no-byte.gguf"
     path.write_bytes(good.replace(b"<0xE6>", b"<0xG6>"))
-    assert refusal(path) == "no-byte.gguf is damaged: opening it ends llama.cpp with SIGABRT"
+    assert refusal(path) == "no-byte.gguf is damaged: opening it crashes llama.cpp with SIGABRT"
 
 
 # --- the corpus

@@ -126,7 +126,7 @@ def test_a_full_disk_leaves_no_half_a_token(state: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "fsync", full)
     message = refusal()
-    assert f"cannot make the token file {state / 'token'} (No space left on device)" in message
+    assert f"cannot create the token file {state / 'token'} (No space left on device)" in message
     assert "or set ORCHD_TOKEN" in message
     assert os.listdir(state) == []
 
@@ -134,7 +134,7 @@ def test_a_full_disk_leaves_no_half_a_token(state: Path, monkeypatch: pytest.Mon
 def test_a_state_directory_that_cannot_be_made(tmp_path: Path, state: Path) -> None:
     state.parent.write_text("a file where the folder should be")
     message = refusal()
-    assert f"cannot make the token file {state / 'token'}" in message
+    assert f"cannot create the token file {state / 'token'}" in message
     assert "make its folder writable" in message
 
 
