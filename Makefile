@@ -42,7 +42,7 @@ say = @printf '==> %s\n'
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test setup lint fmt type cov bench clean distclean check-box FORCE
-.PHONY: docs test-all test-ray
+.PHONY: docs test-all test-ray test-templates
 .PHONY: conformance metrics-lint schema bench-quick
 .PHONY: soak storm lock setup-locked audit sbom
 FORCE:
@@ -112,6 +112,9 @@ $(RAY)/.made: $(DEV_READY)
 	@rm -rf $(RAY)
 	@$(PIP) install --quiet --target $(RAY) 'ray[serve]>=2.50'
 	@touch $@
+
+test-templates: $(DEV_READY) ## render the chat templates in llama.cpp's source; ARGS="--server PATH" compares
+	$(BIN)/python -m tools.chat_templates $(ARGS)
 
 soak: $(DEV_READY) ## stress a real server with clients and reloads for MINUTES=1; no task may be lost
 	$(BIN)/python -m tests.soak.campaign --minutes $(MINUTES) $(ARGS)

@@ -1,8 +1,9 @@
 """Chat templates of real models, rendered as a request would have them: ``make test-templates``.
 
 ``python -m tools.chat_templates [FOLDER]`` renders every ``*.jinja`` of a folder (by default those that come with
-llama.cpp's source) for several conversations, and one of 2,000 messages within a second. With ``--server PATH`` a
-llama-server renders the same, and what it writes must be the same, but for what `DIFFERENT` says.
+llama.cpp's source) for several conversations, one that is to be continued, and one of 2,000 messages within a second.
+With ``--server PATH`` a llama-server renders the same, and what it writes must be the same, but for what `DIFFERENT`
+says.
 """
 
 from __future__ import annotations
@@ -52,8 +53,12 @@ CONVERSATIONS: Mapping[str, Conversation] = {
 
 ARGUMENTS: Mapping[str, Mapping[str, object]] = {"": {}, "without thinking": {"enable_thinking": False}}
 
-DIFFERENT: Mapping[tuple[str, str], str] = {}
-"""Template and conversation to the reason why llama-server writes something else."""
+DIFFERENT: Mapping[str, str] = {
+    "Apertus-8B-Instruct": "llama-server finds no thinking block in it, and turns thinking off unless it is asked for",
+}
+"""Template to the reason why llama-server writes something else."""
+
+ANSWER = "The first is the"
 
 
 def main() -> int:
@@ -85,20 +90,28 @@ def _faults(path: Path, server: Path | None) -> Iterator[str]:
         yield f"cannot be used: {error}: {error.__cause__!r}"
         return
     yield from _slow(template)
+    text = _rendered(template, _talk("Name three rivers.", ANSWER), {})
+    if not text.endswith(ANSWER):
+        yield f"cannot be continued: {text[-200:]!r}"
     with contextlib.ExitStack() as stack:
         url = None if server is None else stack.enter_context(_llama_server(server, path))
+        differences = []
         for name, messages in CONVERSATIONS.items():
             for how, arguments in ARGUMENTS.items():
                 label = f"{name}{how and ', '}{how}"
                 ours = _rendered(template, messages, arguments)
                 theirs = ours if url is None else _asked(url, messages, arguments)
-                if (reason := DIFFERENT.get((path.stem, label))) is not None:
-                    if url is not None and _same(ours, theirs):
-                        yield f"{label}: no longer different ({reason})"
-                elif url is None and ours.startswith("FAILS"):
+                if not _same(ours, theirs):
+                    differences.append(f"{label}:\n{_difference(theirs, ours)}")
+                elif ours.startswith("FAILS"):
                     yield f"{label}: {ours}"
-                elif not _same(ours, theirs):
-                    yield f"{label}:\n{_difference(theirs, ours)}"
+        reason = DIFFERENT.get(path.stem)
+        if reason is None:
+            yield from differences
+        elif url is not None:
+            print(f"{path.stem}: {len(differences)} conversations differ, as expected: {reason}")
+            if not differences:
+                yield "does not differ any more"
 
 
 def _slow(template: ChatTemplate) -> Iterator[str]:
@@ -121,9 +134,7 @@ def _rendered(template: ChatTemplate, messages: Conversation, arguments: Mapping
 
 def _same(ours: str, theirs: str) -> bool:
     """But for the BOS, which llama-server leaves to its tokenizer."""
-    return ours.removeprefix(BOS) == theirs.removeprefix(BOS) or (
-        ours.startswith("FAILS") and theirs.startswith("FAILS")
-    )
+    return ours.removeprefix(BOS) == theirs.removeprefix(BOS) or {ours[:5], theirs[:5]} == {"FAILS"}
 
 
 def _difference(theirs: str, ours: str) -> str:
@@ -146,19 +157,16 @@ def _llama_server(program: Path, template: Path) -> Iterator[str]:
             "-m",
             model,
             "--port",
-            str(port),
+            port,
             "-c",
-            "256",
+            256,
             "-np",
-            "1",
+            1,
             "--jinja",
-            "--no-prefill-assistant",
+            "--chat-template-file",
+            template,
         ]
-        process = subprocess.Popen(
-            [*map(str, command), "--chat-template-file", str(template)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             _await(f"http://127.0.0.1:{port}/health", process)
             yield f"http://127.0.0.1:{port}"

@@ -30,8 +30,13 @@ T = TypeVar("T")
 _LEFT_OUT = frozenset({"pprint", "striptags", "urlize", "wordcount", "wordwrap", "xmlattr"})
 """Filters for web pages, which go through a text with Python code for seconds."""
 
-_LAZY = frozenset({"first", "list", "map", "reject", "rejectattr", "select", "selectattr", "batch", "slice"})
-"""Filters that take what is iterated item by item; others get a list, so that it can be measured."""
+_ITERATING = frozenset(
+    {
+        *("list", "map", "reject", "rejectattr", "select", "selectattr", "batch", "slice"),
+        *("sort", "unique", "groupby", "min", "max", "sum", "join", "random"),
+    }
+)
+"""Filters that make an object of each character of a text."""
 
 _COMPARING = frozenset(
     {
@@ -98,6 +103,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
     def call(__self, __context: jinja2.runtime.Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         meter = __context[METER]
         meter.check()
+        meter.holds(len(args) + len(kwargs))
         method = getattr(__obj, "__wrapped__", __obj)  # Jinja puts its own in the place of `str.format`
         owner = getattr(method, "__self__", None)
         if isinstance(owner, str):
@@ -109,6 +115,8 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
             args = tuple(_listed(args, meter))
             for value in (owner if isinstance(owner, (list, tuple)) else (), *args, *_own(kwargs).values()):
                 checked(value)
+                if isinstance(__obj, type) and isinstance(value, (list, tuple, dict)):
+                    meter.holds(len(value))
         result = super().call(__context, __obj, *args, **kwargs)
         meter.made(result, inside=True)
         if isinstance(owner, str) and isinstance(result, (list, tuple)):
@@ -202,10 +210,9 @@ def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def metered(context: jinja2.runtime.Context, value: Any, *args: Any, **kwargs: Any) -> Any:
         meter = context[METER]
         meter.check()
-        if name not in _LAZY:
-            value, *args = _listed((value, *args), meter)  # type: ignore[assignment]  # a list does as well
-        elif isinstance(value, (str, Iterator)):
-            value = meter.items(value)
+        value, *args = _listed((value, *args), meter)  # type: ignore[assignment]  # a list does as well
+        if isinstance(value, str) and name in _ITERATING:
+            meter.holds(len(value))
         check_filter(name, (value, *args), kwargs)
         first = {"context": context, "eval_context": context.eval_ctx, "environment": context.environment}
         own = [] if wants is None else [first[wants]]

@@ -68,6 +68,10 @@ class Meter:
         if _holders(parts) <= _ONE_HOLDER:
             self.count(-sys.getsizeof(parts[0]))
 
+    def holds(self, count: int) -> None:
+        """Count places for so many objects."""
+        self.count(_ITEM_BYTES * count)
+
     def items(self, items: Iterable[object]) -> Iterator[object]:
         """The same items, counted, with a look at the time before each."""
         for item in items:

@@ -28,6 +28,9 @@ _MOST_DIGITS = 1000  # behind a decimal point
 _MOST_NUMERALS = 64 * 1024  # of a text that is to become a number
 _SLOW = 16  # operations that go through a text with Python code
 _SORTING = 8
+_COMPARED = 64  # characters that C compares in the time in which it makes one
+_FIELD_CHARS = 64
+_MOST_PARTS = 100  # of the path of an attribute
 _FLOAT_CHARS = 400
 _LINE_ENDS = "\n\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
 _NUMERAL = re.compile(r"\d+")
@@ -109,6 +112,10 @@ def _depth(value: object) -> int:
 def check_filter(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Refuse a filter's call whose result could become too long."""
     _check(_FILTERS.get(name), args, kwargs)
+    place = _PATHS.get(name)
+    path = kwargs.get("attribute") if place is None or len(args) <= place else args[place]
+    if isinstance(path, str) and path.count(".") + path.count(",") > _MOST_PARTS:
+        refuse()
 
 
 def check_method(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -226,6 +233,15 @@ def _number(value: object, *_: object, **__: object) -> int:
     return 0 if not isinstance(value, str) or len(value) <= _MOST_NUMERALS else MAX_CHARS + 1
 
 
+def _searched(text: object, part: object = None, *_: object, **__: object) -> int:
+    """As long as a search from the end, or the end of what is stripped, can take at worst."""
+    return size(text) * size(part) // _COMPARED if part is not None else 0
+
+
+def _pieces_from_the_end(text: str, sep: str | None = None, maxsplit: int = -1) -> int:
+    return max(_searched(text, sep), _pieces(text, sep, maxsplit))
+
+
 def _pieces(text: str, sep: str | None = None, maxsplit: int = -1) -> int:
     count = text.count(sep) if sep else len(text) // 2
     if maxsplit >= 0:
@@ -260,7 +276,7 @@ def _braces(text: str, /, *args: object, **kwargs: object) -> int:
         digits = max(map(len, _NUMERAL.findall(text)), default=0)
         digits += fields * max((len(str(value)) for value in values if isinstance(value, (str, int))), default=0)
         chars += 10 ** min(digits, len(str(MAX_CHARS)))
-    return _format_chars(text, fields, values) + chars
+    return _format_chars(text, fields, values) + chars + fields * _FIELD_CHARS
 
 
 def _brace_map(text: str, mapping: Any) -> int:
@@ -290,15 +306,25 @@ _FILTERS: Final[Mapping[str, Callable[..., int]]] = {
     "round": _rounded,
     "slice": _slices,
     "tojson": _json,
+    "trim": _searched,
 }
+
+_PATHS: Final[Mapping[str, int]] = {
+    **dict.fromkeys(("selectattr", "rejectattr", "groupby", "sum"), 1),
+    **dict.fromkeys(("unique", "min", "max", "join"), 2),
+    "sort": 3,
+}
+"""Where the path of an attribute stands among the arguments."""
 
 _METHODS: Final[Mapping[str, Callable[..., int]]] = {
     **dict.fromkeys(("center", "ljust", "rjust", "zfill"), _widened),
-    **dict.fromkeys(("split", "rsplit"), _pieces),
+    **dict.fromkeys(("lstrip", "rfind", "rindex", "rpartition", "rstrip", "strip"), _searched),
     "expandtabs": _tabs,
     "format": _braces,
     "format_map": _brace_map,
     "join": _joined_by_method,
     "replace": _replace,
+    "rsplit": _pieces_from_the_end,
+    "split": _pieces,
     "splitlines": _split_lines,
 }

@@ -41,7 +41,7 @@ def test_a_setting_arrives_in_what_is_loaded(name: str) -> None:
 def test_check_weighs_the_shape_that_serve_loads(monkeypatch: pytest.MonkeyPatch, tiny_model_path: Path) -> None:
     weighed: list[ModelSpec] = []
 
-    def vet(spec: ModelSpec) -> Footprint:
+    def vet(spec: ModelSpec, **_: object) -> Footprint:
         weighed.append(spec)
         return Footprint(0, 0, 0)
 
