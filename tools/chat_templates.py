@@ -127,7 +127,7 @@ def _slow(template: ChatTemplate) -> Iterator[str]:
 
 def _rendered(template: ChatTemplate, messages: Conversation, arguments: Mapping[str, object]) -> str:
     try:
-        return "".join(template.render(messages, arguments=arguments))  # type: ignore[arg-type]  # they are
+        return template.render(messages, arguments=arguments).text  # type: ignore[arg-type]  # they are
     except InvalidPrompt as error:
         return f"FAILS {error} {error.__cause__ or ''}"
 

@@ -203,7 +203,7 @@ def test_a_template_that_takes_contents_in_parts_gets_them_so() -> None:
         ("5", "leaves out what the user says; send prompt instead"),
         ("{{ messages[0]['text'] + '' }}", "leaves out what the user says; send prompt instead"),
         ("{{ messages.secret.more }}", "fails on these messages; send prompt instead"),
-        ("{{ raise_exception('No.') }}", "refuses these messages: No."),
+        ("{{ raise_exception('No.') }}", "rejects these messages: No."),
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "took longer than 0.05 s"),
     ],
 )
@@ -221,7 +221,7 @@ def test_a_template_that_wants_a_system_message_can_work() -> None:
     assert in_parts(made.render(conversation("system: Be brief.", "user: Hi"))) == [
         "[system] Be brief.\n[user] Hi\n[a]"
     ]
-    with pytest.raises(InvalidPrompt, match="refuses these messages: System first"):
+    with pytest.raises(InvalidPrompt, match="rejects these messages: System first"):
         made.render(conversation("user: Hi"))
 
 
@@ -320,7 +320,7 @@ def test_a_template_that_does_not_compile_cannot_be_used(template: str) -> None:
 
 def test_a_template_that_writes_endlessly_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat, "MAX_CHARS", 10_000)
-    with pytest.raises(InvalidPrompt, match="more than 10000 characters"):
+    with pytest.raises(InvalidPrompt, match="over 10000 characters"):
         rendered("{% for a in range(99999) %}{% for b in range(99999) %}tick{% endfor %}{% endfor %}")
 
 

@@ -39,7 +39,7 @@ def test_a_model_without_a_template_asks_for_a_prompt(tmp_path: Path) -> None:
         (5, "the model's chat template leaves out what the user says; send prompt instead"),
         (["a", "b"], "bare.gguf has no chat template; send prompt instead of messages"),
         ("{% nothing %}", "the model's chat template cannot be used; send prompt instead"),
-        ("{{ raise_exception('Not today') }}", "the model's chat template refuses these messages: Not today"),
+        ("{{ raise_exception('Not today') }}", "the model's chat template rejects these messages: Not today"),
     ],
     ids=["none", "a number", "a list", "no Jinja", "a refusal"],
 )
