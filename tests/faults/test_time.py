@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 WALL_CLOCKS = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "time.ctime"}
 WALL_CLOCKS |= {f"{module}{kind}.{call}" for module in ("", "datetime.") for kind in ("datetime", "date")
                 for call in ("now", "utcnow", "today")}  # fmt: skip
-MAY = {"engines/llamacpp/chat.py": "datetime.datetime.now"}
+MAY = {"engines/llamacpp/template_globals.py": "datetime.datetime.now"}
 """A chat template asks for today's date, to write it into the prompt."""
 
 

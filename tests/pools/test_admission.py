@@ -12,7 +12,7 @@ import pytest
 
 from engines.api import NO_ARGUMENTS, Footprint, TemplateArgument, Vocab
 from engines.errors import EngineDead
-from orchd.errors import PoolUnavailable
+from orchd.errors import InvalidParams, PoolUnavailable
 from orchd.models.active_model import INLINE_CHARS, LONG_CHARS, TEMPLATE_THREADS, ActiveModel
 from orchd.pools import admission
 from orchd.pools.pool import Pool
@@ -28,7 +28,7 @@ class Tokenizer:
         self.token = token
         self.before = before
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize(self, text: str, *, at_most: int | None = None) -> list[int]:
         self.before()
         return [self.token]
 
@@ -69,7 +69,7 @@ async def test_a_reload_that_comes_between_tokenises_again(error: Exception | No
 
 
 async def test_a_reload_that_comes_between_may_take_away_the_model_that_was_asked_for() -> None:
-    with pytest.raises(PoolUnavailable, match="asked for 'old' and its pool now serves 'new'"):
+    with pytest.raises(PoolUnavailable, match="asked for 'old', but its pool now serves 'new'"):
         await admission.prepare(reloaded_while_tokenising(None), TaskRequest(prompt="x", model_ref="old"))
 
 
@@ -90,7 +90,7 @@ class Threads(Tokenizer):
         self.at_once = self.most_at_once = 0
         self.go_on = threading.Event()
 
-    def tokenize(self, text: str) -> list[int]:
+    def tokenize(self, text: str, *, at_most: int | None = None) -> list[int]:
         self.seen.append(threading.current_thread().name)
         if len(text) > LONG_CHARS:
             self.at_once += 1
@@ -100,7 +100,11 @@ class Threads(Tokenizer):
         return [1]
 
     def tokenize_chat(
-        self, messages: Sequence[Mapping[str, str]], *, arguments: Mapping[str, TemplateArgument] = NO_ARGUMENTS
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        arguments: Mapping[str, TemplateArgument] = NO_ARGUMENTS,
+        at_most: int | None = None,
     ) -> list[int]:
         if messages[0]["content"] == "slow":
             self.at_once += 1
@@ -119,7 +123,7 @@ MESSAGE = Message(role="user", content="")
         (TaskRequest(prompt="x" * INLINE_CHARS), True),
         (TaskRequest(prompt="x" * (INLINE_CHARS + 1)), False),
         (TaskRequest(messages=(MESSAGE,)), False),
-        (TaskRequest(messages=(MESSAGE,) * 30_000), False),
+        (TaskRequest(messages=(MESSAGE,) * 500), False),
     ],
     ids=["short prompt", "long prompt", "one empty message", "many empty messages"],
 )
@@ -127,6 +131,12 @@ async def test_only_short_prompts_are_tokenised_on_the_event_loop(request_: Task
     vocab = Threads()
     await admission.prepare(cast(Pool, Serving(model("only", vocab))), request_)
     assert (vocab.seen == [threading.current_thread().name]) is inline
+
+
+async def test_more_messages_than_a_slot_has_tokens_are_not_given_to_a_template() -> None:
+    pool = cast(Pool, Serving(model("only", cast(Tokenizer, None))))
+    with pytest.raises(InvalidParams, match="the 513 messages do not fit into a slot's context of 512 tokens"):
+        await admission.prepare(pool, TaskRequest(messages=(MESSAGE,) * 513))
 
 
 async def test_very_long_prompts_take_turns_and_others_pass_them() -> None:
