@@ -91,6 +91,9 @@ bench: $(BENCH_READY) $(PEER) ## compare orchd with llama-server and llama_cpp.s
 bench-quick: $(BENCH_READY) $(PEER) ## the same with one short pair each; every target with pass or miss (3 minutes)
 	$(BIN)/python -m benchmarks.compare --quick $(ARGS)
 
+terminal: $(DEV_READY) ## draw docs/images/terminal.svg from real commands against a real server
+	$(BIN)/python -m tools.terminal_svg
+
 docs: $(DOCS_READY) ## build the documentation into build/site; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	@! grep -rnoE '(src|<link[^>]* href)="?(https?:)?//[^">]+' build/site --include='*.html' || \
