@@ -49,7 +49,7 @@ def test_a_model_that_fits_is_0(tiny_model_path: Path) -> None:
 
 def test_it_makes_no_token_and_says_where_the_first_start_will(home: Path, tiny_model_path: Path) -> None:
     result = check("-m", str(tiny_model_path))
-    assert "none yet; the first start makes one in" in result.stdout
+    assert "none yet; the first start creates one in" in result.stdout
     assert not (home / ".local").exists()
 
 
@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_1_and_says_what_to_change(tiny_model_path: Path, m
     monkeypatch.setattr(memory, "free_bytes", lambda place: 2**20)
     result = check("-m", str(tiny_model_path))
     assert result.exit_code == 1
-    assert "problem: cpu has 0.00 GiB free and pool default needs" in result.stdout
+    assert "problem: cpu has 0.00 GiB free, but pool default needs" in result.stdout
     assert "fewer slots" in result.stdout
 
 
@@ -150,7 +150,7 @@ def test_a_token_that_cannot_be_used_is_a_problem(tiny_model_path: Path, monkeyp
     monkeypatch.setenv("ORCHD_TOKEN", "short")
     result = check("-m", str(tiny_model_path))
     assert result.exit_code == 1
-    assert "problem: the token of ORCHD_TOKEN is shorter than" in result.stdout
+    assert "problem: the token from ORCHD_TOKEN is shorter than" in result.stdout
 
 
 def test_a_wrong_configuration_is_one_line_and_2(home: Path) -> None:

@@ -131,7 +131,7 @@ def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("homeless")
 @pytest.mark.parametrize("command", [["serve"], ["health"]], ids=lambda command: command[0])
 def test_an_account_without_a_home_keeps_no_token(command: list[str], home: Path) -> None:
-    assert "set HOME, or ORCHD_TOKEN" in refusal(*command, token=None)
+    assert "set HOME or ORCHD_TOKEN" in refusal(*command, token=None)
     assert list(home.iterdir()) == []  # not a folder named "~"
 
 

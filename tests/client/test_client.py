@@ -215,7 +215,7 @@ async def test_a_stream_that_cannot_be_taken_up_ends_in_an_error(
     monkeypatch.setattr("orchd.client.client._RESUME_PAUSES_S", (0.0, 0.0))
     server.on("GET stream", s.stream(s.started(), then="cut"), s.drop)
     async with connect(server) as client:
-        with pytest.raises(orchd_client.NotReachable, match="could not be taken up"):
+        with pytest.raises(orchd_client.NotReachable, match="could not be resumed"):
             await followed(client)
     assert len(server.seen) <= 5  # three tries, of which aiohttp repeats two on a new connection
 
@@ -376,7 +376,7 @@ def test_a_token_that_no_header_can_carry_is_refused_unseen(token: str) -> None:
 
 @pytest.mark.parametrize("url", ["", "localhost:8737", "ftp://x", "http://", "http://[::1", "http://x:notaport"])
 def test_an_address_that_is_none_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match=r"looks like http://127\.0\.0\.1:8737"):
+    with pytest.raises(ValueError, match=r"use one such as http://127\.0\.0\.1:8737"):
         Client(url, token=TOKEN)
 
 

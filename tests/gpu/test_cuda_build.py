@@ -125,7 +125,7 @@ def test_without_a_driver_asking_for_cuda_needs_an_architecture(box: Box) -> Non
 
 
 def test_nothing_else_is_a_backend(box: Box) -> None:
-    assert "ORCHD_BACKEND is 'rocm'; it can be auto, cpu or cuda." in box.says(ORCHD_BACKEND="rocm")
+    assert "ORCHD_BACKEND is 'rocm'; it must be auto, cpu or cuda." in box.says(ORCHD_BACKEND="rocm")
 
 
 def test_without_a_toolkit_the_compiler_comes_from_pypi_for_exactly_these_gpus(box: Box) -> None:

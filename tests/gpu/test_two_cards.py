@@ -181,7 +181,7 @@ async def test_a_reload_that_can_never_fit_changes_nothing_and_says_the_numbers(
         assert answer.status == 422
         message = answer.json()["message"]
         assert "huge.gguf needs 15." in message
-        assert "on gpu:1 and 11." in message
+        assert "on gpu:1, but only 11." in message
         assert "small still serves" in message
         assert await run(server) == "length"
         assert [card.used for card in nvml.cards] == [CONTEXT_BYTES + SMALL.total] * 2
@@ -258,7 +258,7 @@ async def test_a_reload_onto_a_lost_gpu_is_refused_and_says_so(nvml: FakeNvml, m
         await until(lost, "the replica is not alive")
         answer = await server.request("POST", "/v1/pools/default/reload", new_model_ref="large")
         assert answer.status == 422
-        assert "large.gguf cannot be loaded on gpu:1: NVML says GPU is lost" in answer.json()["message"]
+        assert "large.gguf cannot be loaded on gpu:1: NVML reports GPU is lost" in answer.json()["message"]
         assert len(server.engine.models) == 2
 
 

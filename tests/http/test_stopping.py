@@ -89,7 +89,7 @@ def test_a_step_that_never_ends_costs_no_stream_its_end_and_does_not_keep_the_pr
         assert stop(process) < BOUND_S
         listener.join(5)
     assert ends == [("end", "cancelled")]
-    assert "hangs in a step and is left behind" in process.stderr
+    assert "hangs in a step and is abandoned" in process.stderr
 
 
 @pytest.mark.parametrize("where", ["load", "vet"])

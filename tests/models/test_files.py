@@ -74,7 +74,7 @@ def test_a_missing_checksum_is_one_warning(root: Path, caplog: pytest.LogCapture
     check_digest(put_split(root, "big", 3))
     first = "big-00001-of-00003.gguf"
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
-        (logging.WARNING, f"{first} and 2 more not verified: there is no {first}.sha256 beside it")
+        (logging.WARNING, f"{first} and 2 more not verified: there is no {first}.sha256 next to it")
     ]
 
 
@@ -118,7 +118,7 @@ def test_the_header_of_a_gguf_passes(root: Path, version: int) -> None:
     ("content", "problem"),
     [
         (b"", r"x\.gguf is empty; download it again"),
-        (b"Once upon a time", r"x\.gguf is not a GGUF file; name a model in GGUF format"),
+        (b"Once upon a time", r"x\.gguf is not a GGUF file; use a model in GGUF format"),
         (b"GGU", "is not a GGUF file"),
         (b"GGUF\3\0\0", "ends in the middle of its header; download it again"),
         (b"GGUF" + (1).to_bytes(4, "little") + bytes(16), "is of GGUF version 1; convert it to .* version 3"),

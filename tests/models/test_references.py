@@ -69,7 +69,7 @@ def test_several_matches_are_named(root: Path, tmp_path: Path) -> None:
     put(root / "llama.gguf")
     put_split(root, "llama", 2)
     message = refusal("llama", root)
-    assert "'llama' is ambiguous: llama-00001-of-00002.gguf, llama.gguf; give the full name" in message
+    assert "'llama' is ambiguous: llama-00001-of-00002.gguf, llama.gguf; use the full name or path" in message
     put(tmp_path / "more" / "qwen.gguf")
     put(root / "qwen.gguf")
     assert "'qwen' is ambiguous: qwen.gguf exists in 2 of the model roots" in refusal("qwen", root, tmp_path / "more")
@@ -119,10 +119,10 @@ def test_links_that_lead_out_are_refused(root: Path, tmp_path: Path) -> None:
     ("reference", "problem"),
     [
         ("", "does not name a file; use a GGUF file's name or path"),
-        ("  ", "names no file"),
-        (".", "names no file"),
-        ("/", "names no file"),
-        ("a\0b", "holds a NUL byte"),
+        ("  ", "does not name a file"),
+        (".", "does not name a file"),
+        ("/", "does not name a file"),
+        ("a\0b", "contains a NUL byte"),
         ("\ud800", "is not valid text"),
         ("x" * 256, "is too long; use a path of at most 4096 bytes, each name in it of at most 255"),
         ("é" * 128, "is too long"),
@@ -239,12 +239,12 @@ def test_a_later_part_is_told_of_the_first(root: Path) -> None:
 @pytest.mark.parametrize("reference", ["big", "big-00001-of-00003"])
 def test_missing_parts_are_named(root: Path, reference: str) -> None:
     put_split(root, "big", 3, without=[2, 3])
-    assert "lacks big-00002-of-00003.gguf, big-00003-of-00003.gguf; put every part in" in refusal(reference, root)
+    assert "is incomplete without big-00002-of-00003.gguf, big-00003-of-00003.gguf; put every part in" in refusal(reference, root)
 
 
 def test_a_missing_first_part_is_named(root: Path) -> None:
     put_split(root, "big", 2, without=[1])
-    assert "'big' lacks big-00001-of-00002.gguf" in refusal("big", root)
+    assert "'big' is incomplete without big-00001-of-00002.gguf" in refusal("big", root)
 
 
 def test_an_absurd_number_of_parts_is_told_in_short(root: Path) -> None:
@@ -290,7 +290,7 @@ def test_a_link_of_the_owner_may_lead_anywhere_and_opens_its_targets_folder(tmp_
     [
         (
             "./missing.gguf",
-            "model './missing.gguf': {base}/missing.gguf does not exist; name a GGUF file that does",
+            "model './missing.gguf': {base}/missing.gguf does not exist; name an existing GGUF file",
         ),
         (
             "missing",
@@ -299,8 +299,8 @@ def test_a_link_of_the_owner_may_lead_anywhere_and_opens_its_targets_folder(tmp_
         ("missing", "(also looked in {base})"),
         ("folder", "{base}/folder is a folder; name a GGUF file in it"),
         ("big-00002-of-00002.gguf", "name its first part, big-00001-of-00002.gguf"),
-        ("a\0b", "holds a NUL byte"),
-        ("", "names no file"),
+        ("a\0b", "contains a NUL byte"),
+        ("", "does not name a file"),
     ],
 )
 def test_the_owner_is_told_what_is_wrong(root: Path, reference: str, problem: str) -> None:

@@ -143,7 +143,7 @@ async def test_a_task_that_is_not_done_within_the_grace_ends_with_the_reason(tmp
         end = end_of(endless)
         assert end["finish_reason"] == "error"
         assert end["error"]["code"] == "DECODE_TIMEOUT"
-        assert "make room for another model" in end["error"]["message"]
+        assert "had to unload the model" in end["error"]["message"]
         await undisturbed(stage, "b")
 
 

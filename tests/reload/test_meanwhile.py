@@ -93,7 +93,7 @@ async def test_a_prompt_that_is_being_tokenised_gets_the_new_models_tokens(tmp_p
         task = await submits[0]
         await stage.ended(task)
         assert text_of(task) == f"<{1000 + ord('x')}.0>"
-        with pytest.raises(PoolUnavailable, match="asked for 'a' and its pool now serves 'b'"):
+        with pytest.raises(PoolUnavailable, match="asked for 'a', but its pool now serves 'b'"):
             await submits[1]
 
 
@@ -110,7 +110,7 @@ async def test_tasks_that_wait_are_tokenised_again_and_pinned_ones_are_refused(t
         assert [kind for kind, _ in events_of(pinned)] == ["end"]
         assert end_of(pinned)["error"] == {
             "code": "POOL_UNAVAILABLE",
-            "message": "the task asked for 'a' and its pool now serves 'b'",
+            "message": "the task asked for 'a', but its pool now serves 'b'",
             "engine": "llamacpp",
         }
         for model in stage.engine.of["a"]:

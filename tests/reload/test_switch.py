@@ -143,7 +143,7 @@ async def test_a_waiting_task_that_the_new_model_cannot_run_ends_with_the_reason
         assert "no chat template" in failure(await server.events(chat))["message"]
         error = failure(await server.events(pinned))
         assert error["code"] == "POOL_UNAVAILABLE"
-        assert error["message"] == "the task asked for 'a' and its pool now serves 'b'"
+        assert error["message"] == "the task asked for 'a', but its pool now serves 'b'"
         for task in (running, fits):
             assert (await server.events(task))[-1].data["tokens_out"] == 5
         assert await server.total("tasks_enqueued_total", replica_id="") == 3
@@ -207,7 +207,7 @@ async def test_there_is_nothing_to_reload_before_the_first_load(root: Path) -> N
 
 async def test_a_server_does_not_start_on_a_damaged_model(root: Path) -> None:
     (root / "bad.gguf").write_bytes(damaged_gguf.duplicate_tokens((root / "a.gguf").read_bytes()))
-    with pytest.raises(ConfigError, match=r"ends llama\.cpp with SIGABRT"):
+    with pytest.raises(ConfigError, match=r"crashes llama\.cpp with SIGABRT"):
         async with serving(root / "bad.gguf"):
             pass
 
@@ -253,7 +253,7 @@ async def test_a_checksum_beside_a_model(root: Path, caplog: pytest.LogCaptureFi
         caplog.clear()
         sidecar.write_text(f"{digest}  b.gguf\n")
         await reloaded(server, "b")
-        assert "100 % of b.gguf compared with its checksum" in caplog.text
+        assert "100 % of b.gguf checked against its checksum" in caplog.text
         assert "not verified" not in caplog.text
         sidecar.unlink()
         await reloaded(server, "b")

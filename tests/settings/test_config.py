@@ -265,7 +265,7 @@ POOL = "[[pools]]\nmodel = 'x'\n"
         ("[pools]\nid = 'a'", "pools is a table", "each begun by [[pools]]"),
         (POOL + "id = 'a b'", "pools[0].id is 'a b'", "1 to 64 letters, digits, dots"),
         (POOL + POOL, "pools[1].id is 'default', the same as pools[0].id", "give each pool its own id"),
-        ("[[pools]]\nid = 'a'", "pools[0].model is missing", "name a GGUF file"),
+        ("[[pools]]\nid = 'a'", "pools[0].model is required", "set it to a GGUF file"),
         (POOL + "devices = 'cpu'", "pools[0].devices is 'cpu'", '["cpu"]'),
         (POOL + "devices = ['gpu']", "pools[0].devices[0] is 'gpu'", '"auto" or a list such as ["gpu:0"'),
         (POOL + "devices = []", "pools[0].devices is []", '"auto" or a list such as'),
@@ -283,7 +283,7 @@ POOL = "[[pools]]\nmodel = 'x'\n"
         (POOL + "batch = 2", "pools[0].batch is 2", "set batch to at least 4"),
         (POOL + "mmap = 1", "pools[0].mmap is 1", "expected true or false"),
         ("[server]\nport = = 1", "not valid TOML", "(at line 2, column 8)"),
-        ("[server]\nport = 1\nport = 2", "not valid TOML", "not valid TOML, Cannot overwrite a value"),
+        ("[server]\nport = 1\nport = 2", "not valid TOML", "not valid TOML: Cannot overwrite a value"),
         ("a = " + "[" * 50_000, "not valid TOML", "fix that place"),
     ],
 )

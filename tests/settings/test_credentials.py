@@ -142,7 +142,7 @@ def test_a_state_directory_that_cannot_be_made(tmp_path: Path, state: Path) -> N
 def test_a_file_that_others_can_open_is_refused(tmp_path: Path, mode: int) -> None:
     path = token_file(tmp_path / "my token", A, mode=mode)
     message = refusal(None, path)
-    assert f"token file {path} (named by --token-file) has mode {mode:04o}" in message
+    assert f"token file {path} (set by --token-file) has mode {mode:04o}" in message
     assert f"chmod 600 '{path}'" in message
     assert A not in message
     assert f"chmod 600 '{path}'" in refusal(configured(token_file=path))
@@ -166,21 +166,21 @@ def test_a_newline_at_the_end_is_no_part_of_it(tmp_path: Path, end: str) -> None
         (" \n", "is empty"),
         ("\n\n", "is empty"),
         ("short-s3cret", "is shorter than 16 characters"),
-        ("s3cret with spaces in it", "holds a space or a character outside printable ASCII"),
-        ("s3cret-s3cret-s3cret\n\n", "holds a space or a character outside printable ASCII"),
-        ("s3cret-s3cret-s3crét", "holds a space or a character outside printable ASCII"),
-        ("s3cret-s3cret-s3cret\x07", "holds a space or a character outside printable ASCII"),
+        ("s3cret with spaces in it", "contains a space or a character outside printable ASCII"),
+        ("s3cret-s3cret-s3cret\n\n", "contains a space or a character outside printable ASCII"),
+        ("s3cret-s3cret-s3crét", "contains a space or a character outside printable ASCII"),
+        ("s3cret-s3cret-s3cret\x07", "contains a space or a character outside printable ASCII"),
         ("s3cret" * 700, "is longer than 4096 characters"),
     ],
 )
 def test_a_token_that_no_header_could_carry_is_refused(tmp_path: Path, text: str, problem: str) -> None:
     path = token_file(tmp_path / "t", text)
     for place, message in (
-        (f"token file {path} (named by --token-file)", refusal(None, path)),
+        (f"token file {path} (set by --token-file)", refusal(None, path)),
         ("ORCHD_TOKEN", refusal(None, None, {"ORCHD_TOKEN": text})),
         ("server.token in /etc/orchd.toml", refusal(configured(token=text))),
         (
-            f"token file {path} (named by server.token_file in /etc/orchd.toml)",
+            f"token file {path} (set by server.token_file in /etc/orchd.toml)",
             refusal(configured(token_file=path)),
         ),
     ):
@@ -193,17 +193,17 @@ def test_a_token_that_no_header_could_carry_is_refused(tmp_path: Path, text: str
 def test_a_token_file_that_was_named_must_exist(tmp_path: Path) -> None:
     path = tmp_path / "none"
     message = refusal(configured(token_file=path))
-    assert f"token file {path} (named by server.token_file in /etc/orchd.toml) does not exist" in message
+    assert f"token file {path} (set by server.token_file in /etc/orchd.toml) does not exist" in message
     assert f"umask 077; python3 -c 'import secrets; print(secrets.token_urlsafe(32))' > {path}" in message
     assert not path.exists()
     environ = {"ORCHD_TOKEN_FILE": str(path)}
-    assert "named by ORCHD_TOKEN_FILE" in refusal(configured(token_file=path), None, environ)
+    assert "set by ORCHD_TOKEN_FILE" in refusal(configured(token_file=path), None, environ)
 
 
 def test_a_token_file_that_is_not_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo", 0o600)
     for path in (tmp_path / "fifo", tmp_path):
-        assert f"token file {path} (named by --token-file) is not a regular file" in refusal(None, path)
+        assert f"token file {path} (set by --token-file) is not a regular file" in refusal(None, path)
     assert "cannot be read (not a path)" in refusal(None, Path("a\0b"))
 
 
