@@ -16,14 +16,14 @@ Floats = npt.NDArray[np.float32]
 
 TOGETHER = 8
 """Tokens whose shares are added as floats; their sums are added as doubles."""
-BLOCK = 64
+BLOCK = 512
 """Such sums in a block."""
 DOUBT = 12 * ULP
 """How far a sum may be from llama.cpp's, relative to it: exponentials by 4 units, sums of 8 by 3.5."""
 
 
 class Uniforms:
-    """The random numbers that llama.cpp's sampler draws from a seed: from 0 to 1, two words of a Mersenne Twister each."""
+    """The random numbers from 0 to 1 that llama.cpp draws with: two words of a Mersenne Twister each."""
 
     def __init__(self, seed: int) -> None:
         self._words = np.random.RandomState(seed)
@@ -33,10 +33,18 @@ class Uniforms:
         return min(int.from_bytes(self._words.bytes(8), "little") / 2**64, 1 - 2**-53)
 
 
-def draw(logits: Floats, uniform: float, *, temperature: float) -> int | None:
-    """The token that a random number stands for; None if that is not certain."""
-    warm = logits / np.float32(temperature)
-    shares = shares_of(warm, warm.max())
+def draw(logits: Floats, peak: np.float32, uniform: float, *, temperature: float, scratch: Floats) -> int | None:
+    """The token that a random number stands for; None if that is not certain.
+
+    Args:
+        logits: Of all tokens, shape (n_vocab,).
+        peak: The highest of them.
+        uniform: The random number.
+        temperature: By which they are divided first.
+        scratch: Room for as many numbers: to make it each time takes as long as to fill it.
+    """
+    warm = np.divide(logits, np.float32(temperature), out=scratch)
+    shares = shares_of(warm, peak / np.float32(temperature), out=scratch)
     size = TOGETHER * BLOCK
     whole = len(shares) // size * size
     blocks = shares[:whole].reshape(-1, TOGETHER, BLOCK).sum(axis=1).sum(axis=1, dtype=np.float64)

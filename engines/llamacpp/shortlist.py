@@ -30,7 +30,7 @@ class Columns:
     """The rows of logits of a step, folded.
 
     Args:
-        logits: Shape (rows, n_vocab), without NaN.
+        logits: Shape (rows, n_vocab).
 
     Attributes:
         count: Columns of each row.
@@ -45,6 +45,12 @@ class Columns:
         self._left_over = logits[:, self.count * FOLD :]
         self.best: Floats = self._folded.max(axis=1)
         self._sorted: Floats | None = None
+
+    def peaks(self) -> Floats:
+        """The highest logit of each row; NaN if it has one."""
+        left_over = self._left_over.max(axis=1, initial=-np.inf)
+        peaks: Floats = np.maximum(self.best.max(axis=1, initial=-np.inf), left_over)
+        return peaks
 
     def kth(self, row: int, k: int) -> np.float32:
         """A logit that the token in place ``k`` of a row reaches, and not many others do; ``k`` is at most `count`."""
