@@ -2,10 +2,10 @@
 
     python -m benchmarks.steps [--model FILE] [--threads T]
 
-Six tables, in milliseconds: decoding by which slots work; a copy between two slots, by how many tokens a slot has room
-for and holds; sampling from the whole vocabulary and from a shortlist; a step whose tokens are sampled after it or as
-part of llama.cpp's graph; decoding by flash attention and type of the KV cache; and a prompt token by the size of the
-chunk it comes in. Medians; the settings take turns.
+Five tables, in milliseconds: decoding by which slots work; a copy between two slots, by how many tokens a slot has room
+for and holds; a step whose tokens are sampled by llama.cpp after it or as part of its graph; decoding by flash
+attention and type of the KV cache; and a prompt token by the size of the chunk it comes in. Medians; the settings take
+turns.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ import argparse
 import contextlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import llama_cpp
 import numpy as np
 
 from engines.api import ModelSpec, SamplingParams
-from engines.llamacpp import sampling
 from engines.llamacpp.native.context import NativeContext
 from engines.llamacpp.native.model import NativeModel
-from engines.llamacpp.shortlist import shortlist
+from engines.llamacpp.sampling import REPEAT_WINDOW
 from orchd.machine.devices import usable_cores
 from orchd.models.references import demo_model_path
 
@@ -91,34 +90,31 @@ def copy_ms(context: NativeContext, held: int) -> tuple[float, float, float]:
     return step, statistics.median(whole) - step, statistics.median(by_itself or [float("nan")])
 
 
-def sampling_ms(context: NativeContext, slots: int) -> tuple[float, float]:
-    """A token for each slot, of the 40 most likely ones: from the whole vocabulary, and from a shortlist."""
-    context.clear()
-    n_vocab = context.logits(1).shape[1]
-    with contextlib.ExitStack() as stack:
-        chains = [sampling.build(SamplingParams(seed=seed), n_vocab=n_vocab, prompt=()) for seed in range(slots)]
-        for chain in chains:
-            stack.callback(chain.close)
-
-        def whole() -> None:
-            for row, chain in enumerate(chains):
-                context.sample(chain, row)
-
-        def short() -> None:
-            for row, chain in zip(context.logits(slots), chains, strict=True):
-                ids = shortlist(row, chain.top_k)
-                if ids is None:
-                    raise SystemExit("the vocabulary is too small for shortlists")
-                chain.choose(ids, row[ids])
-
-        took: dict[Callable[[], None], list[float]] = {whole: [], short: []}
-        for position in range(100):
-            for sample in took:
-                step_ms(context, range(slots), [2 * position + (sample is short)], all_outputs=True)
-                began = time.perf_counter()
-                sample()
-                took[sample].append((time.perf_counter() - began) * 1e3)
-    return statistics.median(took[whole]), statistics.median(took[short])
+@contextlib.contextmanager
+def chain(params: SamplingParams, *, n_vocab: int, prompt: Sequence[int] = ()) -> Iterator[Any]:
+    """llama.cpp's chain of samplers for these settings, as its own programs build it."""
+    links = []
+    if params.repeat_penalty != 1:
+        links.append(llama_cpp.llama_sampler_init_penalties(n_vocab, REPEAT_WINDOW, params.repeat_penalty, 0.0, 0.0))
+        for token in prompt[-REPEAT_WINDOW:]:
+            llama_cpp.llama_sampler_accept(links[0], token)
+    if params.temperature == 0:
+        links.append(llama_cpp.llama_sampler_init_greedy())
+    else:
+        links += [
+            *([llama_cpp.llama_sampler_init_top_k(params.top_k)] if params.top_k else []),
+            llama_cpp.llama_sampler_init_top_p(params.top_p, 1),
+            llama_cpp.llama_sampler_init_min_p(params.min_p, 1),
+            llama_cpp.llama_sampler_init_temp(params.temperature),
+            llama_cpp.llama_sampler_init_dist(params.seed),
+        ]
+    handle = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
+    for link in links:
+        llama_cpp.llama_sampler_chain_add(handle, link)
+    try:
+        yield handle
+    finally:
+        llama_cpp.llama_sampler_free(handle)
 
 
 def sampled_step_ms(context: NativeContext, slots: int) -> tuple[float, float]:
@@ -129,20 +125,20 @@ def sampled_step_ms(context: NativeContext, slots: int) -> tuple[float, float]:
         for turn in range(6):
             in_graph = turn % 2
             # New ones each time: a chain that was in a graph leaves tokens unsampled outside of it, and that aborts.
-            chains = [sampling.build(SamplingParams(seed=seed), n_vocab=n_vocab, prompt=()) for seed in range(slots)]
-            for slot, chain in enumerate(chains):
-                stack.callback(chain.close)
-                if in_graph and not llama_cpp.llama_set_sampler(context.handle, slot, chain.handle):
+            settings = [SamplingParams(seed=seed) for seed in range(slots)]
+            chains = [stack.enter_context(chain(params, n_vocab=n_vocab)) for params in settings]
+            for slot, handle in enumerate(chains):
+                if in_graph and not llama_cpp.llama_set_sampler(context.handle, slot, handle):
                     raise SystemExit("llama.cpp does not take these samplers into its graph")
             context.clear()
             for position in range(60):
                 began = time.perf_counter()
                 step_ms(context, range(slots), [position], all_outputs=True)
-                for row, chain in enumerate(chains):
+                for row, handle in enumerate(chains):
                     if in_graph:
                         llama_cpp.llama_get_sampled_token_ith(context.handle, row)
                     else:
-                        context.sample(chain, row)
+                        llama_cpp.llama_sampler_sample(handle, context.handle, row)
                 if position >= 10:  # the first ones make room
                     took[in_graph].append((time.perf_counter() - began) * 1e3)
             for slot in range(slots):
@@ -197,9 +193,7 @@ def main() -> None:
     table("One row, and a copy of another slot's cache:", head, rows)
 
     with opened(spec, options.threads) as context:
-        rows = [[str(slots), *(f"{ms:.2f}" for ms in sampling_ms(context, slots))] for slots in (1, 4, 8)]
         steps = [[str(slots), *(f"{ms:.2f}" for ms in sampled_step_ms(context, slots))] for slots in (1, 4, 8)]
-    table("Sampling a token for each slot:", ("slots", "whole vocabulary", "shortlist"), rows)
     table("A step and its tokens, sampled:", ("slots", "after it", "in llama.cpp's graph"), steps)
 
     kinds = {

@@ -156,7 +156,7 @@ class StepEvent:
         text: Whole UTF-8 text, possibly empty: half a character and the beginning of a stop string are held back.
         index: Index of the last output token that ``text`` holds.
         tokens_out: Output tokens so far, the end-of-generation token not counted.
-        finish: Set on the last event of a sequence.
+        finish: Set on the last event of a sequence; `FinishReason.ERROR` where the model computed no number for it.
     """
 
     key: str
@@ -234,6 +234,8 @@ class LoadedModel(Protocol):
 
     def step(self, beside: Beside = ALONE) -> list[StepEvent]:
         """One forward pass over every running sequence; at most one event for each. Raises `DecodeFailed`.
+
+        A sequence for which the model computes NaN or infinity ends alone, and its slot is free.
 
         Prompts get as much of it as `ModelSpec.step_target_s` leaves, or `ModelSpec.lone_step_s` where nothing streams.
         """

@@ -10,6 +10,10 @@ import random
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from gguf import GGUFReader
 
 Damaged = tuple[str, bytes]
 """What was done to the file, fit for a test id and a file name, and the file."""
@@ -28,6 +32,15 @@ def corpus(good: bytes, *, seed: int = 0, truncations: int = 40, flips: int = 20
     yield "duplicate-tokens", duplicate_tokens(good)
     yield from tensors_out_of_bounds(good)
     yield "wrong-architecture", wrong_architecture(good)
+
+
+def without_embedding(path: Path, token: int) -> Path:
+    """Make one row of a model's embeddings NaN, in place: it computes NaN after that token, and numbers until then."""
+    reader = GGUFReader(path, "r+")
+    embeddings = next(tensor for tensor in reader.tensors if tensor.name == "token_embd.weight")
+    embeddings.data[token] = np.nan
+    reader.data.flush()
+    return path
 
 
 def not_gguf() -> Iterator[Damaged]:

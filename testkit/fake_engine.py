@@ -69,6 +69,7 @@ class FakeModel:
     Attributes:
         step_faults: What the next steps raise, or None for a good one; when it is empty all are good.
         always: What every step raises that `step_faults` says nothing about.
+        not_numbers: Task keys for which the next step computes no logits.
         admit_faults: Task key to what its admission raises.
         reset_faults: What the next resets raise.
         beside: What the model was told in each step that the others do.
@@ -80,6 +81,7 @@ class FakeModel:
         self.patience_s = patience_s
         self.step_faults: deque[Exception | None] = deque()
         self.always: Exception | None = None
+        self.not_numbers: set[str] = set()
         self.admit_faults: dict[str, Exception] = {}
         self.reset_faults: deque[Exception | None] = deque()
         self.running: dict[str, tuple[Sequence, int]] = {}
@@ -133,6 +135,9 @@ class FakeModel:
 
     def _advance(self, key: str) -> StepEvent:
         sequence, made = self.running[key]
+        if key in self.not_numbers:
+            del self.running[key]
+            return StepEvent(key, "", made - 1, made, FinishReason.ERROR)
         self.running[key] = (sequence, made + 1)
         finish = None
         if made + 1 == sequence.max_tokens:

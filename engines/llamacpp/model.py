@@ -8,20 +8,20 @@ Assumes: one thread at a time calls it.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 from engines.api import ALONE, Beside, DeviceSpec, FinishReason, ModelSpec, ProgressCallback, Sequence, StepEvent
-from engines.errors import DecodeFailed, EngineError, LoadFailed
-from engines.llamacpp import sampling
+from engines.errors import EngineError, LoadFailed
+from engines.llamacpp.chooser import Chooser
+from engines.llamacpp.cleansing import cleanse
 from engines.llamacpp.copying import Copier
 from engines.llamacpp.native.context import NativeContext
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.native.threads import free_to_move
 from engines.llamacpp.planner import Planner
-from engines.llamacpp.shortlist import WORTH_IT, shortlist
+from engines.llamacpp.sampling import Sampler, is_argmax
 from engines.llamacpp.slots import Reuse, Run, Slot, find_donor, find_leader, find_reuse
 from engines.llamacpp.step_cost import StepCost
 from engines.llamacpp.text import OutputText
@@ -57,6 +57,7 @@ class LlamaModel:
             self._native.close()
             raise
         self._pieces = Pieces(self._native)
+        self._chooser = Chooser(self._pieces.ends)
         self._slots = [Slot(index) for index in range(spec.slots)]
         cost = StepCost(spec.step_target_s, self._context.n_rows, lone_s=spec.lone_step_s)
         self._copier = Copier(self._context, cost, clock)
@@ -105,9 +106,7 @@ class LlamaModel:
         slot = self._slots[reuse.slot]
         self._take_prefix(prompt, reuse)
         leader = find_leader(prompt, len(slot.cached), self._slots, urgent=sequence.urgent) if may_copy else None
-        sampler = None
-        if not sampling.is_argmax(sequence.sampling):
-            sampler = sampling.build(sequence.sampling, n_vocab=self._native.n_vocab, prompt=prompt)
+        sampler = None if is_argmax(sequence.sampling) else Sampler(sequence.sampling, prompt=prompt)
         self._admissions += 1
         slot.used = self._admissions
         slot.run = Run(sequence, self._admissions, OutputText(sequence.stop), sampler)
@@ -170,24 +169,22 @@ class LlamaModel:
         """The next token of each of these slots, from the logits of a row."""
         if not outputs:
             return []
-        logits = self._context.logits(len(outputs))
-        for (slot, _), of_row in zip(outputs, logits, strict=True):
-            if slot.run is not None and slot.run.sequence.sampling.ignore_eos:
-                for token in self._pieces.ends:  # a handful; an array of them as index takes four times as long
-                    of_row[token] = -math.inf
-        best = logits.argmax(axis=1).tolist()  # the first NaN, if there is one
-        if not all(math.isfinite(logits[output, token]) for output, token in enumerate(best)):
-            raise DecodeFailed("the model computed NaN or infinity instead of logits; its file may be damaged")
-        many = logits.size >= WORTH_IT
-        events = []
-        for (slot, row), token, of_row in zip(outputs, best, logits, strict=True):
-            run = slot.run
-            assert run is not None  # it was planned
-            if run.sampler is not None:
-                few = shortlist(of_row, run.sampler.top_k) if many and run.sampler.top_k else None
-                token = self._context.sample(run.sampler, row) if few is None else run.sampler.choose(few, of_row[few])
-            events.append(self._accept(slot, run, token))
+        running = [(slot, slot.run) for slot, _ in outputs if slot.run is not None]  # all of them: they were planned
+        tokens = self._chooser.choose(self._context.logits(len(outputs)), [run.sampler for _, run in running])
+        events = [
+            self._fail(slot, run) if token is None else self._accept(slot, run, token)
+            for (slot, run), token in zip(running, tokens, strict=True)
+        ]
+        if None in tokens:
+            damaged = [slot for (slot, _), token in zip(running, tokens, strict=True) if token is None]
+            cleanse(self._context, self._slots, damaged, copies_late=self._native.is_recurrent)
         return events
+
+    def _fail(self, slot: Slot, run: Run) -> StepEvent:
+        """End a sequence for which the model has computed NaN or infinity instead of logits."""
+        slot.cached.clear()
+        self._free(slot)
+        return StepEvent(run.sequence.key, "", run.text.index, run.tokens_out, FinishReason.ERROR)
 
     def _accept(self, slot: Slot, run: Run, token: int) -> StepEvent:
         """Take a sampled token in; frees the slot if it was the last."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from engines.api import Sequence
-from engines.llamacpp.native.sampler import NativeSampler
+from engines.llamacpp.sampling import Sampler
 from engines.llamacpp.text import OutputText
 
 MIN_COPY = 32
@@ -37,7 +37,7 @@ class Run:
     sequence: Sequence
     order: int
     text: OutputText
-    sampler: NativeSampler | None
+    sampler: Sampler | None
     next_token: int | None = None
     tokens_out: int = 0
     leader: Run | None = None

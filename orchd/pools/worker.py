@@ -36,6 +36,10 @@ def _discard(reports: list[Report]) -> None:
     """Nobody listens."""
 
 
+def _no_numbers() -> TaskError:
+    return Internal("the model computed no valid next token (NaN or infinity); its file may be damaged")
+
+
 def _not_started() -> TaskError:
     return Internal("the task could not be started; see the server's log")
 
@@ -206,12 +210,16 @@ class Worker:
     def _note(self, replica: Replica, instance: Instance, task: Task, event: StepEvent) -> None:
         replica.tokens_out += event.tokens_out - task.tokens_out
         task.tokens_out = event.tokens_out
-        if task.first_token_at is None:
+        if task.first_token_at is None and event.finish is not FinishReason.ERROR:
             task.first_token_at = self._clock()
         if event.text:
             self._reports.append(Progress(task, event.text, event.index, first=not task.shown))
             task.shown = True
-        if event.finish is not None:
+        if event.finish is FinishReason.ERROR:
+            _log.error("task %s ended on %s: the model computed NaN or infinity", task.id, self.device)
+            del instance.tasks[event.key]
+            self._finish(replica, task, event.finish, _no_numbers())
+        elif event.finish is not None:
             del instance.tasks[event.key]
             replica.setbacks = 0
             self._finish(replica, task, event.finish, None)

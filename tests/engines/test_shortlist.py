@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.api import ModelSpec, SamplingParams
-from engines.llamacpp import model as model_module
-from engines.llamacpp import sampling
-from engines.llamacpp.shortlist import FOLD, shortlist
+from engines.llamacpp import chooser
+from engines.llamacpp.shortlist import FOLD, Columns
 from tests.engines.support import Output, loaded, run, sequence, tokens_of
 
+Floats = npt.NDArray[np.float32]
 SAMPLED = SamplingParams(temperature=0.8, seed=7)
 
 
 @st.composite
-def rows(draw: st.DrawFn) -> npt.NDArray[np.float32]:
+def rows(draw: st.DrawFn) -> Floats:
     """Logits as models make them, with more ties, and with tokens that are ruled out."""
     n = draw(st.integers(FOLD, 40 * FOLD))
     numbers = np.random.default_rng(draw(st.integers(0, 1 << 32)))
@@ -32,39 +31,32 @@ def rows(draw: st.DrawFn) -> npt.NDArray[np.float32]:
     return logits
 
 
-@given(rows(), st.integers(1, 40))
-def test_all_that_are_as_likely_as_the_kth_are_on_it(logits: npt.NDArray[np.float32], k: int) -> None:
-    ids = shortlist(logits, k)
-    if ids is None:
-        assert k > len(logits) // FOLD
-        return
-    kth = np.sort(logits)[-k]
-    assert ids.tolist() == sorted({*ids.tolist(), *np.flatnonzero(logits >= kth).tolist()})
+@given(st.lists(rows(), min_size=1, max_size=3), st.integers(1, 40))
+def test_all_that_are_as_likely_as_the_kth_are_on_it(listed: list[Floats], k: int) -> None:
+    width = min(map(len, listed))
+    logits = np.stack([row[:width] for row in listed])
+    columns = Columns(logits)
+    k = min(k, columns.count)
+    numbers = list(range(len(listed)))
+    least = [columns.kth(row, k) for row in numbers]
+    for row, floor, (ids, found) in zip(logits, least, columns.reaching(numbers, least), strict=True):
+        assert np.sort(row)[-k] >= floor
+        assert ids.tolist() == np.flatnonzero(row >= floor).tolist()
+        assert found.tolist() == row[ids].tolist()
 
 
 @pytest.mark.parametrize("n_vocab", [32_000, 49_152, 128_256, 151_936, 262_144])
 def test_it_is_short(n_vocab: int) -> None:
-    logits = np.random.default_rng(n_vocab).normal(0, 3, n_vocab).astype(np.float32)
-    ids = shortlist(logits, 40)
-    assert ids is not None
+    columns = Columns(np.random.default_rng(n_vocab).normal(0, 3, (1, n_vocab)).astype(np.float32))
+    ((ids, _),) = columns.reaching([0], [columns.kth(0, 40)])
     assert 40 <= len(ids) <= 80
 
 
-def test_a_vocabulary_of_few_columns_has_none() -> None:
-    assert shortlist(np.zeros(FOLD * 40, np.float32), 41) is None
-
-
-@pytest.mark.parametrize(
-    ("params", "top_k"),
-    [
-        (replace(SAMPLED, top_k=0), 0),
-        (replace(SAMPLED, top_k=20), 20),
-        (replace(SAMPLED, top_k=20, repeat_penalty=1.1), 0),  # which must see all the logits it changes
-    ],
-)
-def test_only_a_chain_that_begins_with_the_most_likely_may_get_one(params: SamplingParams, top_k: int) -> None:
-    with contextlib.closing(sampling.build(params, n_vocab=49_152, prompt=[1, 2])) as sampler:
-        assert sampler.top_k == top_k
+@given(st.lists(rows(), min_size=1, max_size=3))
+def test_the_peaks_are_those_of_the_whole_rows(listed: list[Floats]) -> None:
+    width = min(map(len, listed))
+    logits = np.stack([row[:width] for row in listed])
+    assert Columns(logits).peaks().tolist() == logits.max(axis=1).tolist()
 
 
 @pytest.mark.parametrize("slots", [1, 4])
@@ -79,8 +71,8 @@ def test_sampled_text_is_the_same_with_and_without(
         for text, one in zip(texts, params, strict=True)
     ]
 
-    def outputs(worth_it: int) -> dict[str, Output]:
-        monkeypatch.setattr(model_module, "WORTH_IT", worth_it)
+    def outputs(small: int) -> dict[str, Output]:
+        monkeypatch.setattr(chooser, "SMALL", small)
         with loaded(ModelSpec(smollm2_path, slots=slots, ctx=256)) as model:
             return run(model, *asked)
 
@@ -88,11 +80,11 @@ def test_sampled_text_is_the_same_with_and_without(
     assert len({output.text for output in outputs(0).values()}) == slots
 
 
-@pytest.mark.parametrize("worth_it", [0, 1 << 40])
+@pytest.mark.parametrize("small", [0, 1 << 40])
 def test_a_sampled_text_goes_on_where_its_end_is_forbidden(
-    smollm2_path: Path, monkeypatch: pytest.MonkeyPatch, worth_it: int
+    smollm2_path: Path, monkeypatch: pytest.MonkeyPatch, small: int
 ) -> None:
-    monkeypatch.setattr(model_module, "WORTH_IT", worth_it)
+    monkeypatch.setattr(chooser, "SMALL", small)
     prompt = tokens_of(smollm2_path, "<|im_start|>user\nSay yes.<|im_end|>\n<|im_start|>assistant\n")
     with loaded(ModelSpec(smollm2_path, slots=2, ctx=256)) as model:
         free, endless = (

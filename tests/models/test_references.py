@@ -239,7 +239,9 @@ def test_a_later_part_is_told_of_the_first(root: Path) -> None:
 @pytest.mark.parametrize("reference", ["big", "big-00001-of-00003"])
 def test_missing_parts_are_named(root: Path, reference: str) -> None:
     put_split(root, "big", 3, without=[2, 3])
-    assert "is incomplete without big-00002-of-00003.gguf, big-00003-of-00003.gguf; put every part in" in refusal(reference, root)
+    assert "is incomplete without big-00002-of-00003.gguf, big-00003-of-00003.gguf; put every part in" in refusal(
+        reference, root
+    )
 
 
 def test_a_missing_first_part_is_named(root: Path) -> None:

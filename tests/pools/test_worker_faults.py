@@ -21,6 +21,35 @@ RESET = (FinishReason.ERROR, Code.WORKER_RESET)
 FAULTS = [DecodeFailed("fault"), RuntimeError("fault"), MemoryError()]
 
 
+NOT_NUMBERS = (FinishReason.ERROR, Code.INTERNAL)
+
+
+# --- a sequence without logits ---------------------------------------------------------------------------------------
+
+
+def test_a_task_that_the_model_computes_no_numbers_for_ends_alone() -> None:
+    rig = make_rig(slots=3)
+    tasks = [rig.submit(max_tokens=3) for _ in range(3)]
+    waiting = rig.submit()
+    rig.rounds(1)
+    model = rig.pools[0].models[0]
+    model.not_numbers.add(tasks[1].id)
+    rig.rounds(3)
+    assert [rig.end_of(task) for task in (*tasks, waiting)] == [LENGTH, NOT_NUMBERS, LENGTH, LENGTH]
+    assert (model.resets, model.closes, rig.down()) == (0, 0, [])
+    rig.check_all_ended()
+
+
+def test_any_number_of_them_in_a_row_leaves_the_replica_up() -> None:
+    rig = make_rig(slots=1)
+    tasks = [rig.submit() for _ in range(2 * MAX_FAILURES)]
+    rig.pools[0].models[0].not_numbers.update(task.id for task in tasks)
+    rig.rounds(2 * MAX_FAILURES)
+    assert [rig.end_of(task) for task in tasks] == [NOT_NUMBERS] * len(tasks)
+    assert rig.down() == []
+    rig.check_all_ended()
+
+
 # --- a step that raises ----------------------------------------------------------------------------------------------
 
 

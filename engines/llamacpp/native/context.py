@@ -17,7 +17,6 @@ from engines.llamacpp.load_log import Buffers, load_error
 from engines.llamacpp.native.heartbeat import Heartbeat
 from engines.llamacpp.native.library import captured
 from engines.llamacpp.native.model import NativeModel
-from engines.llamacpp.native.sampler import NativeSampler
 from engines.llamacpp.native.threads import ComputeThreads
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
@@ -160,10 +159,14 @@ class NativeContext:
         """
         if self.copies_held(tokens) and not self._queued and self._copy_held(source, target):
             return True
+        self.overwrite_slot(source, target)
+        return False
+
+    def overwrite_slot(self, source: int, target: int) -> None:
+        """Queue a copy of every cell of a slot, held or not; the next decode makes it."""
         self.clear_slot(target)
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
         self._queued = True
-        return False
 
     def _copy_held(self, source: int, target: int) -> bool:
         """Copy what a slot holds through host memory; False if that cannot be done, and the target is empty then."""
@@ -183,6 +186,12 @@ class NativeContext:
     def first_pos(self, slot: int) -> int:
         """The lowest position that a slot's cache still holds in every layer, -1 if there is none."""
         return int(llama_cpp.llama_memory_seq_pos_min(self._memory, slot))
+
+    def step_each(self, slots: Sequence[int], token: int, *, position: int) -> None:
+        """Continue each of these slots by one token, and look at nothing. Raises `DecodeFailed`."""
+        rows = len(slots)
+        self.token[:rows], self.pos[:rows], self.seq[:rows], self.output[:rows] = token, position, slots, 1
+        self.decode(rows)
 
     def try_step(self, token: int, rows: int = 1) -> None:
         """Decode a token some times and forget it: pages in the weights and shows that a step works.
@@ -246,10 +255,6 @@ class NativeContext:
     def clear(self) -> None:
         """Empty every slot."""
         llama_cpp.llama_memory_clear(self._memory, True)
-
-    def sample(self, sampler: NativeSampler, row: int) -> int:
-        """The next token after a row of the last batch; the sampler takes note of it."""
-        return int(llama_cpp.llama_sampler_sample(sampler.handle, self.handle, row))
 
     def close(self) -> None:
         """Free context and batch. Calling it again does nothing."""

@@ -1,85 +1,114 @@
-"""A chain of samplers: from logits to the next token."""
+"""llama.cpp's samplers: from logits to the next token of a sequence."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from typing import Any
 
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-REPEAT_WINDOW = 64
-"""Tokens that a repeat penalty looks back over (llama.cpp's own default)."""
+SHORT = 1 << 15
+"""Candidates up to which a call keeps Python's lock; it takes half a millisecond at most. A thread that gives the lock
+up beside a busy one gets it back after `sys.getswitchinterval` only, at each call."""
 
 _CANDIDATE = np.dtype(llama_cpp.llama_token_data)
 
 
-class NativeSampler:
-    """Owner of a sampler chain. Adding a link hands it over to the chain.
+def _apply(library: ctypes.CDLL) -> Any:
+    function = library["llama_sampler_apply"]
+    function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_void_p], None
+    return function
 
-    Attributes:
-        top_k: How many tokens the chain's first link leaves, which are the most likely ones; 0 if it leaves more.
-    """
 
-    def __init__(self, n_vocab: int) -> None:
-        params = llama_cpp.llama_sampler_chain_default_params()
-        params.no_perf = True
-        self._n_vocab = n_vocab
-        self.handle: Any = llama_cpp.llama_sampler_chain_init(params)
-        self.top_k = 0
-        self._make_room(0)
+_apply_short = _apply(ctypes.PyDLL(None, handle=llama_cpp.llama_cpp._lib._handle))
+_apply_long = _apply(ctypes.CDLL(None, handle=llama_cpp.llama_cpp._lib._handle))
 
-    def _make_room(self, n_candidates: int) -> None:
-        candidates = np.zeros(n_candidates, _CANDIDATE)
+
+class Candidates:
+    """Room for the tokens that a sampler chooses from; it serves any number of samplers, one after another."""
+
+    def __init__(self) -> None:
+        self._make_room(1024)
+
+    def _make_room(self, size: int) -> None:
+        candidates = np.zeros(size, _CANDIDATE)
         self._ids, self._logits = candidates["id"], candidates["logit"]
         pointer = candidates.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token_data))
-        self._array = llama_cpp.llama_token_data_array(data=pointer)
-        self._array_pointer = ctypes.byref(self._array)
+        self.array = llama_cpp.llama_token_data_array(data=pointer)
 
-    def _add(self, link: Any) -> None:
-        llama_cpp.llama_sampler_chain_add(self.handle, link)
+    def fill(self, ids: npt.NDArray[np.intp], logits: npt.NDArray[np.float32], *, ranked: bool = False) -> None:
+        """Take in these tokens, shape (n,), n at least 1, and their logits; ``ranked`` if the likeliest comes first."""
+        size = len(ids)
+        if size > len(self._ids):
+            self._make_room(2 * size)
+        self._ids[:size], self._logits[:size] = ids, logits
+        self.array.size, self.array.selected, self.array.sorted = size, -1, ranked
 
-    def penalize_repeats(self, penalty: float, prompt: Sequence[int]) -> None:
-        """Divide the logits of tokens among the last `REPEAT_WINDOW`, the prompt's included."""
-        link = llama_cpp.llama_sampler_init_penalties(self._n_vocab, REPEAT_WINDOW, penalty, 0.0, 0.0)
-        for token in prompt[-REPEAT_WINDOW:]:
-            llama_cpp.llama_sampler_accept(link, token)
-        self._add(link)
+    @property
+    def chosen(self) -> int:
+        """The id that was drawn."""
+        return int(self._ids[self.array.selected])
 
-    def greedy(self) -> None:
-        """End of the chain: the most likely token."""
-        self._add(llama_cpp.llama_sampler_init_greedy())
 
-    def random(self, *, top_k: int, top_p: float, min_p: float, temperature: float, seed: int) -> None:
-        """End of the chain: a random token, in llama.cpp's usual order of filters."""
-        if top_k > 0:
-            self.top_k = 0 if llama_cpp.llama_sampler_chain_n(self.handle) else top_k
-            self._add(llama_cpp.llama_sampler_init_top_k(top_k))
-        self._add(llama_cpp.llama_sampler_init_top_p(top_p, 1))
-        self._add(llama_cpp.llama_sampler_init_min_p(min_p, 1))
-        self._add(llama_cpp.llama_sampler_init_temp(temperature))
-        self._add(llama_cpp.llama_sampler_init_dist(seed % llama_cpp.LLAMA_DEFAULT_SEED))  # which means: draw a seed
+class NativeSampler:
+    """Owner of one sequence's filters, in llama.cpp's usual order, and of the random draw after them."""
 
-    def choose(self, ids: npt.NDArray[np.intp], logits: npt.NDArray[np.float32]) -> int:
-        """The next token, one of these. A chain that has `top_k` takes no notes.
+    def __init__(self, *, top_k: int, top_p: float, min_p: float, temperature: float, seed: int) -> None:
+        self._best = _chain(
+            *([llama_cpp.llama_sampler_init_top_k(top_k)] if top_k else []),
+            llama_cpp.llama_sampler_init_top_p(top_p, 1),
+        )
+        self._rest = _chain(
+            llama_cpp.llama_sampler_init_min_p(min_p, 1), llama_cpp.llama_sampler_init_temp(temperature)
+        )
+        self._draw: Any = llama_cpp.llama_sampler_init_dist(seed)
 
-        Args:
-            ids: Tokens, shape (n,), n at least 1.
-            logits: Theirs, shape (n,).
-        """
-        n = len(ids)
-        if n > len(self._ids):
-            self._make_room(2 * n)
-        self._ids[:n], self._logits[:n] = ids, logits
-        array = self._array
-        array.size, array.selected, array.sorted = n, -1, False
-        llama_cpp.llama_sampler_apply(self.handle, self._array_pointer)
-        return int(self._ids[array.selected])
+    def choose(self, candidates: Candidates, *, cut: bool = False) -> int:
+        """Filter the candidates and draw one; ``cut`` if top-k and top-p need not be applied to them any more."""
+        apply = _apply_short if candidates.array.size <= SHORT else _apply_long
+        array = ctypes.byref(candidates.array)
+        if not cut:
+            apply(self._best, array)
+        apply(self._rest, array)
+        apply(self._draw, array)
+        return candidates.chosen
+
+    def skip(self, draws: int) -> None:
+        """Leave out so many draws."""
+        one = Candidates()
+        for _ in range(draws):
+            one.fill(np.zeros(1, np.intp), np.zeros(1, np.float32))
+            _apply_short(self._draw, ctypes.byref(one.array))
+
+    def saved_draw(self) -> Any:
+        """A copy of the state of the draw, for `restore_draw` or `forget_draw`, one of them once."""
+        return llama_cpp.llama_sampler_clone(self._draw)
+
+    def restore_draw(self, saved: Any) -> None:
+        """Draw again as from the moment when this was saved."""
+        used, self._draw = self._draw, saved
+        llama_cpp.llama_sampler_free(used)
+
+    def forget_draw(self, saved: Any) -> None:
+        """It was not needed."""
+        llama_cpp.llama_sampler_free(saved)
 
     def close(self) -> None:
-        """Free the chain. Calling it again does nothing."""
-        handle, self.handle = self.handle, None
-        if handle is not None:
-            llama_cpp.llama_sampler_free(handle)
+        """Free the samplers. Calling it again does nothing."""
+        for owned in ("_best", "_rest", "_draw"):
+            handle = getattr(self, owned)
+            setattr(self, owned, None)
+            if handle is not None:
+                llama_cpp.llama_sampler_free(handle)
+
+
+def _chain(*links: Any) -> Any:
+    """A chain of samplers, which owns its links."""
+    params = llama_cpp.llama_sampler_chain_default_params()
+    params.no_perf = True
+    chain = llama_cpp.llama_sampler_chain_init(params)
+    for link in links:
+        llama_cpp.llama_sampler_chain_add(chain, link)
+    return chain

@@ -1,0 +1,185 @@
+"""What choosing tokens costs, outside of llama.cpp's own computing: by settings, and beside a busy thread of Python.
+
+    python -m benchmarks.sampling [--vocab N] [--slots 8 32] [--model FILE] [--threads T]
+
+Two tables, in milliseconds a step, medians. The first one chooses a token for each slot from random logits like a
+model's, some hundred tokens of which stand out: with llama.cpp's chain of samplers over the whole vocabulary, and as
+orchd does. The second one steps a model with 16 sampled streams, alone and while another thread computes in Python, by
+how soon Python hands its lock from one to the other (`sys.setswitchinterval`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.steps import chain, table
+from engines.api import DeviceSpec, ModelSpec, SamplingParams, Sequence
+from engines.llamacpp.chooser import Chooser
+from engines.llamacpp.engine import LlamaCppEngine
+from engines.llamacpp.sampling import Sampler
+from orchd.machine.devices import usable_cores
+from orchd.models.references import demo_model_path
+
+Floats = npt.NDArray[np.float32]
+
+SETTINGS: Final = {
+    "defaults": SamplingParams(),
+    "repeat_penalty 1.1": SamplingParams(repeat_penalty=1.1),
+    "top_k 0": SamplingParams(top_k=0),
+    "top_k 0, min_p 0": SamplingParams(top_k=0, min_p=0),
+    "top_k 0, min_p 0, top_p 0.99": SamplingParams(top_k=0, min_p=0, top_p=0.99),
+    "top_k 0, top_p 1": SamplingParams(top_k=0, top_p=1),
+    "top_k 0, top_p 1, min_p 0": SamplingParams(top_k=0, top_p=1, min_p=0),
+    "greedy, repeat_penalty 1.1": SamplingParams(temperature=0, repeat_penalty=1.1),
+}
+PROMPT: Final = range(100, 164)
+STREAMS: Final = 16
+INTERVALS_MS: Final = (5.0, 1.0, 0.5, 0.2)
+"""The first one is Python's own."""
+
+
+def rows(slots: int, n_vocab: int) -> Floats:
+    """Logits like a model's, shape (slots, n_vocab)."""
+    chance = np.random.default_rng(slots)
+    bulk = chance.normal(-5, 2.5, (slots, n_vocab))
+    outstanding = chance.exponential(6, (slots, n_vocab)) * (chance.random((slots, n_vocab)) < 80 / n_vocab)
+    logits: Floats = (bulk + outstanding).astype(np.float32)
+    return logits
+
+
+def median_ms(choose: Callable[[Floats], object], logits: Floats, times: int) -> float:
+    """Of so many calls, each with logits that were just written."""
+    took = []
+    for _ in range(times):
+        fresh = logits.copy()
+        began = time.perf_counter()
+        choose(fresh)
+        took.append((time.perf_counter() - began) * 1e3)
+    return statistics.median(took)
+
+
+def whole_ms(params: SamplingParams, logits: Floats) -> float:
+    """With a chain over all candidates, as `llama_sampler_sample` does it."""
+    n_vocab = logits.shape[1]
+    candidates = np.zeros(n_vocab, np.dtype(llama_cpp.llama_token_data))
+    data = candidates.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token_data))
+    with contextlib.ExitStack() as stack:
+        chains = [stack.enter_context(chain(params, n_vocab=n_vocab, prompt=PROMPT)) for _ in logits]
+
+        def choose(fresh: Floats) -> None:
+            for handle, row in zip(chains, fresh, strict=True):
+                candidates["id"], candidates["logit"] = np.arange(n_vocab), row
+                array = llama_cpp.llama_token_data_array(data=data, size=n_vocab, selected=-1, sorted=False)
+                llama_cpp.llama_sampler_apply(handle, ctypes.byref(array))
+                llama_cpp.llama_sampler_accept(handle, int(candidates["id"][array.selected]))
+
+        return median_ms(choose, logits, 7)
+
+
+def chosen_ms(params: SamplingParams, logits: Floats) -> float:
+    """As orchd does it."""
+    chooser = Chooser([])
+    with contextlib.ExitStack() as stack:
+        samplers = [stack.enter_context(contextlib.closing(Sampler(params, prompt=PROMPT))) for _ in logits]
+        return median_ms(lambda fresh: chooser.choose(fresh, samplers), logits, 40)
+
+
+@contextlib.contextmanager
+def busy_thread() -> Iterator[None]:
+    """Another thread that computes in Python all the time."""
+    done = threading.Event()
+
+    def compute() -> None:
+        while not done.is_set():
+            sum(range(1000))
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def step_ms(model: Any, prompts: list[list[int]], tokens: int) -> float:
+    """A step of sampled streams."""
+    for number, prompt in enumerate(prompts):
+        sampling = SamplingParams(seed=number, ignore_eos=True)
+        model.admit(Sequence(str(number), prompt, tokens, sampling=sampling))
+    took = []
+    while model.busy:
+        began = time.perf_counter()
+        streams = len(model.step())
+        if streams == len(prompts):
+            took.append((time.perf_counter() - began) * 1e3)
+    return statistics.median(took)
+
+
+def beside_ms(path: Path, threads: int) -> list[list[str]]:
+    """Rows of the second table; the settings take turns."""
+    engine = LlamaCppEngine()
+    vocab = engine.load_vocab(path)
+    prompts = [vocab.tokenize(f"Here are some facts about the number {n}:") for n in range(STREAMS)]
+    model = engine.load(ModelSpec(path, slots=STREAMS, ctx=256), DeviceSpec("cpu", threads=threads))
+    usual_s = sys.getswitchinterval()
+    took: dict[float, list[tuple[float, float]]] = {interval: [] for interval in INTERVALS_MS}
+    try:
+        step_ms(model, prompts, 64)
+        for _ in range(3):
+            for interval in INTERVALS_MS:
+                sys.setswitchinterval(interval / 1e3)
+                alone = step_ms(model, prompts, 64)
+                with busy_thread():
+                    took[interval].append((alone, step_ms(model, prompts, 64)))
+    finally:
+        sys.setswitchinterval(usual_s)
+        model.close()
+        vocab.close()
+    return [
+        [f"{interval:g}", *(f"{statistics.median(side):.1f}" for side in zip(*pairs, strict=True))]
+        for interval, pairs in took.items()
+    ]
+
+
+def main() -> None:
+    """Run and print both tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sampling", description=__doc__)
+    parser.add_argument("--vocab", type=int, default=262_144, metavar="N")
+    parser.add_argument("--slots", type=int, nargs="+", default=[8, 32])
+    parser.add_argument(
+        "--model", type=Path, default=demo_model_path(), metavar="FILE", help="(default: the demo model)"
+    )
+    parser.add_argument("--threads", type=int, default=usable_cores())
+    options = parser.parse_args()
+    if options.model is None:
+        parser.error("the demo model is not installed; run 'make setup', or give --model FILE")
+    lines = []
+    for name, params in SETTINGS.items():
+        cells = [
+            f"{measure(params, rows(slots, options.vocab)):.1f}"
+            for slots in options.slots
+            for measure in (whole_ms, chosen_ms)
+        ]
+        lines.append([name, *cells])
+    head = [f"{slots} slots, {how}" for slots in options.slots for how in ("llama.cpp's chain", "orchd")]
+    table(f"Choosing tokens out of {options.vocab:,}:", ("settings", *head), lines)
+    lines = beside_ms(options.model.resolve(), options.threads)
+    table(f"A step of {STREAMS} sampled streams:", ("switch interval, ms", "alone", "beside a busy thread"), lines)
+
+
+if __name__ == "__main__":
+    main()

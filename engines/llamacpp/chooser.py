@@ -1,0 +1,212 @@
+"""The next tokens of a step, from its logits.
+
+Guarantees: each is the token that llama.cpp's chain of samplers draws from all of its row (penalties, top-k, top-p,
+min-p, temperature, in this order), whatever other rows the step has. Where a few tokens are enough to know it, only
+they are handed to llama.cpp; where they are not, because logits are equal or a sum is too near a limit, all are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.llamacpp import nucleus
+from engines.llamacpp.draw import draw
+from engines.llamacpp.native.sampler import Candidates, NativeSampler
+from engines.llamacpp.sampling import Sampler
+from engines.llamacpp.shortlist import Columns
+
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.intp]
+
+SMALL = 1 << 14
+"""Vocabulary up to which llama.cpp ranks all tokens as fast as Python finds a few."""
+LIKELY = (1e-4, 1e-5, 1e-6)
+"""Shares of all from which on tokens are ranked to find the limit of ``top_p``, until there are enough of them."""
+
+
+class Chooser:
+    """Chooses tokens for the sequences of one model.
+
+    Args:
+        ends: Its end-of-generation tokens.
+    """
+
+    def __init__(self, ends: Seq[int]) -> None:
+        self._ends = ends
+        self._room = Candidates(), np.empty((2, 0), np.float32)
+
+    def choose(self, logits: Floats, samplers: Seq[Sampler | None]) -> list[int | None]:
+        """A token for each row, None where its logits are not numbers.
+
+        Args:
+            logits: Shape (rows, n_vocab); changed.
+            samplers: One for each row, which takes note of the token; None for the highest logit.
+        """
+        for row, sampler in zip(logits, samplers, strict=True):
+            if sampler is not None:
+                sampler.adjust(row, ends=self._ends)
+        drawing = {row: one for row, one in enumerate(samplers) if one is not None and one.native is not None}
+        tokens: list[int | None] = [None] * len(logits)
+        if len(drawing) < len(tokens):
+            best = logits.argmax(axis=1).tolist()  # the first NaN, if there is one
+            tokens = [token if math.isfinite(logits[row, token]) else None for row, token in enumerate(best)]
+        if drawing:
+            if self._room[1].shape[1] < logits.shape[1]:
+                self._room = Candidates(), np.empty((2, logits.shape[1]), np.float32)
+            for row, token in _Drawing(logits, drawing, self._room).tokens().items():
+                tokens[row] = token
+        for token, sampler in zip(tokens, samplers, strict=True):
+            if token is not None and sampler is not None:
+                sampler.took(token)
+        return tokens
+
+
+class _Drawing:
+    """The rows of one step from which a token is drawn."""
+
+    def __init__(self, logits: Floats, samplers: Mapping[int, Sampler], room: tuple[Candidates, Floats]) -> None:
+        self._logits = logits
+        self._samplers = samplers
+        self._candidates, self._scratch = room
+        self._columns = Columns(logits)
+
+    def tokens(self) -> dict[int, int | None]:
+        """The token of each of these rows, None where its logits are not numbers."""
+        peaks = self._columns.peaks()
+        few: dict[int, np.float32] = {}  # rows for which the tokens that reach a logit are enough
+        tokens: dict[int, int | None] = dict.fromkeys(self._samplers)
+        for row, sampler in self._samplers.items():
+            if not math.isfinite(peaks[row]) or self._logits.shape[1] <= SMALL:
+                continue
+            if sampler.uniforms is not None:
+                tokens[row] = self._unfiltered(row, sampler, peaks[row])
+            elif (floor := self._floor(row, sampler, float(peaks[row]))) is not None:
+                few[row] = floor
+            elif sampler.top_p < 1:
+                tokens[row] = self._nucleus(row, sampler, peaks[row])
+        if few:
+            lists = self._columns.reaching(list(few), list(few.values()))
+            for row, (ids, logits) in zip(few, lists, strict=True):
+                tokens[row] = self._from_few(row, ids, logits)
+        for row in tokens:
+            if tokens[row] is None and math.isfinite(peaks[row]):
+                tokens[row] = self._from_all(row)
+        return tokens
+
+    def _floor(self, row: int, sampler: Sampler, peak: float) -> np.float32 | None:
+        """A logit such that the tokens that reach it are all to draw from, where the settings tell one."""
+        if 0 < sampler.top_k <= self._columns.count:
+            return self._columns.kth(row, sampler.top_k)
+        if sampler.min_p:
+            least = peak + math.log(sampler.min_p)
+            return np.float32(least - 1e-6 * (abs(peak) + abs(least)))  # floats round, and llama.cpp filters again
+        return None
+
+    def _from_few(self, row: int, ids: Ids, logits: Floats) -> int | None:
+        """Draw from these tokens or from the likeliest of them."""
+        sampler, count = self._samplers[row], self._columns.count
+        if sampler.top_p == 1 or 0 < sampler.top_k <= count:
+            return self._draw(row, sampler, ids, logits, ranks=sampler.top_k > 0)
+        order = np.argsort(-logits)
+        ranked = ids[order], logits[order]
+        peak, size = ranked[1][0], len(ids)
+        least = nucleus.at_least(nucleus.shares_of(self._columns.best[row], peak))
+        if nucleus.kept_at_least(nucleus.shares_of(ranked[1], peak), sampler.top_p, least) >= size:
+            return self._first(row, sampler, *ranked, counts=(size, size))
+        return self._nucleus(row, sampler, peak, ranked)
+
+    def _draw(self, row: int, sampler: Sampler, ids: Ids, logits: Floats, *, ranks: bool) -> int | None:
+        """Draw from a list of all tokens that reach some logit; None if equal ones could come in another order."""
+        native = _native(sampler)
+        self._candidates.fill(ids, logits)
+        if not ranks or len(set(logits.tolist())) == len(logits):
+            return native.choose(self._candidates)
+        saved = native.saved_draw()
+        token = native.choose(self._candidates)
+        if np.count_nonzero(logits == self._logits[row, token]) == 1:
+            native.forget_draw(saved)
+            return token
+        native.restore_draw(saved)
+        return None
+
+    def _nucleus(
+        self, row: int, sampler: Sampler, peak: np.float32, leading: tuple[Ids | None, Floats] | None = None
+    ) -> int | None:
+        """Draw from what ``top_p`` leaves of all, or of the ``top_k`` likeliest.
+
+        Args:
+            row: Which.
+            sampler: Its.
+            peak: Its highest logit.
+            leading: The ranked tokens that ``min_p`` leaves; None where it is off.
+        """
+        logits = self._logits[row]
+        if sampler.top_k:
+            logits = np.sort(logits)[::-1][: sampler.top_k]
+        shares = nucleus.shares_of(logits, peak, out=self._scratch[0][: len(logits)])
+        for bounds in nucleus.roughly, nucleus.tightly:
+            least, most = bounds(shares, self._scratch[1][: len(logits)])
+            for share in (*LIKELY, (1 - sampler.top_p) / len(logits) / 2):
+                ids, ranked = leading or nucleus.ranked(logits, shares, np.float32(share * least))
+                head = nucleus.shares_of(ranked, peak)
+                counts = (
+                    nucleus.kept_at_least(head, sampler.top_p, least),
+                    nucleus.kept_at_most(head, sampler.top_p, most),
+                )
+                if leading is None and counts[1] > len(ranked):
+                    continue
+                token = self._first(row, sampler, None if sampler.top_k else ids, ranked, counts=counts)
+                if token is not None:
+                    return token
+                break
+        return None
+
+    def _first(
+        self, row: int, sampler: Sampler, ids: Ids | None, logits: Floats, *, counts: tuple[int, int]
+    ) -> int | None:
+        """Draw from the first of these ranked tokens, whose number is between two counts; None if it matters which."""
+        native = _native(sampler)
+        first = native.saved_draw()
+        places: set[int] = set()
+        for count in {min(count, len(logits)) for count in counts}:
+            if places:
+                native.restore_draw(first)
+                first = native.saved_draw()
+            self._candidates.fill(np.arange(count), logits[:count], ranked=True)
+            places.add(native.choose(self._candidates, cut=True))
+        place = places.pop()
+        token = None
+        if not places:
+            among = self._logits[row] if ids is None else logits
+            same = np.flatnonzero(among == logits[place])  # equal ones could come in another order
+            if len(same) == 1:
+                token = int(same[0] if ids is None else ids[place])
+        if token is None:
+            native.restore_draw(first)
+        else:
+            native.forget_draw(first)
+        return token
+
+    def _unfiltered(self, row: int, sampler: Sampler, peak: np.float32) -> int | None:
+        assert sampler.uniforms is not None
+        uniform, warmth = sampler.uniforms.next(), sampler.temperature
+        token = draw(self._logits[row], peak, uniform, temperature=warmth, scratch=self._scratch[0])
+        sampler.missed += 1
+        if token is None:
+            _native(sampler).skip(sampler.missed - 1)
+            sampler.missed = 0
+        return token
+
+    def _from_all(self, row: int) -> int:
+        self._candidates.fill(np.arange(self._logits.shape[1]), self._logits[row])
+        return _native(self._samplers[row]).choose(self._candidates)
+
+
+def _native(sampler: Sampler) -> NativeSampler:
+    assert sampler.native is not None  # a token is drawn
+    return sampler.native

@@ -1,0 +1,39 @@
+"""What becomes of the memory of a slot in which a model has computed NaN.
+
+What a sequence may not see is masked: multiplied by 0. NaN times 0 is NaN, so the next sequence in a slot would inherit
+it from cells that were freed, or from a recurrent state that is scaled by 0 to begin anew. llama.cpp overwrites what a
+slot held by a copy of another slot, or empties all of them at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+from engines.llamacpp.native.context import NativeContext
+from engines.llamacpp.slots import Slot
+
+
+def cleanse(context: NativeContext, slots: Seq[Slot], damaged: Seq[Slot], *, copies_late: bool) -> None:
+    """Leave no NaN where these slots were; whatever the others hold, they keep.
+
+    Args:
+        context: Whose slots they are.
+        slots: All of them.
+        damaged: Those with NaN; their ``cached`` is empty already.
+        copies_late: Whether a copy is made only when it is continued, as recurrent models do. Which cell a sequence had
+            is not known there, so all free ones are overwritten.
+
+    Raises:
+        DecodeFailed: The step that takes failed.
+    """
+    source = max((slot for slot in slots if slot.cached), key=lambda slot: slot.run is not None, default=None)
+    if source is None:
+        context.clear()
+        return
+    targets = [slot for slot in slots if not slot.cached] if copies_late else damaged
+    for slot in targets:
+        context.overwrite_slot(source.index, slot.index)
+    if copies_late:
+        context.step_each([slot.index for slot in targets], source.cached[-1], position=len(source.cached))
+    for slot in targets:
+        context.clear_slot(slot.index)
