@@ -17,7 +17,7 @@ def cleanse(context: NativeContext, slots: Seq[Slot], damaged: Seq[Slot], *, cop
     """Leave no NaN where these slots were; whatever the others hold, they keep.
 
     Args:
-        context: Whose slots they are.
+        context: Holds the slots' caches.
         slots: All of them.
         damaged: Those with NaN; their ``cached`` is empty already.
         copies_late: Whether a copy is made only when it is continued, as recurrent models do. Which cell a sequence had

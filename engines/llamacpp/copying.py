@@ -34,7 +34,7 @@ class Copier:
     """Copies caches of one context, and tells whether it pays.
 
     Args:
-        context: Whose slots they are.
+        context: Holds the slots' caches.
         cost: Of steps: what a copy may save.
         clock: Seconds.
     """

@@ -40,7 +40,7 @@ class Planner:
     """Prepares one context's steps, one after the other.
 
     Args:
-        context: Whose batch is written.
+        context: Its batch is written.
         slots: One for each of the context's KV streams.
         cost: What is known of the cost of steps.
         copier: Makes its copies.

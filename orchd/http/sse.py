@@ -33,7 +33,7 @@ async def send(
     """Send events from ``start`` on until the task has ended. A slow reader holds up nobody but itself.
 
     Args:
-        request: Whose connection it is.
+        request: The GET whose connection carries the events.
         response: Prepared, with nothing written yet.
         log: The task's events.
         start: Index of the first event to send.

@@ -47,7 +47,7 @@ def check_fit(
 
 
 def memory_of(device: Device) -> str:
-    """Whose memory a device uses: a GPU its own, every CPU worker the machine's."""
+    """The memory that a device uses: a GPU has its own, all CPU workers share the machine's."""
     return device.name if device.spec.kind == "gpu" else HOST
 
 

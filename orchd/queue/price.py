@@ -80,9 +80,9 @@ class TokenPrice:
         """A task has come so far by now; what it took since the last look is learnt.
 
         Args:
-            progress: The task's.
+            progress: What is known of the task; updated.
             now: The time.
-            position: Tokens in its context.
+            position: Tokens in its context now.
             full: Whether no slot is free.
             ended: Whether this is the last look.
         """

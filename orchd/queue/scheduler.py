@@ -77,7 +77,7 @@ class Scheduler(Generic[T]):
         """A place in the queue for as long as a task is being prepared; `submit` it inside.
 
         Args:
-            priority: The task's.
+            priority: Of the task that wants a place.
             task_id: What its sender calls it, if it gave it a name.
 
         Raises:
