@@ -91,8 +91,8 @@ class Job:
 async def main() -> None:
     options = _options()
     prompts = list(enumerate(_prompts(options)))
-    done = {json.loads(line)["number"] for line in options.out.open()} if options.out.exists() else set()
-    left = [(number, prompt) for number, prompt in prompts if number not in done]
+    answered = _answered(options.out)
+    left = [one for one in prompts if one not in answered]
     console = Console(stderr=True)
     columns = (SpinnerColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}", style="yellow"))
     with (
@@ -102,7 +102,26 @@ async def main() -> None:
         async with Client(options.url) as client:
             job = Job(client, out, progress, total=len(left), max_tokens=options.max_tokens)
             await job.run(left, options.in_flight)
-    console.print(f"{len(left)} answers in {options.out}, {len(done)} were already there; paused {job.pauses} times")
+    there = len(prompts) - len(left)
+    console.print(f"{len(left)} answers in {options.out}, {there} were already there; paused {job.pauses} times")
+
+
+def _answered(out: Path) -> set[tuple[int, str]]:
+    """Number and prompt of each answer in the file; a line that was cut off, by a full disk say, is none."""
+    if not out.exists():
+        return set()
+    lines = out.read_text()
+    if lines and not lines.endswith("\n"):
+        with out.open("a") as file:
+            file.write("\n")
+    found = set()
+    for line in lines.splitlines():
+        try:
+            answer = json.loads(line)
+            found.add((answer["number"], answer["prompt"]))
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
 
 
 def _prompts(options: argparse.Namespace) -> list[str]:

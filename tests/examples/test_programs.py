@@ -66,10 +66,14 @@ def test_a_batch_of_50_is_done_through_a_queue_of_4(server: ServerProcess, tmp_p
 def test_a_batch_goes_on_where_it_was(server: ServerProcess, tmp_path: Path) -> None:
     prompts, out = tmp_path / "prompts.txt", tmp_path / "answers.jsonl"
     prompts.write_text("one\n\ntwo\nthree\n")
-    out.write_text('{"number": 1, "text": "as it was"}\n')
+    other = '{"number": 2, "prompt": "another one", "text": "of another job"}'
+    cut = '{"number": 0, "prompt": "one", "te'
+    out.write_text(f'{{"number": 1, "prompt": "two", "text": "as it was"}}\n{other}\n{cut}')
     done = server.run(sys.executable, EXAMPLES / "batch.py", prompts, out, "--max-tokens", "4")
     assert done.returncode == 0, done.stderr
-    answers = {(answer := json.loads(line))["number"]: answer for line in out.read_text().splitlines()}
+    lines = out.read_text().splitlines()
+    assert lines[1:3] == [other, cut]
+    answers = {(answer := json.loads(line))["number"]: answer for line in lines if line != cut}
     assert answers[1]["text"] == "as it was"
     assert (answers[0]["prompt"], answers[2]["prompt"]) == ("one", "three")
     assert "2 answers in" in done.stderr
