@@ -138,13 +138,13 @@ def beside_ms(path: Path, threads: int) -> list[list[str]]:
     usual_s = sys.getswitchinterval()
     took: dict[float, list[tuple[float, float]]] = {interval: [] for interval in INTERVALS_MS}
     try:
-        step_ms(model, prompts, 64)
+        step_ms(model, prompts, 32)
         for _ in range(3):
             for interval in INTERVALS_MS:
                 sys.setswitchinterval(interval / 1e3)
-                alone = step_ms(model, prompts, 64)
+                alone = step_ms(model, prompts, 32)
                 with busy_thread():
-                    took[interval].append((alone, step_ms(model, prompts, 64)))
+                    took[interval].append((alone, step_ms(model, prompts, 32)))
     finally:
         sys.setswitchinterval(usual_s)
         model.close()
