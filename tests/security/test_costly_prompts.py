@@ -44,7 +44,7 @@ COSTLY = {
 @pytest.mark.slow
 @pytest.mark.parametrize("body", COSTLY.values(), ids=COSTLY)
 async def test_ten_of_them_are_refused_while_health_answers(tiny_model_path: Path, body: bytes) -> None:
-    """`/health` takes 20 to 130 ms beside them on two busy cores; it took 9 to 20 s before prompts had threads."""
+    """`/health` takes 8 to 165 ms beside them on two cores; it took 9 to 20 s before prompts had threads."""
     async with serving(tiny_model_path, pool={"ctx": 1024}) as server:
         answers = asyncio.gather(*(post(server, body) for _ in range(10)))
         slowest = 0.0
