@@ -136,10 +136,15 @@ class LlamaModel:
                 self._take_prefix(prompt, reuse)
 
     def _kept(self, slot: int, keep: int) -> int:
-        """Cut a slot's cache to ``keep`` tokens, or to none where the memory cannot go back that far.
+        """Cut a slot's cache to ``keep`` tokens, or empty it if it cannot go back that far; returns how many are left.
 
-        llama.cpp cuts a sliding-window cache and answers True even if part of the window before ``keep`` is gone by
-        then (`first_pos` is -1 after a cut that left nothing), so its first position is asked for beforehand.
+        A sliding-window cache keeps only the last positions, and the next token attends to the whole window before it.
+        llama.cpp cuts such a cache and returns True even if part of that window is already gone, and the model would
+        then write wrong text without any error. So the first position is read before the cut; afterwards it may be -1.
+
+        For example, with a window of 512 and a slot of 2,000 tokens whose first position is 1,488:
+        - a prompt that shares all 2,000 needs the positions from 1,488 on: they are there, 2,000 tokens are kept;
+        - a prompt that shares 1,500 needs those from 988 on: 500 of them are gone, so the slot is emptied.
         """
         context, window = self._context, self._native.n_swa
         whole = not window or 0 <= context.first_pos(slot) <= max(0, keep - window)

@@ -1,4 +1,15 @@
-"""How many prompt tokens fit into a step, learnt from the steps themselves."""
+"""How many prompt tokens fit into a step, learnt from the steps themselves.
+
+The streams in a step wait for the prompt tokens in it. Too many of them, and the streams stutter; too few, and the
+prompt never ends on a slow machine. So the time left of a target is divided by the measured price of a prompt token.
+
+For example, with a target of 100 ms beside watched streams, 500 ms beside none, and 1 ms for each prompt token:
+- four streams take 20 ms: 80 tokens fit, and 20 are a light chunk, which makes the step twice as long;
+- they take 60 ms: 60 tokens fit, not 40, because a prompt always gets at least as much time as the streams;
+- they take 20 ms and another model on the device also reads a prompt: 40 tokens, as both share the 80 ms;
+- nobody waits for the four streams' next token: 480 tokens fit, and 25, a quarter of the target, are light;
+- nothing was measured yet: `MIN_CHUNK` tokens, whose step is the first measurement.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +21,13 @@ _CLOCK_TICK_S = 1e-6  # no step takes less
 
 
 class StepCost:
-    """A cost model of one context: a step takes the decode rows' time plus so much for each prompt token.
+    """A cost model of one context: a step takes the time of its decode rows, plus a price for each prompt token.
 
-    A prompt token costs more the more tokens are before it, so its price is a line over its position.
+    A prompt token costs more the more tokens precede it, so its price is a straight line over its position.
 
     Args:
-        target_s: How long a step may take beside running streams that somebody watches.
-        lone_s: How long beside none such.
+        target_s: How long a step may take while a watched stream is running.
+        lone_s: How long it may take otherwise.
         max_rows: Most rows in a step.
     """
 
@@ -28,18 +39,18 @@ class StepCost:
         self._token_s = _Line()  # position -> seconds a prompt token adds
 
     def budget(self, decode_rows: int, position: int = 0, beside: Beside = ALONE, *, watched: bool) -> Budget:
-        """Prompt tokens for a step beside so many running streams.
+        """Prompt tokens for a step that also decodes ``decode_rows`` streams.
 
-        Where the streams alone take more than half of the target, prefill gets as much time as they do: the pace of the
-        streams halves at worst, and a prompt does not starve on a slow machine. Light is what halves their pace, or
-        takes a quarter of the target where nobody watches them.
+        If the streams alone take more than half of the target, prefill gets as much time as they do: the streams run at
+        half speed at worst, and a prompt does not starve on a slow machine. A light chunk takes as long as the streams,
+        or a quarter of the target if no stream is watched.
 
         Args:
             decode_rows: The streams in the same step.
             position: Of the first token that will be prefilled, in its prompt.
-            beside: What takes its turn with the step; its prompts share the time that is left with this one's.
-            watched: Whether somebody waits for the next token of one of the streams in the step. Otherwise only streams
-                beside it set the pace.
+            beside: What other models on the device do between steps; their prompts share the remaining time.
+            watched: Whether a client waits for the next token of a stream in the step. If not, only the streams of
+                other models set the pace.
         """
         watched = watched or beside.streams > 0
         if not self._token_s.known:
@@ -52,15 +63,15 @@ class StepCost:
         return Budget(fit, light, watched)
 
     def token_s(self, position: int = 0) -> float | None:
-        """What a prompt token costs there; None before the first was measured."""
+        """Seconds for a prompt token at this position; None before the first measurement."""
         return self._token_s.at(position) if self._token_s.known else None
 
     def stream_s(self) -> float | None:
-        """What a pass over a stream's row costs: the shortest step without a prompt; None before the first."""
+        """Seconds for a pass over a stream's row: the shortest step without a prompt; None before the first."""
         return min(self._decode_s.values(), default=None)
 
     def expected_s(self, *, decode_rows: int, prefill_tokens: int, position: int) -> float | None:
-        """How long a step should take; None where too little was measured."""
+        """Seconds that a step should take; None if too little has been measured."""
         token_s = self.token_s(position) if prefill_tokens else 0.0
         if token_s is None or (decode_rows and not self._decode_s):
             return None
@@ -86,7 +97,7 @@ class StepCost:
 
 
 class _Line:
-    """The straight line through points, by least squares; each new one makes all earlier ones count less."""
+    """A straight line through points, by least squares; each new point reduces the weight of the earlier ones."""
 
     def __init__(self) -> None:
         self._n = self._x = self._y = self._xx = self._xy = 0.0
@@ -104,7 +115,7 @@ class _Line:
         self._xy = keep * self._xy + x * y
 
     def at(self, x: float) -> float:
-        """Its height there, that of a line which does not fall; at least half of the mean, wherever that is."""
+        """The line's value there. It never falls, and is never below half of the mean."""
         mean_x, mean_y = self._x / self._n, self._y / self._n
         spread = self._xx / self._n - mean_x**2
         slope = max(0.0, (self._xy / self._n - mean_x * mean_y) / spread) if spread > 1 else 0.0

@@ -180,7 +180,7 @@ def _refuse_unusable(path: Path, shown: str, real_roots: Sequence[Path] | None) 
         if missing:
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise InvalidParams(
-                f"model {shown} is incomplete without {', '.join(missing[:3])}{more}; put every part in the same folder"
+                f"model {shown} is missing {', '.join(missing[:3])}{more}; put every part in the same folder"
             )
     for file in parts(path):
         asked = f"model {shown}: {file.name}"

@@ -1,15 +1,15 @@
 """From workers' threads to the event loop: what a worker reports is applied there, in its order, and soon.
 
-Each time the loop wakes up, and each client whose text it then sends, takes time from the worker: Python's lock, and on
-few cores the threads that compute. So text that comes faster than a screen shows pictures is shown some pieces at a
-time: the loop looks for more by itself. What somebody waits for wakes it at once: a task that begins or ends, its first
-text, a replica that goes down, and any text that comes more slowly.
+Each time the loop wakes up, and each client that it then sends text to, takes time from the worker: Python's lock, and
+on a few cores the threads that compute. So text that comes faster than a screen's refresh rate is collected: the loop
+looks for it periodically instead of being woken. What a client waits for wakes the loop at once: a task that begins or
+ends, its first text, a replica that goes down, and any text that comes more slowly.
 
 For example:
 
-- 100 texts a second, one every 10 ms: fewer than `WORTH_A_LOOK` in `LONGEST_S`. Each wakes the loop, no timer runs.
-- 400 a second, one every 2.5 ms: it looks every 7.5 ms, for `TOGETHER` of them: 133 times a second instead of 400.
-- 24,000 a second, of the smallest models: three would come in 0.1 ms, so it looks every `SHORTEST_S`.
+- 100 texts a second, one every 10 ms: fewer than `WORTH_A_LOOK` per `LONGEST_S`. Each wakes the loop; no timer runs.
+- 400 a second, one every 2.5 ms: the loop looks every 7.5 ms, for `TOGETHER` of them: 133 times a second, not 400.
+- 24,000 a second, from the smallest models: three arrive within 0.1 ms, so the loop looks every `SHORTEST_S`.
 
 One period for all was tried together with one way to write in `orchd.http.sse`: tiny model, alternating pairs, medians
 of each pair's ratio. With 1/120 s, 7 pairs: tokens/s 1.14 (1 client) and 0.98 (16), but the 99th percentile of the gaps
@@ -26,16 +26,16 @@ from collections.abc import Callable
 from orchd.pools.reports import Progress, Report
 
 LONGEST_S = 1 / 60
-"""Most that text waits for the loop to look: a screen shows no more pictures than that."""
+"""Longest time that text waits for the loop to look: one frame of a 60 Hz screen."""
 
 SHORTEST_S = 0.002
-"""Least that the loop lets gather: many steps of the smallest models, beside which it works."""
+"""Shortest time between two looks: many steps of the smallest models, which share the cores with the loop."""
 
 TOGETHER = 3
-"""Posts with text that a look should find: the period is so many times the time between them."""
+"""Posts with text that a look should find: the period is this many times the interval between posts."""
 
 WORTH_A_LOOK = 2
-"""Those that it has to find; of fewer, each may as well wake the loop."""
+"""Posts that a look must find to be worth it; with fewer, each can wake the loop itself."""
 
 
 class Mailbox:
@@ -58,7 +58,7 @@ class Mailbox:
         """Take a worker's reports, and the list with them; any thread."""
         self._posts.append(reports)
         if not self._looks or not all(map(_can_wait, reports)):
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nothing is left to wake
                 self._loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:
@@ -77,14 +77,14 @@ class Mailbox:
             self._look_later(self._period_s / texts)
 
     def _look_later(self, every_s: float) -> None:
-        """Let some text gather, which came once in so many seconds."""
+        """Collect text for a while; ``every_s`` is the interval at which it came."""
         if not self._looks:
             self._looks = True
             self._period_s = min(max(SHORTEST_S, every_s * TOGETHER), LONGEST_S)
             self._loop.call_later(self._period_s, self._look)
 
     def _empty(self) -> int:
-        """Apply what there is; how many posts of it had text."""
+        """Apply every post; returns how many of them had text."""
         texts = 0
         while self._posts:
             reports = self._posts.popleft()

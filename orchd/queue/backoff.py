@@ -1,10 +1,14 @@
-"""What senders that find the queue full are told: when to come back.
+"""How long a sender that finds the queue full is told to wait.
 
-No place is held for anyone: whoever comes while there is a place gets it. So a pause ends when the next place is
-expected that nobody else comes back for. How many do come back is learnt, because a sender that was refused may never
-be seen again, and nobody should wait for it. Say the queue gets a place every second, and five senders are refused: all
-are told about two seconds. If none of them comes back, the sixth is told the same. If all do, one is admitted, and the
-other four are told a second, two, three and four more; from then on such senders are taken at their word.
+No place is reserved for a refused sender: the next one to arrive takes a free place. So a pause ends when a place is
+expected that no other sender will come back for. How many senders come back is learnt, because one that was refused may
+never return, and no other should wait on its account.
+
+For example, one slot comes free every second, and five senders are refused at once:
+- nothing is known yet, so each is told to wait for the next place: 1.8 to 2.6 s;
+- if none of them comes back, the sixth is told the same, 2.5 s;
+- if all come back after 2 s, one is admitted, and the others, of which some may return again, are told 3.3 to 3.9 s;
+- once every refused sender is known to return, each waits for a place of its own: 2.4, 3.2, 5.1, 6.0 and 6.8 s.
 """
 
 from __future__ import annotations
@@ -19,13 +23,13 @@ _MAX_TOLD = 4096
 
 _EARLY_S = 0.002
 _LATE_S = 1.5
-"""How late a sender may come and still be taken for one that was told to: `Retry-After` is in whole seconds."""
+"""How late a sender may arrive and still count as returning: `Retry-After` is in whole seconds."""
 
 
 class Backoff:
     """The pauses of one pool's senders of one priority.
 
-    A sender is known again by the id of its task. One that sends none is taken for one that was told to come about now.
+    A sender is recognised by the id of its task. One without an id counts as a sender that was told to come about now.
 
     Args:
         most_places: How far beyond the next place a pause may reach.
@@ -33,7 +37,7 @@ class Backoff:
 
     def __init__(self, most_places: int) -> None:
         self.returning = 0.0
-        """Share of those that were told to come back who do."""
+        """Share of refused senders that come back."""
         self._most_places = most_places
         self._named: dict[str, float] = {}  # when each task that was refused should come back
         self._order: list[tuple[float, str]] = []  # a heap of the same, and of some that came back meanwhile
@@ -41,18 +45,18 @@ class Backoff:
         self._refusals = 0
 
     def pause_s(self, plan: Plan, place: int, task_id: str | None = None) -> float:
-        """How long a sender is told to wait.
+        """Seconds that a sender is told to wait.
 
         Args:
             plan: When waiting tasks start.
-            place: How many of them have to before there is room, less one.
-            task_id: What it will be known by.
+            place: Index of the waiting task whose start makes room.
+            task_id: The id by which the sender will be recognised.
         """
         self._refusals += 1
         told = len(self._named) + len(self._nameless)
         others = round(min(self.returning * told, self._most_places))
         wait_s = max(plan.start_at(place + others) - plan.now, plan.token_s) * _LATER
-        # Estimates are alike for all who come at once, so what follows is not.
+        # Senders that arrive together get the same estimate; this spreads them out.
         wait_s += (0.5 + self._refusals * GOLDEN % 1) * plan.interval_s
         if len(self._order) + len(self._nameless) < _MAX_TOLD:
             due = plan.now + wait_s
@@ -64,7 +68,7 @@ class Backoff:
         return wait_s
 
     def note_sender(self, now: float, task_id: str | None = None) -> None:
-        """Someone came, for the first time or again."""
+        """A sender arrived, for the first time or again."""
         if task_id is not None and self._named.pop(task_id, None) is not None:
             self._learn(came=True)
         late = now - _LATE_S

@@ -3,12 +3,19 @@
 Guarantees:
 - every interactive task is handed out before any waiting batch task, in order of submission inside each priority;
 - a task is in exactly one place: the queue, the hands of one replica, or gone;
-- at most ``capacity`` tasks wait beside full slots, none is refused below that, and none that was accepted is dropped;
+- at most ``capacity`` tasks wait while all slots are full, none is refused below that, and no accepted task is dropped;
 - a task starts on the replica that is least loaded then, and none waits while a ready replica has a free slot.
 
+How a place is taken: a task is prepared (tokenised) before it is queued, so its place is reserved before that. With a
+capacity of 2, one slot, and one task running:
+- A waits, and B and C arrive together. B reserves the last place, and C is refused while B is still being tokenised.
+  Without the reservation both would see one place, and three tasks would wait.
+- The slot comes free, and its worker has not taken A yet. A counts as started, so D is accepted. Otherwise D would be
+  refused while a slot is free.
+
 How a slot is filled: `next_for` hands the first task only to the least-loaded replica. Any other replica that asks
-gets nothing, and the least-loaded one is woken. Whatever may change who that is wakes it too, so it is always one that
-has been woken since.
+gets nothing, and the least-loaded one is woken. Every change of which replica that is wakes it too, so no task waits
+for a worker that sleeps.
 
 Any thread may call anything: each method is one short critical section under one lock; workers are woken after it.
 """
@@ -34,7 +41,7 @@ from orchd.queue.tasks import Task
 from orchd.schemas import Accepted, Priority
 
 PLAN_S = 0.1
-"""A plan serves for so long where nothing has changed but the time."""
+"""How long a plan stays valid while nothing but the time has changed."""
 
 
 T = TypeVar("T")
@@ -260,7 +267,7 @@ class Scheduler(Generic[T]):
         return sum(slots.free for slots in self.replicas)
 
     def _places(self) -> int:
-        """How many more tasks may come; waiting ones for which there is a free slot are on their way out."""
+        """How many more tasks fit; a waiting task for which there is a free slot counts as started (see the module)."""
         return self.capacity + self._free_slots() - len(self._queue) - self._reserved
 
     def _current_plan(self, now: float) -> Plan:

@@ -127,7 +127,7 @@ def _read(path: Path, *, named_by: str) -> str:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not a path"
         raise ConfigError(f"{where} cannot be read ({reason}); make it readable for this account") from None
-    return _checked(data.decode("latin-1"), where)
+    return _checked(data.decode("latin-1"), where.removeprefix("token "))
 
 
 def _check_folder(folder: Path, where: str) -> None:

@@ -239,14 +239,12 @@ def test_a_later_part_is_told_of_the_first(root: Path) -> None:
 @pytest.mark.parametrize("reference", ["big", "big-00001-of-00003"])
 def test_missing_parts_are_named(root: Path, reference: str) -> None:
     put_split(root, "big", 3, without=[2, 3])
-    assert "is incomplete without big-00002-of-00003.gguf, big-00003-of-00003.gguf; put every part in" in refusal(
-        reference, root
-    )
+    assert "is missing big-00002-of-00003.gguf, big-00003-of-00003.gguf; put every part in" in refusal(reference, root)
 
 
 def test_a_missing_first_part_is_named(root: Path) -> None:
     put_split(root, "big", 2, without=[1])
-    assert "'big' is incomplete without big-00001-of-00002.gguf" in refusal("big", root)
+    assert "'big' is missing big-00001-of-00002.gguf" in refusal("big", root)
 
 
 def test_an_absurd_number_of_parts_is_told_in_short(root: Path) -> None:
