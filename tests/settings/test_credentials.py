@@ -176,11 +176,11 @@ def test_a_newline_at_the_end_is_no_part_of_it(tmp_path: Path, end: str) -> None
 def test_a_token_that_no_header_could_carry_is_refused(tmp_path: Path, text: str, problem: str) -> None:
     path = token_file(tmp_path / "t", text)
     for place, message in (
-        (f"token file {path} (set by --token-file)", refusal(None, path)),
+        (f"file {path} (set by --token-file)", refusal(None, path)),
         ("ORCHD_TOKEN", refusal(None, None, {"ORCHD_TOKEN": text})),
         ("server.token in /etc/orchd.toml", refusal(configured(token=text))),
         (
-            f"token file {path} (set by server.token_file in /etc/orchd.toml)",
+            f"file {path} (set by server.token_file in /etc/orchd.toml)",
             refusal(configured(token_file=path)),
         ),
     ):
