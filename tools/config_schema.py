@@ -20,11 +20,11 @@ PAGE = ROOT / "docs" / "configuration.md"
 
 SECTIONS = {
     "server": "Where the server listens and who gets in.",
-    "queue": "The bounded queue before each pool; when it is full, new tasks are refused (429) and none is dropped.",
-    "tasks": "How long tasks and their events live.",
-    "workers": "The threads that compute, one for each device.",
-    "models": "Which files a reload may ask for over HTTP.",
-    "pools": "A model, the devices that hold a replica of it each, and the engine's options; once per pool.",
+    "queue": "The bounded queue of each pool; when it is full, new tasks are refused (429) and none is dropped.",
+    "tasks": "How long tasks and their events are kept.",
+    "workers": "The compute threads, one for each device.",
+    "models": "Which files a reload over HTTP may use.",
+    "pools": "A model, the devices that each hold a replica of it, and the engine's options; one table per pool.",
 }
 """What each section is for."""
 
@@ -33,14 +33,14 @@ _HEAD = """\
 
 <!-- Written by `make schema` from orchd/settings/config.py; change that, or the text in tools/config_schema.py. -->
 
-Nothing has to be configured: without a file, `orchd serve` runs one pool, `default`, on the best device it finds, with
-the demo model. The file is TOML and strict: an unknown key, a wrong type and a value out of range are errors that name
-file, key and remedy. `orchd check` tells without starting anything.
+No configuration is required: without a file, `orchd serve` runs one pool, `default`, on the best device it finds, with the
+demo model. The file is TOML and strict: an unknown key, a wrong type or a value out of range is an error that names the
+file, the key and what would be right. `orchd check` checks it without starting anything.
 
-The file is the first of these: `--config FILE`, `ORCHD_CONFIG`, `./orchd.toml`, `orchd.toml` in the user's folder for
-configuration (`~/.config/orchd`). Flags beat the environment (`ORCHD_` and a key of `[server]` in capitals, such as
-`ORCHD_PORT`; lists are comma-separated), the environment beats the file, the file beats the defaults. Paths in the file
-start from its folder. A pool that the file lists needs a `model`.
+The file is the first of these that exists: `--config FILE`, `ORCHD_CONFIG`, `./orchd.toml`, `orchd.toml` in the user's
+configuration folder (`~/.config/orchd`). Flags override the environment (`ORCHD_` and a key of `[server]` in capitals, such
+as `ORCHD_PORT`; lists are comma-separated), the environment overrides the file, and the file overrides the defaults. Paths
+in the file are relative to its folder. `model` is required for each pool in the file.
 
 ```toml
 #:schema /path/to/orchd.schema.json
@@ -59,8 +59,8 @@ slots = 8
 ctx = 8192
 ```
 
-The first line is for editors (Even Better TOML and whatever else uses Taplo): with it they complete keys and mark
-mistakes. The schema comes with orchd; this prints where it is:
+The first line is for editors (Even Better TOML and others that use Taplo): with it, they complete keys and mark mistakes.
+The schema is part of orchd; this prints its path:
 
     python -c "import importlib.resources as r; print(r.files('orchd') / 'orchd.schema.json')"
 """

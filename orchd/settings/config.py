@@ -35,20 +35,20 @@ class ServerConfig(Strict, frozen=True):
     """Where it listens, who gets in, and its limits."""
 
     host: Annotated[str, Meta(min_length=1, description="Address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, Meta(ge=0, le=65535, description="TCP port; 0 takes a free one.")] = 8737
+    port: Annotated[int, Meta(ge=0, le=65535, description="TCP port; 0 picks a free one.")] = 8737
     token: Annotated[str | None, Meta(description="The token that every request must carry.")] = None
-    token_file: Annotated[str | None, Meta(description="File that holds the token, mode 0600.")] = None
+    token_file: Annotated[str | None, Meta(description="File that contains the token, mode 0600.")] = None
     allowed_hosts: Annotated[
         tuple[HostName, ...],
         Meta(
-            description="Hosts, besides the loopback names, that requests may be made to, on any port; "
+            description="Hosts, besides the loopback names, that requests may be addressed to, on any port; "
             "browsers write a name that is not ASCII as `xn--…`."
         ),
     ] = ()
     allowed_origins: Annotated[
         tuple[Origin, ...] | None,
         Meta(
-            description="Browser origins that may read answers; left out: loopback origins on any port. "
+            description="Browser origins that may use the API; by default loopback origins on any port. "
             "`null` is every local file and every sandboxed page."
         ),
     ] = None
@@ -81,7 +81,7 @@ class TasksConfig(Strict, frozen=True):
     ] = 300.0
     retained_bytes: Annotated[
         int,
-        Meta(ge=0, le=1 << 40, description="Bytes of memory that ended tasks may take, all together."),
+        Meta(ge=0, le=1 << 40, description="Bytes of memory that all ended tasks together may take."),
     ] = 64 << 20
     cancel_grace_s: Annotated[
         float, Meta(ge=0, le=DAY_S, description="Seconds without a listener after which a task is cancelled.")
@@ -96,8 +96,8 @@ class WorkersConfig(Strict, frozen=True):
         Meta(
             gt=0,
             le=DAY_S,
-            description="Seconds without progress after which a busy worker is not alive; no step aims at more than a "
-            "twentieth.",
+            description="Seconds without progress after which a busy worker counts as not alive; the target of every "
+            "step is at most a twentieth of this.",
         ),
     ] = 60.0
     step_target_ms: Annotated[
@@ -105,7 +105,7 @@ class WorkersConfig(Strict, frozen=True):
         Meta(
             ge=1,
             le=60_000,
-            description="Longest step while a task is streaming, in milliseconds; sizes prefill.",
+            description="Target for the longest step while a task is streaming, in milliseconds; limits prefill.",
         ),
     ] = 120
 
@@ -113,7 +113,7 @@ class WorkersConfig(Strict, frozen=True):
 class ModelsConfig(Strict, frozen=True):
     """Where models lie."""
 
-    roots: Annotated[tuple[Folder, ...], Meta(description="Folders whose models a reload may ask for.")] = ()
+    roots: Annotated[tuple[Folder, ...], Meta(description="Folders whose models a reload may use.")] = ()
 
 
 class PoolConfig(Strict, frozen=True):
@@ -122,34 +122,34 @@ class PoolConfig(Strict, frozen=True):
     id: Annotated[PoolId, Meta(description="The pool's name in requests and metrics.")] = "default"
     model: Annotated[
         File | None,
-        Meta(description="A GGUF file: its path from this file's folder, or its name in the roots."),
+        Meta(description="A GGUF file: its path, relative to this file's folder, or its name in the roots."),
     ] = None
     devices: Annotated[
         Literal["auto"] | Annotated[tuple[Device, ...], Meta(min_length=1)],
         Meta(
-            description="Where its replicas live, one each; `auto` takes every GPU, else the CPU.",
+            description="One replica on each of these; `auto` is every GPU, or the CPU if there is none.",
             extra={"expected": DEVICES},
         ),
     ] = "auto"
     slots: Annotated[int, Meta(ge=1, le=256, description="Tasks that run at the same time on each replica.")] = 4
     ctx: Annotated[int, Meta(ge=16, le=1 << 24, description="Tokens per slot, prompt and output together.")] = 4096
-    batch: Annotated[int, Meta(ge=1, le=65536, description="Most tokens that one step may process.")] = 512
-    threads: Annotated[int, Meta(ge=0, le=1024, description="Threads per replica; 0 divides the machine's cores.")] = 0
+    batch: Annotated[int, Meta(ge=1, le=65536, description="Maximum number of tokens in one step.")] = 512
+    threads: Annotated[int, Meta(ge=0, le=1024, description="Threads per replica; 0 divides the machine's cores evenly.")] = 0
     flash_attn: Annotated[Literal["auto", "on", "off"], Meta(description="Flash attention.")] = "auto"
     cache_type_k: Annotated[CacheType, Meta(description="Data type of the K cache.")] = "f16"
     cache_type_v: Annotated[
-        CacheType, Meta(description="Data type of the V cache; a quantised one needs flash attention.")
+        CacheType, Meta(description="Data type of the V cache; a quantised type needs flash attention.")
     ] = "f16"
     reload: Annotated[
         Literal["auto", "replace"],
         Meta(
-            description='How a reload goes: "auto" loads the new model beside the old where memory allows, '
+            description='"auto" loads the new model while the old one still serves if memory allows, '
             '"replace" always frees the old one first.'
         ),
     ] = "auto"
     swa_full: Annotated[
         bool,
-        Meta(description="Keep all of a sliding-window layer's cache, to reuse any prefix; off saves memory."),
+        Meta(description="Keep the whole cache of sliding-window layers, so that any prefix can be reused; off saves memory."),
     ] = True
     mmap: Annotated[bool, Meta(description="Map the model file instead of reading it into memory.")] = True
 
