@@ -33,14 +33,14 @@ _HEAD = """\
 
 <!-- Written by `make schema` from orchd/settings/config.py; change that, or the text in tools/config_schema.py. -->
 
-No configuration is required: without a file, `orchd serve` runs one pool, `default`, on the best device it finds, with the
-demo model. The file is TOML and strict: an unknown key, a wrong type or a value out of range is an error that names the
-file, the key and what would be right. `orchd check` checks it without starting anything.
+No configuration is required: without a file, `orchd serve` runs one pool, `default`, on the best device it finds, with
+the demo model. The file is TOML and strict: an unknown key, a wrong type or a value out of range is an error that names
+the file, the key and what would be right. `orchd check` checks it without starting anything.
 
 The file is the first of these that exists: `--config FILE`, `ORCHD_CONFIG`, `./orchd.toml`, `orchd.toml` in the user's
-configuration folder (`~/.config/orchd`). Flags override the environment (`ORCHD_` and a key of `[server]` in capitals, such
-as `ORCHD_PORT`; lists are comma-separated), the environment overrides the file, and the file overrides the defaults. Paths
-in the file are relative to its folder. `model` is required for each pool in the file.
+configuration folder (`~/.config/orchd`). Flags override the environment (`ORCHD_` and a key of `[server]` in capitals,
+such as `ORCHD_PORT`; lists are comma-separated), the environment overrides the file, and the file overrides the
+defaults. Paths in the file are relative to its folder. `model` is required for each pool in the file.
 
 ```toml
 #:schema /path/to/orchd.schema.json
@@ -59,8 +59,8 @@ slots = 8
 ctx = 8192
 ```
 
-The first line is for editors (Even Better TOML and others that use Taplo): with it, they complete keys and mark mistakes.
-The schema is part of orchd; this prints its path:
+The first line is for editors (Even Better TOML and others that use Taplo): with it, they complete keys and mark
+mistakes. The schema is part of orchd; this prints its path:
 
     python -c "import importlib.resources as r; print(r.files('orchd') / 'orchd.schema.json')"
 """

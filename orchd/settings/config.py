@@ -134,7 +134,9 @@ class PoolConfig(Strict, frozen=True):
     slots: Annotated[int, Meta(ge=1, le=256, description="Tasks that run at the same time on each replica.")] = 4
     ctx: Annotated[int, Meta(ge=16, le=1 << 24, description="Tokens per slot, prompt and output together.")] = 4096
     batch: Annotated[int, Meta(ge=1, le=65536, description="Maximum number of tokens in one step.")] = 512
-    threads: Annotated[int, Meta(ge=0, le=1024, description="Threads per replica; 0 divides the machine's cores evenly.")] = 0
+    threads: Annotated[
+        int, Meta(ge=0, le=1024, description="Threads per replica; 0 divides the machine's cores evenly.")
+    ] = 0
     flash_attn: Annotated[Literal["auto", "on", "off"], Meta(description="Flash attention.")] = "auto"
     cache_type_k: Annotated[CacheType, Meta(description="Data type of the K cache.")] = "f16"
     cache_type_v: Annotated[
@@ -149,7 +151,7 @@ class PoolConfig(Strict, frozen=True):
     ] = "auto"
     swa_full: Annotated[
         bool,
-        Meta(description="Keep the whole cache of sliding-window layers, so that any prefix can be reused; off saves memory."),
+        Meta(description="Keep the whole cache of sliding-window layers, to reuse any prefix; off saves memory."),
     ] = True
     mmap: Annotated[bool, Meta(description="Map the model file instead of reading it into memory.")] = True
 
