@@ -157,6 +157,8 @@ class StepEvent:
         index: Index of the last output token that ``text`` holds.
         tokens_out: Output tokens so far, the end-of-generation token not counted.
         finish: Set on the last event of a sequence; `FinishReason.ERROR` where the model computed no number for it.
+        tokens_read: Prompt tokens processed so far; a prompt that takes several steps gets an event in each.
+        tokens_cached: Those of them that were not computed again.
     """
 
     key: str
@@ -164,6 +166,8 @@ class StepEvent:
     index: int
     tokens_out: int
     finish: FinishReason | None = None
+    tokens_read: int = 0
+    tokens_cached: int = 0
 
 
 @dataclass(frozen=True)

@@ -150,12 +150,16 @@ class End(Wire, frozen=True, kw_only=True, omit_defaults=True):
     """Data of the ``end`` event.
 
     Attributes:
+        tokens_in: Prompt tokens.
+        tokens_cached: Those of them that were found in a cache and not computed again.
         tokens_out: Output tokens, the end-of-generation token not counted.
         decode_ms: From the first output token to the end.
         finish_reason: Why it ended.
         error: What went wrong, where ``finish_reason`` is ``error``.
     """
 
+    tokens_in: int
+    tokens_cached: int
     tokens_out: int
     decode_ms: int
     finish_reason: FinishReason

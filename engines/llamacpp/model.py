@@ -109,7 +109,7 @@ class LlamaModel:
         sampler = None if is_argmax(sequence.sampling) else Sampler(sequence.sampling, prompt=prompt)
         self._admissions += 1
         slot.used = self._admissions
-        slot.run = Run(sequence, self._admissions, OutputText(sequence.stop), sampler)
+        slot.run = Run(sequence, self._admissions, OutputText(sequence.stop), sampler, cached=len(slot.cached))
         if leader is not None:
             slot.run.leader, slot.run.shared = leader
         self._planner.slots_changed()
@@ -134,6 +134,7 @@ class LlamaModel:
             reuse = find_donor(prompt, slot, self._slots, worth=self._copier.worth)
             if reuse is not None:
                 self._take_prefix(prompt, reuse)
+                run.cached = len(slot.cached)
 
     def _kept(self, slot: int, keep: int) -> int:
         """Cut a slot's cache to ``keep`` tokens, or empty it if it cannot go back that far; returns how many are left.
@@ -168,7 +169,13 @@ class LlamaModel:
         self._planner.done(step, self._clock() - started)
         if step.prefill_tokens:
             self._release_followers()  # before a leader that ends leaves its slot to somebody else
+            return self._sample(step.outputs) + self._reading()
         return self._sample(step.outputs)
+
+    def _reading(self) -> list[StepEvent]:
+        """How far the prompts are that are not done."""
+        running = [(slot, slot.run) for slot in self._slots if slot.run is not None]
+        return [_event(run, tokens_read=len(slot.cached)) for slot, run in running if not run.decoding]
 
     def _sample(self, outputs: Seq[tuple[Slot, int]]) -> list[StepEvent]:
         """The next token of each of these slots, from the logits of a row."""
@@ -189,7 +196,7 @@ class LlamaModel:
         """End a sequence for which the model has computed NaN or infinity instead of logits."""
         slot.cached.clear()
         self._free(slot)
-        return StepEvent(run.sequence.key, "", run.text.index, run.tokens_out, FinishReason.ERROR)
+        return _event(run, finish=FinishReason.ERROR)
 
     def _accept(self, slot: Slot, run: Run, token: int) -> StepEvent:
         """Take a sampled token in; frees the slot if it was the last."""
@@ -207,7 +214,7 @@ class LlamaModel:
                 text, finish = text + run.text.flush(), FinishReason.LENGTH
         if finish is not None:
             self._free(slot)
-        return StepEvent(run.sequence.key, text, run.text.index, run.tokens_out, finish)
+        return _event(run, text=text, finish=finish)
 
     def cancel(self, key: str) -> bool:
         """See `engines.api.LoadedModel`."""
@@ -237,3 +244,11 @@ class LlamaModel:
             slot.run.sampler.close()
         slot.run = None
         self._planner.slots_changed()
+
+
+def _event(
+    run: Run, *, text: str = "", tokens_read: int | None = None, finish: FinishReason | None = None
+) -> StepEvent:
+    """What is told of a run; all of its prompt has been processed unless ``tokens_read`` says otherwise."""
+    read = len(run.sequence.tokens) if tokens_read is None else tokens_read
+    return StepEvent(run.sequence.key, text, run.text.index, run.tokens_out, finish, read, run.cached)

@@ -45,7 +45,10 @@ class Task:
         tokens: The prompt in the pool's current vocabulary; no longer waiting, none.
         accepted: The answer its sender got, kept for a retry with the same id.
         log: Its events. Event loop thread only, like `state`.
-        tokens_out: Output tokens so far. Written by its worker, like what follows.
+        tokens_in: Prompt tokens; 0 while it waits.
+        tokens_read: Prompt tokens processed so far. Written by its worker, like what follows.
+        tokens_cached: Those of them that were not computed again.
+        tokens_out: Output tokens so far.
         first_token_at: Monotonic seconds of its first output token.
         shown: Whether any text was reported.
         digest: Of its request, which a retry with the same id is compared with.
@@ -58,6 +61,9 @@ class Task:
     accepted: Accepted | None = None
     state: TaskState = TaskState.WAITING
     log: EventLog = field(default_factory=EventLog)
+    tokens_in: int = 0
+    tokens_read: int = 0
+    tokens_cached: int = 0
     tokens_out: int = 0
     first_token_at: float | None = None
     shown: bool = False
@@ -70,6 +76,11 @@ class Task:
     def retained_bytes(self) -> int:
         """What it takes while it is kept after its end."""
         return TASK_BYTES + self.log.size_bytes
+
+    @property
+    def reading(self) -> bool:
+        """Whether its prompt is being processed: it runs and has no output yet."""
+        return self.state is TaskState.RUNNING and self.first_token_at is None
 
     @property
     def priority(self) -> Priority:
@@ -112,13 +123,23 @@ class Task:
         """Its one end."""
         self._move(TaskState.ENDED)
         body = None if error is None else ErrorBody(code=error.code, message=str(error))
-        self.log.append(End(tokens_out=self.tokens_out, decode_ms=decode_ms, finish_reason=reason, error=body))
+        self.log.append(
+            End(
+                tokens_in=self.tokens_in,
+                tokens_cached=self.tokens_cached,
+                tokens_out=self.tokens_out,
+                decode_ms=decode_ms,
+                finish_reason=reason,
+                error=body,
+            )
+        )
 
     def _move(self, to: TaskState) -> None:
         if to not in TRANSITIONS[self.state]:
             raise RuntimeError(f"task {self.id} cannot go from {self.state.name} to {to.name}")
         if self.state is TaskState.WAITING:  # its engine has what it needs, or will never need it
             self.request = self.request.without_prompt()
+            self.tokens_in = len(self.tokens)
             self.tokens = array.array("i")
         self.state = to
 

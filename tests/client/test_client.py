@@ -182,9 +182,19 @@ async def test_follow_yields_typed_events_and_stops_after_the_end(server: StandI
     assert events == [
         Started(queue_position=0, predicted_start_ms=0, event_id="0"),
         Token(t="né", i=0, event_id="1"),
-        End(tokens_out=1, decode_ms=12, finish_reason=FinishReason.STOP, event_id="2"),
+        End(tokens_in=5, tokens_cached=2, tokens_out=1, decode_ms=12, finish_reason=FinishReason.STOP, event_id="2"),
     ]
     assert await asyncio.to_thread(server.left.wait, 5)
+
+
+async def test_follow_tells_how_far_a_long_prompt_is(server: StandIn) -> None:
+    comments = (b": keep-alive\n\n", b": prompt 3/9\n\n", b": prompt 9\n\n", b": prompt x/9\n\n", b": prompt 6/9\n\n")
+    server.on("GET stream", s.stream(s.started(), *comments, s.token(1, "a"), s.end(2)))
+    told: list[tuple[int, int]] = []
+    async with connect(server) as client:
+        async for _ in client.follow("t", on_prompt=lambda read, total: told.append((read, total))):
+            pass
+    assert told == [(3, 9), (6, 9)]
 
 
 @pytest.mark.parametrize("how", ["cut", "close"])

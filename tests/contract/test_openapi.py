@@ -237,7 +237,9 @@ def test_the_events_are_the_same() -> None:
     samples: dict[type, Event] = {
         schemas.Started: schemas.Started(queue_position=0, predicted_start_ms=0),
         schemas.Token: schemas.Token(t="a", i=0),
-        schemas.End: schemas.End(tokens_out=0, decode_ms=0, finish_reason=FinishReason.STOP),
+        schemas.End: schemas.End(
+            tokens_in=1, tokens_cached=0, tokens_out=0, decode_ms=0, finish_reason=FinishReason.STOP
+        ),
     }
     assert set(samples) == set(get_args(Event))
     framed = {
@@ -255,7 +257,8 @@ ACCEPTED = (
 REFUSED = b'{"code":"ADMISSION_REJECT","message":"full","engine":"llamacpp"}'
 PAUSE = {"Retry-After": "1", "X-Backoff-Ms": "12"}
 EVENTS = b'id: 0\nevent: started\ndata: {"queue_position":0,"predicted_start_ms":0}\n\n'
-END = b'id: 1\nevent: end\ndata: {"tokens_out":0,"decode_ms":0,"finish_reason":"stop"}\n\n'
+FIGURES = b'"tokens_in":1,"tokens_cached":0,"tokens_out":0,"decode_ms":0'
+END = b'id: 1\nevent: end\ndata: {%b,"finish_reason":"stop"}\n\n' % FIGURES
 STREAM = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 ENVELOPE = b'{"code":"NOT_FOUND","message":"no","engine":"llamacpp"}'
 
