@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import itertools
 
+from engines.api import Prompt
 from orchd.errors import TaskError
 from orchd.queue.tasks import Task
 from orchd.schemas import Priority, TaskRequest
@@ -33,7 +34,7 @@ def make_task(
     number = next(_numbers)
     request = TaskRequest(priority=priority, prompt=prompt, max_tokens=max_tokens, ignore_eos=ignore_eos)
     task_id = f"00000000-0000-4000-8000-{number:012d}"
-    return Task(task_id, request, pool_id, array.array("i", [ord(char) for char in prompt]))
+    return Task(task_id, request, pool_id, Prompt(array.array("i", [ord(char) for char in prompt])))
 
 
 def pause_of(refusal: TaskError) -> float:

@@ -22,6 +22,7 @@ from engines.api import (
     Footprint,
     ModelSpec,
     ProgressCallback,
+    Prompt,
     Sequence,
     StepEvent,
     TemplateArgument,
@@ -56,8 +57,9 @@ class FakeVocab:
         *,
         arguments: Mapping[str, TemplateArgument] = NO_ARGUMENTS,
         at_most: int | None = None,
-    ) -> list[int]:
-        return self.tokenize("".join(f"{message['role']}:{message['content']}\n" for message in messages))
+    ) -> Prompt:
+        text = "".join(f"{message['role']}:{message['content']}\n" for message in messages)
+        return Prompt(self.tokenize(text), reply="")
 
     def close(self) -> None:
         self.closes += 1

@@ -212,6 +212,11 @@ class Worker:
         task.tokens_out = event.tokens_out
         if task.first_token_at is None and event.finish is not FinishReason.ERROR:
             task.first_token_at = self._clock()
+        if event.reasoning and task.request.reasoning:
+            self._reports.append(
+                Progress(task, event.reasoning, event.reasoning_index, first=not task.shown, reasoning=True)
+            )
+            task.shown = True
         if event.text:
             self._reports.append(Progress(task, event.text, event.index, first=not task.shown))
             task.shown = True

@@ -13,7 +13,7 @@ import uuid
 import msgspec
 import pytest
 
-from engines.api import FinishReason
+from engines.api import FinishReason, Prompt
 from orchd.errors import WorkerReset
 from orchd.queue.events import EventLog
 from orchd.queue.tasks import TRANSITIONS, Task, TaskState, TaskStore
@@ -211,7 +211,7 @@ def test_what_ended_tasks_are_counted_as_is_what_they_take(texts: int, text: str
     try:
         for number in range(300):
             request = _request(number)
-            task = Task(str(request.task_id), request, "default", array.array("i", range(2000)))
+            task = Task(str(request.task_id), request, "default", Prompt(array.array("i", range(2000))))
             task.accepted = Accepted(task_id=task.id, queue_position=3000, predicted_start_ms=7000, backoff_ms=9000)
             store.add(task)
             task.start()
