@@ -262,12 +262,14 @@ class _Printer:
     """A task's text as it comes: the answer on stdout, and reasoning on stderr, dim where that is a terminal."""
 
     def __init__(self) -> None:
-        self._err = console_for(sys.stderr)
         self._last = ""  # of the answer
         self._thinks = False
+        err = console_for(sys.stderr)
+        self._dim = ("\x1b[2m", "\x1b[22m") if err.is_terminal and not err.is_dumb_terminal else ("", "")
 
     def reasoning(self, text: str) -> None:
-        self._err.out(text.translate(_PICTURES) if self._err.is_terminal else text, style="dim", end="")
+        text = text.translate(_PICTURES) if sys.stderr.isatty() else text
+        print(text.join(self._dim), end="", file=sys.stderr, flush=True)
         self._thinks = True
 
     def answer(self, text: str) -> None:
@@ -284,7 +286,7 @@ class _Printer:
 
     def _end_reasoning(self, with_text: str) -> None:
         if self._thinks:
-            self._err.out(with_text, end="")
+            print(with_text, end="", file=sys.stderr, flush=True)
             self._thinks = False
 
 

@@ -76,13 +76,15 @@ def _events(log: EventLog) -> list[tuple[int, str, object]]:
 def test_a_task_writes_started_tokens_and_one_end() -> None:
     task = _accepted_task()
     task.start()
+    task.reason("hm", 0)
     task.token("hello\n", 2)
     task.tokens_out = 3
     task.end(FinishReason.LENGTH, decode_ms=12)
     assert _events(task.log) == [
         (0, "started", {"queue_position": 3, "predicted_start_ms": 70}),
-        (1, "token", {"t": "hello\n", "i": 2}),
-        (2, "end", {"tokens_out": 3, "decode_ms": 12, "finish_reason": "length"}),
+        (1, "token", {"r": "hm", "i": 0}),
+        (2, "token", {"t": "hello\n", "i": 2}),
+        (3, "end", {"tokens_out": 3, "decode_ms": 12, "finish_reason": "length"}),
     ]
     assert task.log.size_bytes > sum(map(sys.getsizeof, task.log.frames))
 
