@@ -87,14 +87,19 @@ class Channels(ABC):
 
 def _find(text: str, markers: tuple[str, ...]) -> int:
     """Where the first of some markers begins, or what may become one; the length of the text if there is none."""
-    found = [at for marker in markers if (at := text.find(marker)) >= 0]
-    return min(found) if found else len(text) - max(_begun(text, marker) for marker in markers)
+    first = len(text)
+    for marker in markers:
+        at = text.find(marker)
+        first = min(first, at if at >= 0 else len(text) - _begun(text, marker))
+    return first
 
 
 def _begun(text: str, marker: str) -> int:
     """How many characters at the end of a text may be the beginning of a marker."""
-    sizes = range(min(len(text), len(marker) - 1), 0, -1)
-    return next((size for size in sizes if text.endswith(marker[:size])), 0)
+    at = text.find(marker[0], max(0, len(text) - len(marker) + 1))
+    while at >= 0 and not marker.startswith(text[at:]):
+        at = text.find(marker[0], at + 1)
+    return len(text) - at if at >= 0 else 0
 
 
 class BlockChannels(Channels):
@@ -228,13 +233,19 @@ class Style:
         """The channels of a reply of which nothing is written yet."""
         return HarmonyChannels() if self.opening is None else BlockChannels(self.opening, self.closing)
 
-    def begun(self, prompt: str) -> str:
-        """What a chat template has already written of the reply at the end of a prompt."""
+    def begun(self, prompt: str, continued: str) -> str:
+        """What there is of a reply already, with all that tells how it goes on.
+
+        Args:
+            prompt: What a chat template has written before the reply, or the end of that.
+            continued: What a user has written of it. A block may be open in it, but it has no headers.
+        """
         if self.opening is None:
-            return prompt[at:] if (at := prompt.rfind(_START)) >= 0 else _ASSISTANT
+            header = prompt[at:] if (at := prompt.rfind(_START)) >= 0 else _ASSISTANT
+            return header + continued.replace(_START[0], "\0")
         text = prompt.rstrip()
         marker = next((marker for marker in (self.opening, self.closing) if text.endswith(marker)), "")
-        return marker and prompt[len(text) - len(marker) :]
+        return (marker and prompt[len(text) - len(marker) :]) + continued
 
     def without_markers(self, text: str) -> str:
         """Text of a token that cannot be part of a marker, of the same length, so that it is not taken for one."""

@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 from engines.llamacpp.channels import Channel, Part, Phase, Style
 
+_REPLY_CHARS = 4096
+"""A long beginning is read in pieces: with one that is full of markers, the time for it grows with their length."""
+
 
 class StopString:
     """Finds one string in a text that comes in pieces (Knuth, Morris and Pratt 1977: linear time, no look-back)."""
@@ -91,7 +94,8 @@ class OutputText:
         self._style = style
         self._channels = None if style is None or reply is None else style.open()
         if self._channels is not None and reply:
-            known = sum(count for _, count in self._channels.read(reply))
+            parts = [self._channels.read(reply[at : at + _REPLY_CHARS]) for at in range(0, len(reply), _REPLY_CHARS)]
+            known = sum(count for part in parts for _, count in part)
             self._undecided.append(_Run(reply[known:], -1, shown=False))
 
     @property
@@ -125,6 +129,8 @@ class OutputText:
         return text
 
     def _read(self, text: str, *, shown: bool, marks: bool) -> str:
+        if self._channels is None and not self._stops:  # most sequences
+            return self._show((_Run(text, self._token, shown),))
         run = _Run(text, self._token, shown)
         if self._channels is None or self._style is None:
             return self._show(self._release([run]))

@@ -61,8 +61,8 @@ class LlamaVocab:
         if self._template is None:
             raise InvalidPrompt(self._no_chat)
         prompt = self._template.render(messages, arguments=arguments)
-        markup = "" if self._style is None else self._style.begun(prompt.head)
-        return Prompt(self._tokenize(prompt.text, prompt.cuts, at_most), markup + prompt.continued)
+        reply = "" if self._style is None else self._style.begun(prompt.head, prompt.continued)
+        return Prompt(self._tokenize(prompt.text, prompt.cuts, at_most), reply)
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:

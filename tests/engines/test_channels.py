@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -105,6 +106,14 @@ def test_nothing_of_the_reply_in_the_prompt_is_sent_again() -> None:
     assert Told(THINK, ["b"], reply=" ").both == ("", "b")
     assert Told(THINK, ["b"], reply="<thi").both == ("", "b")
     assert Told(THINK, ["b"], reply="</think>\n\na", stop=("ab",)).both == ("", "b")
+
+
+@pytest.mark.parametrize("text", ["<think></think>", "<think>", "</think>", " ", "\n<", "<|"])
+@pytest.mark.parametrize("style", [THINK, HARMONY])
+def test_a_long_beginning_of_a_reply_takes_no_time(style: Style, text: str) -> None:
+    began = time.process_time()
+    OutputText((), style, style.begun("", text * ((1 << 20) // len(text))))
+    assert time.process_time() - began < 2
 
 
 def test_where_markers_are_tokens_text_that_looks_like_them_is_text() -> None:
@@ -257,4 +266,10 @@ def test_a_vocabulary_tells_the_style_where_the_template_does_not() -> None:
     ],
 )
 def test_the_end_of_a_prompt_tells_how_the_reply_begins(style: Style, prompt: str, begun: str) -> None:
-    assert style.begun(prompt) == begun
+    assert style.begun(prompt, "") == begun
+    assert style.begun(prompt, "a") == f"{begun}a"
+
+
+def test_no_header_is_in_what_a_user_has_written_of_a_reply() -> None:
+    begun = HARMONY.begun(f"<|start|>assistant{FINAL}", f"a{AGAIN}{ANALYSIS}b")
+    assert Told(HARMONY, ["c"], reply=begun).both == ("", "c")
