@@ -35,9 +35,9 @@ class Phase(enum.Enum):
     """What a model can write next."""
 
     UNDECIDED = enum.auto()
-    """Reasoning or the answer: nothing has been written that tells."""
+    """A marker that opens reasoning, or the answer."""
     REASONING = enum.auto()
-    """No answer, before a marker has ended the reasoning or what introduces it."""
+    """Reasoning, or the markup around it: no answer before that has ended."""
     ANSWER = enum.auto()
     """The answer; any reasoning is over."""
 
@@ -90,11 +90,11 @@ def _find(text: str, markers: tuple[str, ...]) -> int:
     first = len(text)
     for marker in markers:
         at = text.find(marker)
-        first = min(first, at if at >= 0 else len(text) - _begun(text, marker))
+        first = min(first, at if at >= 0 else len(text) - _overlap(text, marker))
     return first
 
 
-def _begun(text: str, marker: str) -> int:
+def _overlap(text: str, marker: str) -> int:
     """How many characters at the end of a text may be the beginning of a marker."""
     at = text.find(marker[0], max(0, len(text) - len(marker) + 1))
     while at >= 0 and not marker.startswith(text[at:]):
@@ -196,7 +196,7 @@ class HarmonyChannels(Channels):
         header, complete, _ = self._held.partition(_MESSAGE)
         begun = len(_ASSISTANT) if header.startswith(_ASSISTANT) else 0
         rest = self._held[begun:].lstrip()
-        size = len(header) - (0 if complete else _begun(header, _MESSAGE))
+        size = len(header) - (0 if complete else _overlap(header, _MESSAGE))
         if size > MAX_HEADER_CHARS or not any(rest[: len(text)] == text[: len(rest)] for text in _HEADERS):
             self._channel = Channel.ANSWER  # a model that does not keep to the format
             return (Channel.MARKUP, begun) if begun else (Channel.ANSWER, 1)

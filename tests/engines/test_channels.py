@@ -143,6 +143,17 @@ def test_a_token_may_hold_the_end_of_one_and_the_beginning_of_the_other() -> Non
     assert (told.both, told.last[1]) == (("ab", "c"), (1, 1))
 
 
+def test_reasoning_is_whole_characters_too() -> None:
+    output = OutputText((), THINK, "<think>")
+    seen = []
+    for data in [b"\xf0\x9f", b"\x99\x82", b"caf\xc3"]:
+        assert output.push(data) == ""
+        seen.append((output.reasoning, output.reasoning_index))
+    assert output.flush() == ""
+    seen.append((output.reasoning, output.reasoning_index))
+    assert seen == [("", -1), ("🙂", 1), ("caf", 2), ("\ufffd", 2)]
+
+
 def test_the_phase_says_what_can_come_next() -> None:
     undecided, reasoning, answer = Phase.UNDECIDED, Phase.REASONING, Phase.ANSWER
     told = Told(THINK, ["\n", "<think>", "a", "</th", "ink>", "b"])
