@@ -132,6 +132,10 @@ def token(number: int, text: str) -> bytes:
     return event(number, "token", {"t": text, "i": number - 1})
 
 
+def reasoning(number: int, text: str) -> bytes:
+    return event(number, "token", {"r": text, "i": number - 1})
+
+
 def end(number: int, finish_reason: str = "stop", **more: object) -> bytes:
     figures = {
         "tokens_in": 5,

@@ -17,6 +17,7 @@ from engines.errors import EngineError, LoadFailed
 from engines.llamacpp.chooser import Chooser
 from engines.llamacpp.cleansing import cleanse
 from engines.llamacpp.copying import Copier
+from engines.llamacpp.model_template import reasoning_style
 from engines.llamacpp.native.context import NativeContext
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.native.threads import free_to_move
@@ -56,7 +57,8 @@ class LlamaModel:
         except BaseException:
             self._native.close()
             raise
-        self._pieces = Pieces(self._native)
+        self._style = reasoning_style(self._native)
+        self._pieces = Pieces(self._native, self._style)
         self._chooser = Chooser(self._pieces.ends)
         self._slots = [Slot(index) for index in range(spec.slots)]
         cost = StepCost(spec.step_target_s, self._context.n_rows, lone_s=spec.lone_step_s)
@@ -109,7 +111,8 @@ class LlamaModel:
         sampler = None if is_argmax(sequence.sampling) else Sampler(sequence.sampling, prompt=prompt)
         self._admissions += 1
         slot.used = self._admissions
-        slot.run = Run(sequence, self._admissions, OutputText(sequence.stop), sampler, cached=len(slot.cached))
+        text = OutputText(sequence.stop, self._style, sequence.reply)
+        slot.run = Run(sequence, self._admissions, text, sampler, cached=len(slot.cached))
         if leader is not None:
             slot.run.leader, slot.run.shared = leader
         self._planner.slots_changed()
@@ -201,20 +204,24 @@ class LlamaModel:
     def _accept(self, slot: Slot, run: Run, token: int) -> StepEvent:
         """Take a sampled token in; frees the slot if it was the last."""
         piece = self._pieces[token]
-        finish = None
+        output, finish = run.text, None
+        text = reasoning = ""
         if piece is None:
-            text, finish = run.text.flush(), FinishReason.STOP
+            finish = FinishReason.STOP
         else:
             run.tokens_out += 1
             run.next_token = token
-            text = run.text.push(piece)
-            if run.text.stopped:
+            text = output.push(piece.data, shown=piece.shown, marks=piece.special)
+            reasoning = output.reasoning
+            if output.stopped:
                 finish = FinishReason.STOP
             elif run.tokens_out >= run.sequence.max_tokens:
-                text, finish = text + run.text.flush(), FinishReason.LENGTH
+                finish = FinishReason.LENGTH
         if finish is not None:
+            text += output.flush()
+            reasoning += output.reasoning
             self._free(slot)
-        return _event(run, text=text, finish=finish)
+        return _event(run, text=text, reasoning=reasoning, finish=finish)
 
     def cancel(self, key: str) -> bool:
         """See `engines.api.LoadedModel`."""
@@ -247,8 +254,22 @@ class LlamaModel:
 
 
 def _event(
-    run: Run, *, text: str = "", tokens_read: int | None = None, finish: FinishReason | None = None
+    run: Run,
+    *,
+    text: str = "",
+    reasoning: str = "",
+    tokens_read: int | None = None,
+    finish: FinishReason | None = None,
 ) -> StepEvent:
     """What is told of a run; all of its prompt has been processed unless ``tokens_read`` says otherwise."""
-    read = len(run.sequence.tokens) if tokens_read is None else tokens_read
-    return StepEvent(run.sequence.key, text, run.text.index, run.tokens_out, finish, read, run.cached)
+    return StepEvent(
+        run.sequence.key,
+        text,
+        run.text.index,
+        run.tokens_out,
+        finish,
+        tokens_read=len(run.sequence.tokens) if tokens_read is None else tokens_read,
+        tokens_cached=run.cached,
+        reasoning=reasoning,
+        reasoning_index=run.text.reasoning_index,
+    )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import array
 import enum
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
-from engines.api import FinishReason, SamplingParams, Sequence
+from engines.api import FinishReason, Prompt, SamplingParams, Sequence
 from orchd.errors import TaskError
 from orchd.queue.events import EventLog
-from orchd.schemas import Accepted, End, ErrorBody, Priority, Started, TaskRequest, Token
+from orchd.schemas import Accepted, End, ErrorBody, Priority, Reasoning, Started, TaskRequest, Token
 
 
 class TaskState(enum.Enum):
@@ -42,7 +42,7 @@ class Task:
         id: A UUID's text.
         request: As it came in, for a reload tokenises it again; no longer waiting, without its prompt and other texts.
         pool_id: The pool that took it.
-        tokens: The prompt in the pool's current vocabulary; no longer waiting, none.
+        prompt: In the pool's current vocabulary; no longer waiting, empty.
         accepted: The answer its sender got, kept for a retry with the same id.
         log: Its events. Event loop thread only, like `state`.
         tokens_in: Prompt tokens; 0 while it waits.
@@ -57,7 +57,7 @@ class Task:
     id: str
     request: TaskRequest
     pool_id: str
-    tokens: array.array[int]
+    prompt: Prompt
     accepted: Accepted | None = None
     state: TaskState = TaskState.WAITING
     log: EventLog = field(default_factory=EventLog)
@@ -83,6 +83,11 @@ class Task:
         return self.state is TaskState.RUNNING and self.first_token_at is None
 
     @property
+    def tokens(self) -> Seq[int]:
+        """Its prompt's tokens."""
+        return self.prompt.tokens
+
+    @property
     def priority(self) -> Priority:
         """Its priority."""
         return self.request.priority
@@ -93,7 +98,8 @@ class Task:
         seed = uuid.UUID(self.id).int & 0xFFFFFFFF if request.seed is None else request.seed
         return Sequence(
             key=self.id,
-            tokens=self.tokens,
+            tokens=self.prompt.tokens,
+            reply=self.prompt.reply,
             max_tokens=request.max_tokens,
             stop=request.stop,
             sampling=SamplingParams(
@@ -119,6 +125,10 @@ class Task:
         """Text is ready."""
         self.log.append(Token(t=text, i=index))
 
+    def reason(self, text: str, index: int) -> None:
+        """More of what the model thinks."""
+        self.log.append(Reasoning(r=text, i=index))
+
     def end(self, reason: FinishReason, *, decode_ms: int = 0, error: TaskError | None = None) -> None:
         """Its one end."""
         self._move(TaskState.ENDED)
@@ -140,7 +150,7 @@ class Task:
         if self.state is TaskState.WAITING:  # its engine has what it needs, or will never need it
             self.request = self.request.without_prompt()
             self.tokens_in = len(self.tokens)
-            self.tokens = array.array("i")
+            self.prompt = Prompt(())
         self.state = to
 
 

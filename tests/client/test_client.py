@@ -16,7 +16,7 @@ import pytest
 
 from engines.api import FinishReason
 from orchd import client as orchd_client
-from orchd.client import Client, End, Event, Started, Token
+from orchd.client import Client, End, Event, Reasoning, Started, Token
 from orchd.errors import ConfigError
 from testkit import stand_in as s
 from testkit.stand_in import TOKEN, StandIn
@@ -197,6 +197,19 @@ async def test_follow_tells_how_far_a_long_prompt_is(server: StandIn) -> None:
     assert told == [(3, 9), (6, 9)]
 
 
+async def test_reasoning_is_an_event_of_its_own(server: StandIn) -> None:
+    server.on("POST /v1/tasks", s.accept())
+    server.on("GET stream", s.stream(s.started(), s.reasoning(1, "hm"), s.token(2, "né"), s.end(3)))
+    async with connect(server) as client:
+        accepted = await client.submit(messages=[{"role": "user", "content": "hi"}], reasoning=True)
+        events = [event async for event in client.follow(accepted.task_id)]
+        answer = await texts(client, reasoning=True)
+    assert server.seen[0].body["reasoning"] is True
+    assert events[1:3] == [Reasoning(r="hm", i=0, event_id="1"), Token(t="né", i=1, event_id="2")]
+    assert [event.text for event in events if isinstance(event, Reasoning)] == ["hm"]
+    assert answer == "né"
+
+
 @pytest.mark.parametrize("how", ["cut", "close"])
 async def test_a_broken_stream_is_taken_up_after_the_last_event(server: StandIn, how: str) -> None:
     half = s.token(2, "b")[:-1]  # its blank line is missing
@@ -250,6 +263,7 @@ async def test_a_task_that_is_gone_is_not_found(server: StandIn) -> None:
         s.raw(b"<html>"),
         s.stream(b"event: token\ndata: {\n\n"),
         s.stream(b'event: token\ndata: {"t": 5}\n\n'),
+        s.stream(b'event: token\ndata: {"i": 5}\n\n'),
         s.stream(b"data: " + b"x" * (2 << 20)),
     ],
 )

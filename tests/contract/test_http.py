@@ -168,6 +168,7 @@ def test_no_event_carries_a_correlation_id(live: Live) -> None:
             "queue_position",
             "predicted_start_ms",
             "t",
+            "r",
             "i",
             "tokens_in",
             "tokens_cached",

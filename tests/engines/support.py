@@ -52,8 +52,9 @@ def sequence(
     stop: tuple[str, ...] = (),
     sampling: SamplingParams = GREEDY,
     urgent: bool = True,
+    reply: str | None = None,
 ) -> api.Sequence:
-    return api.Sequence(key, tokens, max_tokens, stop=stop, sampling=sampling, urgent=urgent)
+    return api.Sequence(key, tokens, max_tokens, stop=stop, sampling=sampling, urgent=urgent, reply=reply)
 
 
 @dataclass
