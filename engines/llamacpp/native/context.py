@@ -71,7 +71,7 @@ class NativeContext:
         self._ctx = spec.ctx
         # Else the state of a sequence is not all of its cache (a sliding window), or a device copies faster itself.
         self._copies_held = not (model.n_swa or model.is_recurrent or self.buffers.on_device)
-        self._queued = False  # whether the next decode copies slots
+        self._queued: set[int] = set()  # slots that the next decode copies from or to
         self._passage = np.empty(0, np.uint8)
         try:
             self._make_batch()
@@ -117,7 +117,7 @@ class NativeContext:
         self._batch.n_tokens = n_rows
         self.heartbeat.begin()
         self._threads.use(1 if n_rows <= self._lone_rows else self._threads.count)
-        self._queued = False
+        self._queued.clear()
         code = llama_cpp.llama_decode(self.handle, self._batch)
         llama_cpp.llama_synchronize(self.handle)  # a GPU may still be at work, and a step's time is measured
         if code == 0:
@@ -166,7 +166,36 @@ class NativeContext:
         """Queue a copy of every cell of a slot, held or not; the next decode makes it."""
         self.clear_slot(target)
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
-        self._queued = True
+        self._queued |= {source, target}
+
+    def state_bytes(self, slot: int) -> int:
+        """Bytes that `save_slot` would return; 0 if it cannot now."""
+        return 0 if slot in self._queued else int(llama_cpp.llama_state_seq_get_size(self.handle, slot))
+
+    def save_slot(self, slot: int, n_bytes: int) -> npt.NDArray[np.uint8] | None:
+        """A copy in host memory of what a slot holds, in llama.cpp's format; None if it cannot be made.
+
+        Args:
+            slot: Which.
+            n_bytes: From `state_bytes`.
+
+        Raises:
+            MemoryError: The system has not so much.
+        """
+        state = np.empty(n_bytes, np.uint8)
+        data = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        written = int(llama_cpp.llama_state_seq_get_data(self.handle, data, n_bytes, slot))
+        return state if written == n_bytes else None
+
+    def restore_slot(self, slot: int, state: npt.NDArray[np.uint8]) -> bool:
+        """Replace what a slot holds by what `save_slot` returned; if that fails, the slot is empty and it is False."""
+        data = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if slot not in self._queued:
+            self.clear_slot(slot)
+            if int(llama_cpp.llama_state_seq_set_data(self.handle, data, state.nbytes, slot)) == state.nbytes:
+                return True
+        self.clear_slot(slot)
+        return False
 
     def _copy_held(self, source: int, target: int) -> bool:
         """Copy what a slot holds through host memory; False if that cannot be done, and the target is empty then."""

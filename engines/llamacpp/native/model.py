@@ -78,6 +78,8 @@ class NativeModel:
         self._vocab: Any = llama_cpp.llama_model_get_vocab(handle)
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self.n_swa: int = 0 if vocab_only else llama_cpp.llama_model_n_swa(handle)
+        # Its `seq_rm` empties at once what its `seq_cp` only copies in the next decode.
+        self.survives_moves: bool = vocab_only or self.architecture != "deepseek4"
         self.is_recurrent: bool = not vocab_only and (
             llama_cpp.llama_model_is_recurrent(handle) or llama_cpp.llama_model_is_hybrid(handle)
         )
@@ -109,8 +111,16 @@ class NativeModel:
     @property
     def pre_tokenizer(self) -> str:
         """What the file's metadata calls the rules by which texts are cut into words."""
+        return self._metadata(b"tokenizer.ggml.pre")
+
+    @property
+    def architecture(self) -> str:
+        """llama.cpp's name for it."""
+        return self._metadata(b"general.architecture")
+
+    def _metadata(self, key: bytes) -> str:
         buffer = ctypes.create_string_buffer(64)
-        llama_cpp.llama_model_meta_val_str(self.handle, b"tokenizer.ggml.pre", buffer, len(buffer))
+        llama_cpp.llama_model_meta_val_str(self.handle, key, buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace")
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
