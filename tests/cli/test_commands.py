@@ -42,6 +42,13 @@ def test_version_names_orchd_and_llama_cpp_python() -> None:
     assert re.search(r"^Backends CPU(, CUDA)?$", result.stdout, re.MULTILINE)
 
 
+def test_a_command_imports_no_other() -> None:
+    code = "import sys\nfrom orchd.cli import entry\nentry.app(['check', '--help'], standalone_mode=False)\n"
+    code += "print([name for name in sys.modules if name.startswith('orchd.cli.commands.')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout.splitlines()[-1] == "['orchd.cli.commands.check']"
+
+
 def test_completion_is_on_offer() -> None:
     env = {**os.environ, "_ORCHD_COMPLETE": "complete_bash", "COMP_WORDS": "orchd he", "COMP_CWORD": "1"}
     done = subprocess.run([sys.executable, "-m", "orchd"], env=env, capture_output=True, text=True, timeout=30)

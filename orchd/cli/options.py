@@ -1,0 +1,60 @@
+"""Options that several commands share, and how each command is declared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", metavar="FILE", help="Configuration file. [dim]Default: orchd.toml[/]"),
+]
+TokenFileOption = Annotated[
+    Path | None, typer.Option("--token-file", metavar="FILE", help="File that contains the token.")
+]
+UrlOption = Annotated[
+    str | None,
+    typer.Option("--url", metavar="URL", help="Address of the server. [dim]Default: the configured host and port[/]"),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", "-m", metavar="FILE", help="GGUF file. [dim]Default: a small demo model[/]"),
+]
+DeviceOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="gpu:N or cpu; repeat it, one for each replica. [dim]Default: every GPU, or the CPU if there is none[/]",
+    ),
+]
+SlotsOption = Annotated[
+    int | None,
+    typer.Option("--slots", metavar="N", help="Tasks that run at the same time on each replica. [dim]Default: 4[/]"),
+]
+CtxOption = Annotated[
+    int | None,
+    typer.Option("--ctx", metavar="N", help="Tokens per slot, prompt and output together. [dim]Default: 4096[/]"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def new_app() -> typer.Typer:
+    """What one command is declared in."""
+    return typer.Typer(
+        add_completion=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help."""
+    return "\n".join(["[bold]Examples[/]", *(f"  {line}" for line in lines)])
+
+
+def pool_flags(model: str | None, device: list[str] | None, slots: int | None, ctx: int | None) -> dict[str, object]:
+    """The options of a pool, by the keys of a configuration."""
+    return {"pools.model": model, "pools.devices": device or None, "pools.slots": slots, "pools.ctx": ctx}
