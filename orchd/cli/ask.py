@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack, aclosing
+from contextlib import aclosing
 
 from orchd.cli.outcome import Exit
 from orchd.cli.target import Target
-from orchd.cli.terminal import print_json, print_piece, status
-from orchd.client import BadAnswer, End, Message, Refused, TaskOptions, Token, raise_if_failed
+from orchd.cli.terminal import print_json, print_piece
+from orchd.cli.waiting import Waiting
+from orchd.client import BadAnswer, End, Message, TaskOptions, Token, raise_if_failed
 
 
 async def ask(
@@ -24,7 +25,7 @@ async def ask(
     text: list[str] = []
     end: End | None = None
     async with target.client() as client:
-        with _Waiting() as waiting:
+        with Waiting() as waiting:
             accepted = await client.submit(
                 prompt=prompt, messages=messages, max_wait_s=max_wait_s, on_wait=waiting.for_room, **options
             )
@@ -53,32 +54,3 @@ async def ask(
         print()
     raise_if_failed(end, task_id=accepted.task_id)
     return Exit.OK
-
-
-class _Waiting:
-    """One line on stderr, if that is a terminal, for as long as a task waits."""
-
-    def __init__(self) -> None:
-        self._line = ExitStack()
-
-    def __enter__(self) -> _Waiting:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.over()
-
-    def for_room(self, refusal: Refused, pause_s: float) -> None:
-        self._say(f"{refusal.message.rstrip('.')}; retrying in {pause_s:.1f} s")
-
-    def in_queue(self, ahead: int, predicted_start_ms: int) -> None:
-        if ahead or predicted_start_ms:
-            self._say(f"waiting, {ahead} ahead" if ahead else "waiting, next in line")
-        else:
-            self.over()
-
-    def over(self) -> None:
-        self._line.close()
-
-    def _say(self, line: str) -> None:
-        self.over()
-        self._line.enter_context(status(line))

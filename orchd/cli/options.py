@@ -1,4 +1,4 @@
-"""Options that several commands share, and how each command is declared."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -31,30 +31,16 @@ DeviceOption = Annotated[
     ),
 ]
 SlotsOption = Annotated[
-    int | None,
+    str | None,
     typer.Option("--slots", metavar="N", help="Tasks that run at the same time on each replica. [dim]Default: 4[/]"),
 ]
 CtxOption = Annotated[
-    int | None,
+    str | None,
     typer.Option("--ctx", metavar="N", help="Tokens per slot, prompt and output together. [dim]Default: 4096[/]"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
-def new_app() -> typer.Typer:
-    """What one command is declared in."""
-    return typer.Typer(
-        add_completion=False,
-        rich_markup_mode="rich",
-        context_settings={"help_option_names": ["-h", "--help"]},
-    )
-
-
-def examples(*lines: str) -> str:
-    """The end of a command's help."""
-    return "\n".join(["[bold]Examples[/]", *(f"  {line}" for line in lines)])
-
-
-def pool_flags(model: str | None, device: list[str] | None, slots: int | None, ctx: int | None) -> dict[str, object]:
-    """The options of a pool, by the keys of a configuration."""
+def pool_flags(model: str | None, device: list[str] | None, slots: str | None, ctx: str | None) -> dict[str, object]:
+    """The options of a pool, by the keys of a configuration, which knows their types and ranges."""
     return {"pools.model": model, "pools.devices": device or None, "pools.slots": slots, "pools.ctx": ctx}

@@ -34,12 +34,15 @@ def complain(message: object) -> None:
     print(f"orchd: {' '.join(str(message).split())}", file=sys.stderr)
 
 
-def finish(command: Callable[[], Command], *, interrupted: str | None = None) -> Exit:
+def finish(
+    command: Callable[[], Command], *, interrupted: str | None = None, words: Callable[[OrchdError], str] = str
+) -> Exit:
     """Runs a command to its exit code; whatever goes wrong becomes one line on stderr.
 
     Args:
         command: Makes the coroutine to run; what this raises counts too.
         interrupted: What to say after Ctrl-C.
+        words: What to say of an error.
     """
     try:
         return asyncio.run(command())
@@ -54,7 +57,7 @@ def finish(command: Callable[[], Command], *, interrupted: str | None = None) ->
         complain("the server rejected this token; set the server's token with --token-file or ORCHD_TOKEN")
         return Exit.NO_ANSWER
     except OrchdError as error:
-        complain(error)
+        complain(words(error))
         return Exit.NO_ANSWER if isinstance(error, NO_ANSWER) else Exit.FAILED
 
 

@@ -39,7 +39,10 @@ from orchd.schemas import (
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_SHORTEST_PAUSE_S: Final = 0.01
+_SHORTEST_PAUSE_S: Final = 0.05
+_LONGEST_FLOOR_S: Final = 2.0
+"""Each refusal in a row doubles the shortest pause, up to this: a server that is wrong about when it has room is asked
+ever less often."""
 
 _RESUME_PAUSES_S: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Before each try to take up a stream. Together they stay below the default `tasks.cancel_grace_s`, so that a
@@ -120,6 +123,7 @@ class Client:
         fields["task_id"] = task_id or str(uuid.uuid4())
         body = msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
         deadline = time.monotonic() + max_wait_s
+        floor_s = _SHORTEST_PAUSE_S
         while True:
             reply = await self._http.exchange("POST", "/v1/tasks", body=body)
             if reply.status == 202:
@@ -130,7 +134,8 @@ class Client:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise refusal
-            pause_s = min(max(refusal.pause_s, _SHORTEST_PAUSE_S), left_s)
+            pause_s = min(max(refusal.pause_s, floor_s), left_s)
+            floor_s = min(2 * floor_s, _LONGEST_FLOOR_S)
             if on_wait is not None:
                 on_wait(refusal, pause_s)
             await asyncio.sleep(pause_s)

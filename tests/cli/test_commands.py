@@ -42,8 +42,44 @@ def test_version_names_orchd_and_llama_cpp_python() -> None:
     assert re.search(r"^Backends CPU(, CUDA)?$", result.stdout, re.MULTILINE)
 
 
+@pytest.mark.parametrize("command", [[], ["serve"], ["health"], ["run"], ["reload"], ["check"]])
+def test_help_has_no_types_of_flags_and_as_few_breaks_as_the_terminal_allows(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 500)
+    shown = orchd(*command, "--help").stdout
+    assert "<bool>" not in shown
+    text = shown.partition("╭")[0]
+    assert all(line.strip().endswith((".", "")) for line in text.splitlines())
+    assert not re.search(r"[a-z,]\s*\n\s*[a-z]", text)
+
+
+@pytest.mark.parametrize("command", [[], ["run"]])
+def test_help_is_a_command_too(command: list[str]) -> None:
+    assert orchd("help", *command).stdout == orchd(*command, "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["helth"], "did you mean health?"),
+        (["frobnicate"], "use serve, health, run, "),
+        (["Name three rivers."], "orchd run 'Name three rivers.'"),
+        (["my model.gguf"], "orchd serve -m 'my model.gguf'"),
+        (["serve", "my model.gguf"], "orchd serve -m 'my model.gguf'"),
+        (["check", "m.gguf"], "orchd check -m m.gguf"),
+        (["health", "x"], "'x' is one argument too many"),
+    ],
+)
+def test_what_was_meant_is_one_line_and_2(arguments: list[str], told: str) -> None:
+    result = orchd(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert told in one_line(result.stderr)
+
+
 def test_a_command_imports_no_other() -> None:
-    code = "import sys\nfrom orchd.cli import entry\nentry.app(['check', '--help'], standalone_mode=False)\n"
+    code = "import sys\nfrom orchd.cli import entry\n"
+    code += "try: entry.app(['check', '--help'], prog_name='orchd')\nexcept SystemExit: pass\n"
     code += "print([name for name in sys.modules if name.startswith('orchd.cli.commands.')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout.splitlines()[-1] == "['orchd.cli.commands.check']"

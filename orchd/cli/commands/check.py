@@ -9,6 +9,7 @@ from pathlib import Path
 import typer
 
 from orchd.cli.check import Checkup
+from orchd.cli.command import WithModel, examples, new_app
 from orchd.cli.console import console_for
 from orchd.cli.options import (
     ConfigOption,
@@ -18,8 +19,6 @@ from orchd.cli.options import (
     ModelOption,
     SlotsOption,
     TokenFileOption,
-    examples,
-    new_app,
     pool_flags,
 )
 from orchd.cli.outcome import Exit, finish
@@ -32,11 +31,12 @@ app = new_app()
 
 
 @app.command(
+    cls=WithModel,
     epilog=examples(
         "orchd check",
         "orchd check -m models/qwen.gguf --slots 8 --ctx 8192   [dim]# would this fit?[/]",
         "orchd check -c orchd.toml --json | jq .problems",
-    )
+    ),
 )
 def check(
     config: ConfigOption = None,

@@ -9,8 +9,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from orchd.cli.command import Command, examples, new_app
 from orchd.cli.console import console_for
-from orchd.cli.options import ConfigOption, JsonOption, TokenFileOption, UrlOption, examples, new_app
+from orchd.cli.options import ConfigOption, JsonOption, TokenFileOption, UrlOption
 from orchd.cli.outcome import Exit, complain, finish
 from orchd.cli.target import Target, find_target
 from orchd.cli.terminal import print_json
@@ -20,12 +21,13 @@ app = new_app()
 
 
 @app.command(
+    cls=Command,
     epilog=examples(
         "orchd health",
         "orchd health --json | jq .status",
         "until orchd health; do sleep 1; done   [dim]# wait for the server[/]",
         "orchd health --strict > /dev/null      [dim]# is everything healthy?[/]",
-    )
+    ),
 )
 def health(
     url: UrlOption = None,

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from orchd.cli.options import ConfigOption, JsonOption, TokenFileOption, UrlOption, examples, new_app
+from orchd.cli.command import Command, examples, new_app
+from orchd.cli.options import ConfigOption, JsonOption, TokenFileOption, UrlOption
 from orchd.cli.outcome import Exit, finish
 from orchd.cli.target import Target, find_target
 from orchd.cli.terminal import print_json, status
@@ -16,10 +17,11 @@ app = new_app()
 
 
 @app.command(
+    cls=Command,
     epilog=examples(
         "orchd reload default                 [dim]# the same file again[/]",
         "orchd reload default qwen2.5-0.5b    [dim]# a name inside models.roots[/]",
-    )
+    ),
 )
 def reload(
     pool: Annotated[str, typer.Argument(metavar="POOL", help="The pool.", show_default=False)],

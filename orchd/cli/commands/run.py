@@ -2,37 +2,58 @@
 
 from __future__ import annotations
 
-import select
-import sys
-from typing import Annotated
+import shlex
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import msgspec
 import typer
+from msgspec import Meta
 
 from orchd.cli.ask import ask
-from orchd.cli.options import ConfigOption, TokenFileOption, UrlOption, examples, new_app
-from orchd.cli.outcome import Command, finish
+from orchd.cli.command import Command, examples, new_app
+from orchd.cli.options import ConfigOption, TokenFileOption, UrlOption
+from orchd.cli.outcome import Exit, finish
+from orchd.cli.stdin import prompt_with_stdin
 from orchd.cli.target import find_target
+from orchd.cli.words import of_run
 from orchd.client import TaskOptions
 from orchd.errors import ConfigError
-from orchd.schemas import Message, Priority
+from orchd.schemas import Message, TaskRequest
+from orchd.settings.strict import convert_value
 
 app = new_app()
 
+_WAIT = Annotated[float, Meta(ge=0, le=86400 * 365)]
+
+
+class _Run(Command):
+    def about_extra(self, extra: Sequence[str], params: dict[str, Any]) -> str:
+        """Quotes were forgotten."""
+        prompt = " ".join([str(params["prompt"]), *extra])
+        return f"the prompt is several arguments; put it in quotes: orchd run {shlex.quote(prompt)}"
+
 
 @app.command(
+    cls=_Run,
     epilog=examples(
         "orchd run 'Name three rivers.'",
-        "git diff | orchd run --system 'Write a commit message for this diff.' -",
+        "orchd run 'Summarise this text.' < notes.txt",
+        "git diff | orchd run --system 'Write a commit message for this diff.'",
         "orchd run --raw --temperature 0 'Once upon a time'",
         "orchd run --template-arg enable_thinking=false 'Name three rivers.'",
         "orchd run --priority batch --wait 60 --json 'Name three rivers.' | jq -r .text",
-    )
+    ),
 )
 def run(
     prompt: Annotated[
-        str, typer.Argument(metavar="PROMPT", help="What to ask; - reads it from stdin.", show_default=False)
-    ],
+        str | None,
+        typer.Argument(
+            metavar="PROMPT",
+            help="What to ask. A text on stdin is put after it, or is all there is if PROMPT is left out or -.",
+            show_default=False,
+        ),
+    ] = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message, put before the prompt.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text; no chat template.")] = False,
     template_arg: Annotated[
@@ -41,20 +62,21 @@ def run(
     ] = None,
     pool: Annotated[str | None, typer.Option(metavar="POOL", help="Pool; required if the server has several.")] = None,
     model_ref: Annotated[str | None, typer.Option(metavar="MODEL", help="Only this model may answer.")] = None,
-    priority: Annotated[Priority | None, typer.Option(help="Interactive tasks start before all batch tasks.")] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="Maximum number of output tokens. [dim]Default: 256[/]")
+    priority: Annotated[
+        str | None,
+        typer.Option(metavar="interactive|batch", help="Interactive tasks start before all batch tasks."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Same seed, same answer.")] = None,
+    max_tokens: Annotated[
+        str | None, typer.Option(metavar="N", help="Maximum number of output tokens. [dim]Default: 256[/]")
+    ] = None,
+    seed: Annotated[str | None, typer.Option(metavar="N", help="Same seed, same answer.")] = None,
     temperature: Annotated[
-        float | None, typer.Option(metavar="T", help="0 picks the most likely token. [dim]Default: 0.8[/]")
+        str | None, typer.Option(metavar="T", help="0 picks the most likely token. [dim]Default: 0.8[/]")
     ] = None,
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="Stop before this text; may be repeated.")
     ] = None,
-    wait: Annotated[
-        float, typer.Option(metavar="SECONDS", min=0, help="How long to wait for room in a full queue.")
-    ] = 0,
+    wait: Annotated[str, typer.Option(metavar="SECONDS", help="How long to wait for room in a full queue.")] = "0",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
     url: UrlOption = None,
     config: ConfigOption = None,
@@ -62,61 +84,56 @@ def run(
 ) -> None:
     """Ask a model and stream its answer to stdout.
 
-    Ctrl-C cancels the task on the server too.
+    While the task waits, a terminal shows when its turn comes. Ctrl-C cancels the task on the server too.
+
     Exit code 0: answered. 1: refused, or the task failed. 2: not reachable, or the token was rejected.
     """
-    if raw and system is not None:
-        raise typer.BadParameter("needs the chat template, which --raw skips", param_hint="--system")
-    if raw and template_arg:
-        raise typer.BadParameter("needs the chat template, which --raw skips", param_hint="--template-arg")
-    options: TaskOptions = {
-        "pool_id": pool,
-        "model_ref": model_ref,
-        "chat_template_kwargs": dict(map(_template_argument, template_arg)) if template_arg else None,
-        "priority": priority,
-        "max_tokens": max_tokens,
-        "seed": seed,
-        "temperature": temperature,
-        "stop": stop or None,
-    }
 
-    def command() -> Command:
+    async def command() -> Exit:
+        options = _options(
+            model_ref=model_ref,
+            priority=priority,
+            max_tokens=max_tokens,
+            seed=seed,
+            temperature=temperature,
+            stop=stop or None,
+        )
+        options["pool_id"] = pool
+        options["chat_template_kwargs"] = dict(map(_template_argument, template_arg)) if template_arg else None
+        max_wait_s = convert_value(wait, _WAIT, "--wait")
         target = find_target(url, config, token_file)
-        text = _read_stdin() if prompt == "-" else prompt
-        return ask(
+        text = prompt_with_stdin(prompt)
+        return await ask(
             target,
             prompt=text if raw else None,
             messages=None if raw else _conversation(system, text),
             options=options,
-            max_wait_s=wait,
+            max_wait_s=max_wait_s,
             as_json=as_json,
         )
 
-    raise typer.Exit(finish(command))
+    if raw and system is not None:
+        raise typer.BadParameter("needs the chat template, which --raw skips", param_hint="--system")
+    if raw and template_arg:
+        raise typer.BadParameter("needs the chat template, which --raw skips", param_hint="--template-arg")
+    raise typer.Exit(finish(command, words=of_run))
 
 
-def _read_stdin() -> str:
-    if sys.stdin is None:
-        raise ConfigError("stdin is closed, but - reads the prompt from it; pass the prompt as an argument")
-    chunks: list[bytes] = []
-    try:
-        while (chunk := sys.stdin.buffer.read(1 << 16)) != b"":
-            if chunk is None:  # another process has made the terminal or pipe that we share non-blocking
-                select.select([sys.stdin], [], [])
-            else:
-                chunks.append(chunk)
-        return b"".join(chunks).decode("utf-8")
-    except OSError as error:
-        raise ConfigError(f"cannot read the prompt from stdin ({error.strerror}); pass it as an argument") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"stdin is not UTF-8 at byte {error.start}; convert it with iconv") from None
+def _options(**given: object) -> TaskOptions:
+    """The options of the names of a task's fields, as those fields want them. Raises `ConfigError`."""
+    kinds = {field.name: field.type for field in msgspec.structs.fields(TaskRequest)}
+    options: Any = {
+        name: value if value is None else convert_value(value, kinds[name], f"--{name.replace('_', '-')}")
+        for name, value in given.items()
+    }
+    return options  # type: ignore[no-any-return]
 
 
 def _template_argument(option: str) -> tuple[str, bool | int | float | str]:
     """Name and value; true, false and numbers are what they look like, anything else is text."""
     name, equals, text = option.partition("=")
     if not equals:
-        raise typer.BadParameter(f"{option!r} is not NAME=VALUE", param_hint="--template-arg")
+        raise ConfigError(f"--template-arg: {option!r} is not NAME=VALUE, such as enable_thinking=false")
     try:
         value = msgspec.json.decode(text)
     except msgspec.DecodeError:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from orchd.cli.command import WithModel, examples, new_app
 from orchd.cli.console import ServeConsole, set_up_logging
 from orchd.cli.options import (
     ConfigOption,
@@ -15,8 +16,6 @@ from orchd.cli.options import (
     ModelOption,
     SlotsOption,
     TokenFileOption,
-    examples,
-    new_app,
     pool_flags,
 )
 from orchd.cli.outcome import Exit, complain
@@ -31,12 +30,13 @@ app = new_app()
 
 
 @app.command(
+    cls=WithModel,
     epilog=examples(
         "orchd serve",
         "orchd serve -m models/qwen.gguf --slots 8 --ctx 8192",
         "orchd serve -m models/qwen.gguf --device gpu:0 --device gpu:1",
         "orchd serve -c orchd.toml --port 9000",
-    )
+    ),
 )
 def serve(
     context: typer.Context,
@@ -45,7 +45,7 @@ def serve(
         str | None, typer.Option(metavar="HOST", help="Address to listen on. [dim]Default: 127.0.0.1[/]")
     ] = None,
     port: Annotated[
-        int | None, typer.Option(metavar="PORT", help="Port; 0 picks a free one. [dim]Default: 8737[/]")
+        str | None, typer.Option(metavar="PORT", help="Port; 0 picks a free one. [dim]Default: 8737[/]")
     ] = None,
     token_file: TokenFileOption = None,
     model: ModelOption = None,
