@@ -44,9 +44,16 @@ def finish(
         interrupted: What to say after Ctrl-C.
         words: What to say of an error.
     """
+    return ending(lambda: asyncio.run(command()), interrupted=interrupted, words=words)
+
+
+def ending(
+    command: Callable[[], Exit], *, interrupted: str | None = None, words: Callable[[OrchdError], str] = str
+) -> Exit:
+    """The same for a command that is no coroutine."""
     try:
-        return asyncio.run(command())
-    except KeyboardInterrupt:
+        return command()
+    except (KeyboardInterrupt, asyncio.CancelledError):
         if interrupted is not None:
             complain(interrupted)
         return Exit.INTERRUPTED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -49,15 +50,22 @@ def on_terminal(
     keys = deque([*typed, *([(interrupt_at, "\x03")] if interrupt_at else [])])
     with spawn(*args, term=term, stdin=slave, stdout=slave, stderr=slave) as process:
         os.close(slave)
-        sent, seen = b"", 0
+        sent, seen, pressing = b"", 0, False
         try:
-            while chunk := os.read(master, 4096):
+            while True:
+                if pressing and not select.select([master], [], [], 1)[0]:
+                    process.send_signal(signal.SIGINT)  # the last one came between readline's prompt and its wait
+                    continue
+                if not (chunk := os.read(master, 4096)):
+                    break
+                pressing = False
                 sent += chunk
                 while keys and keys[0][0].encode() in sent[seen:]:
                     seen = len(sent)
                     key = keys.popleft()[1]
                     if key == "\x03":  # a session of its own would make it one of the terminal
                         process.send_signal(signal.SIGINT)
+                        pressing = True
                     else:
                         os.write(master, key.encode())
         except OSError:  # Linux says so when the last process has left the terminal

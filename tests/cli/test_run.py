@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import signal
 import subprocess
@@ -222,7 +223,7 @@ def test_a_terminal_sees_when_the_next_try_is_and_when_it_starts(server: StandIn
 
 
 def test_a_countdown_counts_down_on_one_line() -> None:
-    times = iter([0.0, 0.0, 31.5, 89.9, 90.0, 200.0, 200.0])
+    times = itertools.chain([0.0, 0.0, 31.5, 89.9, 90.0], itertools.repeat(200.0))
     line = Countdown("waiting, 3 ahead", "starts", 90, late="starts soon", clock=lambda: next(times))
     seen = [str(line).partition("; ")[2] for _ in range(5)]
     assert seen == [

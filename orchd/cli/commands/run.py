@@ -6,9 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-import msgspec
 import typer
-from msgspec import Meta
 
 from orchd.cli.ask import ask
 from orchd.cli.command import Command, examples, new_app
@@ -16,15 +14,11 @@ from orchd.cli.options import ConfigOption, TokenFileOption, UrlOption
 from orchd.cli.outcome import Exit, finish
 from orchd.cli.stdin import prompt_with_stdin
 from orchd.cli.target import find_target
+from orchd.cli.task_options import task_options, wait_seconds
 from orchd.cli.words import of_run
-from orchd.client import TaskOptions
-from orchd.errors import ConfigError
-from orchd.schemas import Message, TaskRequest
-from orchd.settings.strict import convert_value
+from orchd.schemas import Message
 
 app = new_app()
-
-_WAIT = Annotated[float, Meta(ge=0, le=86400 * 365)]
 
 
 class _Run(Command):
@@ -90,7 +84,9 @@ def run(
     """
 
     async def command() -> Exit:
-        options = _options(
+        options = task_options(
+            pool=pool,
+            template_arg=template_arg,
             model_ref=model_ref,
             priority=priority,
             max_tokens=max_tokens,
@@ -98,9 +94,7 @@ def run(
             temperature=temperature,
             stop=stop or None,
         )
-        options["pool_id"] = pool
-        options["chat_template_kwargs"] = dict(map(_template_argument, template_arg)) if template_arg else None
-        max_wait_s = convert_value(wait, _WAIT, "--wait")
+        max_wait_s = wait_seconds(wait)
         target = find_target(url, config, token_file)
         text = prompt_with_stdin(prompt)
         return await ask(
@@ -117,28 +111,6 @@ def run(
     if raw and template_arg:
         raise typer.BadParameter("needs the chat template, which --raw skips", param_hint="--template-arg")
     raise typer.Exit(finish(command, words=of_run))
-
-
-def _options(**given: object) -> TaskOptions:
-    """The options of the names of a task's fields, as those fields want them. Raises `ConfigError`."""
-    kinds = {field.name: field.type for field in msgspec.structs.fields(TaskRequest)}
-    options: Any = {
-        name: value if value is None else convert_value(value, kinds[name], f"--{name.replace('_', '-')}")
-        for name, value in given.items()
-    }
-    return options  # type: ignore[no-any-return]
-
-
-def _template_argument(option: str) -> tuple[str, bool | int | float | str]:
-    """Name and value; true, false and numbers are what they look like, anything else is text."""
-    name, equals, text = option.partition("=")
-    if not equals:
-        raise ConfigError(f"--template-arg: {option!r} is not NAME=VALUE, such as enable_thinking=false")
-    try:
-        value = msgspec.json.decode(text)
-    except msgspec.DecodeError:
-        return name, text
-    return name, value if isinstance(value, (bool, int, float)) else text
 
 
 def _conversation(system: str | None, text: str) -> list[Message]:
