@@ -20,7 +20,11 @@ UrlOption = Annotated[
 ]
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", "-m", metavar="FILE", help="GGUF file. [dim]Default: a small demo model[/]"),
+    typer.Option("--model", "-m", metavar="FILE", help="GGUF file, or demo. [dim]Default: a small demo model[/]"),
+]
+ModelsDirOption = Annotated[
+    list[str] | None,
+    typer.Option("--models-dir", metavar="DIR", help="Folder whose models a reload may ask for; may be repeated."),
 ]
 DeviceOption = Annotated[
     list[str] | None,

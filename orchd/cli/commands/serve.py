@@ -14,6 +14,7 @@ from orchd.cli.options import (
     CtxOption,
     DeviceOption,
     ModelOption,
+    ModelsDirOption,
     SlotsOption,
     TokenFileOption,
     pool_flags,
@@ -35,6 +36,7 @@ app = new_app()
         "orchd serve",
         "orchd serve -m models/qwen.gguf --slots 8 --ctx 8192",
         "orchd serve -m models/qwen.gguf --device gpu:0 --device gpu:1",
+        "orchd serve --models-dir ~/models    [dim]# and what a reload may ask for[/]",
         "orchd serve -c orchd.toml --port 9000",
     ),
 )
@@ -52,6 +54,7 @@ def serve(
     device: DeviceOption = None,
     slots: SlotsOption = None,
     ctx: CtxOption = None,
+    models_dir: ModelsDirOption = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every decision.")] = False,
 ) -> None:
     """Serve models until Ctrl-C.
@@ -59,7 +62,11 @@ def serve(
     On Ctrl-C, running tasks may finish; a second Ctrl-C quits at once. The first start creates a
     token and prints where it is stored.
     """
-    flags = pool_flags(model, device, slots, ctx) | {"server.host": host, "server.port": port}
+    flags = pool_flags(model, device, slots, ctx) | {
+        "server.host": host,
+        "server.port": port,
+        "models.roots": models_dir or None,
+    }
     if (streams := context.find_object(StandardStreams)) is not None:
         streams.write_aside()
     console = ServeConsole()
