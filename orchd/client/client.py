@@ -219,6 +219,13 @@ class Client:
                 raise refusal
         return msgspec.structs.replace(self._http.decode(reply, Health), ready=ready)
 
+    async def metrics(self) -> str:
+        """``/metrics`` as it is: Prometheus's text format."""
+        reply = await self._http.exchange("GET", "/metrics")
+        if reply.status == 200:
+            return reply.body.decode("utf-8", "replace")
+        raise self._http.refusal(reply)
+
     async def reload(self, pool_id: str, new_model_ref: str | None = None) -> Reloaded:
         """Loads a model into a pool, by default the same reference again; takes as long as the loading takes.
 

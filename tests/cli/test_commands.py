@@ -24,7 +24,7 @@ from tests.cli.shell import on_terminal, one_line, orchd
 # Everywhere
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["health"], ["run"], ["chat"], ["reload"], ["check"]])
+@pytest.mark.parametrize("command", [[], ["serve"], ["health"], ["status"], ["run"], ["chat"], ["reload"], ["check"]])
 def test_help_shows_examples(command: list[str]) -> None:
     result = orchd(*command, "--help")
     assert result.exit_code == 0
@@ -42,7 +42,7 @@ def test_version_names_orchd_and_llama_cpp_python() -> None:
     assert re.search(r"^Backends CPU(, CUDA)?$", result.stdout, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["health"], ["run"], ["chat"], ["reload"], ["check"]])
+@pytest.mark.parametrize("command", [[], ["serve"], ["health"], ["status"], ["run"], ["chat"], ["reload"], ["check"]])
 def test_help_has_no_types_of_flags_and_as_few_breaks_as_the_terminal_allows(
     command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,7 +100,7 @@ def test_a_wrong_configuration_is_one_line_and_2(command: list[str], home: Path)
     assert result.stdout == ""
 
 
-@pytest.mark.parametrize("command", [["health"], ["run", "hi"], ["chat"], ["reload", "default"]])
+@pytest.mark.parametrize("command", [["health"], ["status"], ["run", "hi"], ["chat"], ["reload", "default"]])
 def test_nobody_there_is_one_line_and_2(command: list[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and does not listen
@@ -109,7 +109,7 @@ def test_nobody_there_is_one_line_and_2(command: list[str]) -> None:
     assert "orchd serve" in one_line(result.stderr)
 
 
-@pytest.mark.parametrize("command", [["health"], ["run", "hi"], ["chat"], ["reload", "default"]])
+@pytest.mark.parametrize("command", [["health"], ["status"], ["run", "hi"], ["chat"], ["reload", "default"]])
 def test_the_wrong_token_is_one_line_and_2(command: list[str], server: StandIn) -> None:
     result = orchd(*command, "--url", server.url, token="another-token-0123456789")
     assert result.exit_code == 2
@@ -117,7 +117,7 @@ def test_the_wrong_token_is_one_line_and_2(command: list[str], server: StandIn) 
     assert "--token-file" in result.stderr
 
 
-@pytest.mark.parametrize("command", [["health"], ["run", "hi"], ["chat"], ["reload", "default"]])
+@pytest.mark.parametrize("command", [["health"], ["status"], ["run", "hi"], ["chat"], ["reload", "default"]])
 def test_no_token_yet_is_one_line_and_2(command: list[str]) -> None:
     result = orchd(*command, token=None)
     assert result.exit_code == 2
