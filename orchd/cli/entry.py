@@ -21,7 +21,7 @@ from orchd import __version__
 from orchd.cli.command import examples, without_types
 from orchd.cli.streams import OutputLost, StandardStreams
 
-COMMANDS: Final = ("serve", "health", "status", "run", "chat", "reload", "check")
+COMMANDS: Final = ("serve", "health", "status", "run", "chat", "reload", "models", "check")
 """In the order of the help. Each is the module of that name in `orchd.cli.commands`."""
 
 

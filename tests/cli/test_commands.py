@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from orchd import __version__
+from orchd.cli.entry import COMMANDS
 from orchd.errors import ConfigError
 from testkit import stand_in as s
 from testkit.stand_in import TOKEN, StandIn
@@ -24,7 +25,7 @@ from tests.cli.shell import on_terminal, one_line, orchd
 # Everywhere
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["health"], ["status"], ["run"], ["chat"], ["reload"], ["check"]])
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help_shows_examples(command: list[str]) -> None:
     result = orchd(*command, "--help")
     assert result.exit_code == 0
@@ -42,7 +43,7 @@ def test_version_names_orchd_and_llama_cpp_python() -> None:
     assert re.search(r"^Backends CPU(, CUDA)?$", result.stdout, re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", [[], ["serve"], ["health"], ["status"], ["run"], ["chat"], ["reload"], ["check"]])
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help_has_no_types_of_flags_and_as_few_breaks_as_the_terminal_allows(
     command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -63,7 +64,7 @@ def test_help_is_a_command_too(command: list[str]) -> None:
     ("arguments", "told"),
     [
         (["helth"], "did you mean health?"),
-        (["frobnicate"], "use serve, health, run, "),
+        (["frobnicate"], "use serve, health, "),
         (["Name three rivers."], "orchd run 'Name three rivers.'"),
         (["my model.gguf"], "orchd serve -m 'my model.gguf'"),
         (["serve", "my model.gguf"], "orchd serve -m 'my model.gguf'"),
