@@ -33,7 +33,7 @@ from orchd.pools.loading import PoolLoader
 from orchd.pools.pool import Pool
 from orchd.pools.worker import Worker
 from orchd.service import Service
-from orchd.settings.addresses import resolve
+from orchd.settings.addresses import bind_remedy, resolve
 from orchd.settings.config import Config
 from orchd.settings.credentials import Credentials
 from orchd.settings.sources import working_folder
@@ -113,9 +113,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         if listening is not None:
             listening.close()
-        raise ConfigError(
-            f"cannot listen on {host}:{port} ({error.strerror}); stop what uses it, or choose another port with --port"
-        ) from None
+        raise ConfigError(f"cannot listen on {host}:{port} ({error.strerror}); {bind_remedy(error)}") from None
     return listening
 
 

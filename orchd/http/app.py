@@ -67,7 +67,11 @@ def _gatekeeper(gate: Gate) -> Middleware:
         resource = request.match_info.route.resource
         streams = resource is not None and resource.canonical == routes.STREAM_PATH
         if not gate.knows_token(request, query_too=streams):
-            message = "the token is missing or wrong; send it as Authorization: Bearer TOKEN"
+            sent = hdrs.AUTHORIZATION in request.headers or (streams and "access_token" in request.query)
+            remedy = "send it as Authorization: Bearer TOKEN"
+            message = (
+                f"the token is wrong; read the server's, and {remedy}" if sent else f"the token is missing; {remedy}"
+            )
             return errors.envelope(Code.UNAUTHORIZED, message, {hdrs.WWW_AUTHENTICATE: 'Bearer realm="orchd"'})
         return await handler(request)
 

@@ -122,7 +122,10 @@ class PoolConfig(Strict, frozen=True):
     id: Annotated[PoolId, Meta(description="The pool's name in requests and metrics.")] = "default"
     model: Annotated[
         File | None,
-        Meta(description="A GGUF file: its path, relative to this file's folder, or its name in the roots."),
+        Meta(
+            description="A GGUF file: its path, relative to this file's folder, or its name in the roots; `demo` is "
+            "the demo model."
+        ),
     ] = None
     devices: Annotated[
         Literal["auto"] | Annotated[tuple[Device, ...], Meta(min_length=1)],
