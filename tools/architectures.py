@@ -38,7 +38,7 @@ REFUSED: Final = {
 """Architectures that do not continue text, with the reason."""
 
 ONE_SLOT: Final = {
-    "plamo2": "llama.cpp ends the process in the step after one of several tasks has ended",
+    "plamo2": "llama.cpp writes states beside their cells and aborts, where the first slot is idle and two work",
 }
 """Architectures that can only be served with one slot, with the reason."""
 
@@ -74,9 +74,7 @@ def _in_a_process(path: Path) -> tuple[bool, str]:
     command = [sys.executable, "-m", "tools.architectures", "--one", str(path)]
     environment = {**os.environ, "GGML_NO_BACKTRACE": "1", "OPENBLAS_NUM_THREADS": "1"}
     try:
-        process = subprocess.run(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=TIME_LIMIT_S
-        )
+        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT_S)
     except subprocess.TimeoutExpired:
         return False, f"it took longer than {TIME_LIMIT_S:.0f} s"
     if process.returncode < 0 or not process.stdout:

@@ -44,7 +44,8 @@ class NativeContext:
     def __init__(self, model: NativeModel, spec: ModelSpec, *, threads: int, cpus: Sequence[int] = ()) -> None:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = spec.slots * spec.ctx
-        params.n_batch = params.n_ubatch = max(spec.batch, spec.slots)
+        # A multiple of the slots: of other numbers llama.cpp makes no graph for some models (Kimi Linear), but aborts.
+        params.n_batch = params.n_ubatch = max(spec.batch - spec.batch % spec.slots, spec.slots)
         params.n_seq_max = spec.slots
         params.n_outputs_max = spec.slots
         params.n_threads = params.n_threads_batch = threads
@@ -208,24 +209,24 @@ class NativeContext:
         self.clear()
 
     def try_tasks(self, token: int, slots: int) -> None:
-        """Decode as tasks do that come and go: in up to three slots, of unequal lengths, one of which ends first.
+        """Decode as tasks do that come and go: in up to three slots, of unequal lengths, each of which ends once.
 
         Raises:
             DecodeFailed: A step does not work.
         """
         length = [0] * slots
-        for rows in ((3, 1, 2), (1, 0, 1), (1, 2, 1)):
+        for rows in ((3, 1, 2), (1, 0, 1), (1, 2, 1), (0, 1, 1), (2, 1, 0)):
             n = 0
             for slot, count in enumerate(rows[:slots]):
                 if not count:
                     self.clear_slot(slot)
                     length[slot] = 0
-                for _ in range(count):
-                    self.token[n], self.pos[n], self.seq[n], self.output[n] = token, length[slot], slot, 0
+                for left in reversed(range(count)):
+                    self.token[n], self.pos[n], self.seq[n], self.output[n] = token, length[slot], slot, left == 0
                     length[slot] += 1
                     n += 1
-                self.output[n - 1] = 1
-            self.decode(n)
+            if n:
+                self.decode(n)
         self.clear()
 
     def choose_threads(self, n_slots: int) -> None:
