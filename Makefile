@@ -217,7 +217,7 @@ $(TINY_MODELS): $(BUILT)
 	@$(CMAKE) -S . -B build -G Ninja $(BUILD_OPTIONS) >build/configure.log
 	@$(CMAKE) --build build --target llama_architectures
 	@rm -rf build/architectures && mkdir -p build/architectures
-	@build/peer/bin/test-llama-archs --seed 1 --out build/architectures >build/architectures.log
+	@build/peer/bin/test-llama-archs --seed 1 --out build/architectures >build/architectures.log 2>&1
 	@touch $@
 
 $(SUPPLY_READY): $(MADE)

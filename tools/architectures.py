@@ -26,7 +26,7 @@ from orchd.machine.devices import usable_cores
 
 MODELS: Final = Path(__file__).parents[1] / "build/architectures"
 SLOTS: Final = 4
-TIME_LIMIT_S: Final = 300.0
+TIME_LIMIT_S: Final = 600.0
 
 REFUSED: Final = {
     "dream": "a diffusion model",

@@ -15,9 +15,11 @@ from engines.api import ModelSpec
 from engines.errors import DecodeFailed, EngineDead, LoadFailed
 from engines.llamacpp.load_log import Buffers, load_error
 from engines.llamacpp.native.heartbeat import Heartbeat
-from engines.llamacpp.native.library import captured
+from engines.llamacpp.native.library import captured, keeping_lock
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.native.threads import ComputeThreads
+
+_get_logits = keeping_lock("llama_get_logits", [ctypes.c_void_p], ctypes.POINTER(ctypes.c_float))
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
@@ -120,7 +122,8 @@ class NativeContext:
         self._threads.use(1 if n_rows <= self._lone_rows else self._threads.count)
         self._queued = False
         code = llama_cpp.llama_decode(self.handle, self._batch)
-        llama_cpp.llama_synchronize(self.handle)  # a GPU may still be at work, and a step's time is measured
+        if self.buffers.on_device:
+            llama_cpp.llama_synchronize(self.handle)  # a GPU may still be at work, and a step's time is measured
         if code == 0:
             return
         reason = {1: "no room in the KV cache", 2: "it was aborted", -1: "the batch was refused"}.get(
@@ -130,7 +133,7 @@ class NativeContext:
 
     def logits(self, n_outputs: int) -> npt.NDArray[np.float32]:
         """Logits of the last decode's output rows in batch order, shape (n_outputs, n_vocab); valid until the next."""
-        pointer = llama_cpp.llama_get_logits(self.handle)
+        pointer = _get_logits(self.handle)
         where = ctypes.addressof(pointer.contents), n_outputs
         if where != self._logits_of:  # nearly always those of the step before
             view = _view(pointer, n_outputs * self._n_vocab, np.float32)

@@ -11,7 +11,13 @@ import llama_cpp
 
 from engines.errors import EngineDead
 from engines.llamacpp.load_log import Buffers, load_error
-from engines.llamacpp.native.library import captured
+from engines.llamacpp.native.library import captured, keeping_lock
+
+_token_to_piece = keeping_lock(
+    "llama_token_to_piece",
+    [ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_bool],
+    ctypes.c_int32,
+)
 
 
 class NativeModel:
@@ -141,10 +147,10 @@ class NativeModel:
     def piece(self, token: int, *, special: bool) -> bytes:
         """The bytes a token stands for; control tokens are empty unless ``special``."""
         buffer = ctypes.create_string_buffer(64)
-        n = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
+        n = _token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
         if n < 0:
             buffer = ctypes.create_string_buffer(-n)
-            n = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
+            n = _token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
         return buffer.raw[:n]
 
     def is_control(self, token: int) -> bool:
