@@ -70,7 +70,11 @@ class PoolLoader:
         replicas = Counter(memory.memory_of(device) for device in self._devices)
         needs = {name: memory.need(model.footprint, count, memory=name) for name, count in replicas.items()}
         free = await self._loader.run(lambda: {name: memory.free_bytes(name) for name in replicas})
-        freed = {} if leaving is None else {name: leaving.footprint.total * count for name, count in replicas.items()}
+        freed = (
+            {}
+            if leaving is None
+            else {name: memory.taken(leaving.footprint, memory=name) * count for name, count in replicas.items()}
+        )
         memory.check_fit(model.path.name, needs, free, leaving=freed)
 
     async def load_instances(self, model: ActiveModel, *, without: Collection[int] = ()) -> list[Instance | None]:

@@ -197,17 +197,19 @@ class NativeContext:
         self.token[:rows], self.pos[:rows], self.seq[:rows], self.output[:rows] = token, position, slots, 1
         self.decode(rows)
 
-    def try_step(self, token: int, rows: int = 1) -> None:
-        """Decode a token some times and forget it: pages in the weights and shows that a step works.
+    def try_step(self, token: int, rows: int = 1, *, slots: int = 1) -> None:
+        """Decode a token ``rows`` times in each of the first slots, and forget it: shows that a step works.
+
+        It pages in the weights, and a GPU takes the memory that such a step needs.
 
         Raises:
             DecodeFailed: It does not.
         """
-        self.token[:rows], self.pos[:rows], self.seq[:rows] = token, np.arange(rows), 0
-        self.output[:rows] = 0
-        self.output[rows - 1] = 1
-        self.decode(rows)
-        if not np.isfinite(self.logits(1)).all():
+        n = rows * slots
+        self.token[:n], self.pos[:n], self.seq[:n] = token, np.tile(np.arange(rows), slots), np.arange(n) // rows
+        self.output[:n] = np.arange(1, n + 1) % rows == 0
+        self.decode(n)
+        if not np.isfinite(self.logits(slots)).all():
             raise DecodeFailed("the model computes NaN or infinity instead of logits; its file may be damaged")
         self.clear()
 

@@ -115,9 +115,24 @@ class NativeModel:
     @property
     def pre_tokenizer(self) -> str:
         """What the file's metadata calls the rules by which texts are cut into words."""
+        return self._metadata("tokenizer.ggml.pre")
+
+    def _metadata(self, key: str) -> str:
+        """A short value in the file's metadata; empty if it is not there."""
         buffer = ctypes.create_string_buffer(64)
-        llama_cpp.llama_model_meta_val_str(self.handle, b"tokenizer.ggml.pre", buffer, len(buffer))
+        llama_cpp.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace")
+
+    @property
+    def heads(self) -> tuple[int, int, int, int]:
+        """Of the first layer's attention: sizes of a K and of a V head, heads, KV heads; all 0 if it has none."""
+        heads, kv_heads = llama_cpp.llama_model_n_head(self.handle), llama_cpp.llama_model_n_head_kv(self.handle)
+        if not heads or not kv_heads:
+            return 0, 0, 0, 0
+        usual = llama_cpp.llama_model_n_embd(self.handle) // heads
+        prefix = f"{self._metadata('general.architecture')}.attention"
+        k, v = (self._metadata(f"{prefix}.{what}_length") for what in ("key", "value"))
+        return int(k) if k.isdigit() else usual, int(v) if v.isdigit() else usual, heads, kv_heads
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         """Token ids of a text. ``llama_tokenize`` is thread-safe."""
