@@ -24,13 +24,14 @@ PADDING: Final = 128
 """Bytes to a multiple of which the copies begin."""
 
 _LINE: Final = re.compile(
-    r"llama_kv_cache\S*: size =.*cells,\s*(\d+) layers,.*K \((\w+)\):\s*([\d.]+) MiB, V \((\w+)\):\s*([\d.]+) MiB"
+    r"llama_kv_cache\S*: size =\s*([\d.]+) MiB.*cells,\s*(\d+) layers,.*K \((\w+)\):\s*([\d.]+) MiB, V \((\w+)\):\s*([\d.]+) MiB"
 )
 
 
 class Cache(NamedTuple):
-    """A KV cache as llama.cpp reports it: bytes of all its layers and slots."""
+    """A KV cache as llama.cpp reports it: bytes of all its layers and slots, to a hundredth of a MiB."""
 
+    n_bytes: float
     layers: int
     type_k: str
     k_bytes: float
@@ -41,7 +42,9 @@ class Cache(NamedTuple):
 def caches(lines: Sequence[str]) -> list[Cache]:
     """Those in llama.cpp's log."""
     found = (_LINE.search(line) for line in lines)
-    return [Cache(int(m[1]), m[2], float(m[3]) * 2**20, m[4], float(m[5]) * 2**20) for m in found if m]
+    return [
+        Cache(float(m[1]) * 2**20, int(m[2]), m[3], float(m[4]) * 2**20, m[5], float(m[6]) * 2**20) for m in found if m
+    ]
 
 
 def half_copies(cache: Cache) -> int:

@@ -253,7 +253,7 @@ def _examine(spec: ModelSpec, *, decode: bool) -> dict[str, object]:
     held, buffers = caches(lines), context.buffers.of("compute", "output")
     on_gpu = max(map(half_copies, held), default=0)
     found: dict[str, object] = {
-        "cache": sum(int(cache.k_bytes + cache.v_bytes) for cache in held) + context.buffers.of("RS"),
+        "cache": sum(int(cache.n_bytes) for cache in held) + context.buffers.of("RS"),
         "buffers": buffers,
     }
     context.close()

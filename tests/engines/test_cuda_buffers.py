@@ -22,20 +22,20 @@ def test_a_cache_is_read_from_llama_cpps_log() -> None:
         "llama_kv_cache: size =  136.00 MiB (  4096 cells,  32 layers,  8/8 seqs), K (q8_0):   68.00 MiB, "
         "V (f16):   68.00 MiB"
     )
-    assert caches(["another", line]) == [Cache(32, "q8_0", 68 * MIB, "f16", 68 * MIB)]
+    assert caches(["another", line]) == [Cache(136 * MIB, 32, "q8_0", 68 * MIB, "f16", 68 * MIB)]
 
 
 def test_one_layer_of_a_quantised_cache_is_copied_as_halves() -> None:
-    eighth = Cache(32, "q8_0", 32 * 34 * MIB, "q8_0", 32 * 34 * MIB)
+    eighth = Cache(64 * 34 * MIB, 32, "q8_0", 32 * 34 * MIB, "q8_0", 32 * 34 * MIB)
     assert half_copies(eighth) == 2 * (64 * MIB + 128)
 
 
 def test_a_cache_of_halves_is_not_copied() -> None:
-    assert half_copies(Cache(32, "f16", MIB, "f16", MIB)) == 0
+    assert half_copies(Cache(2 * MIB, 32, "f16", MIB, "f16", MIB)) == 0
 
 
 def test_a_latent_cache_has_no_v_to_copy() -> None:
-    assert half_copies(Cache(1, "bf16", MIB, "bf16", 0)) == MIB + 128
+    assert half_copies(Cache(MIB, 1, "bf16", MIB, "bf16", 0)) == MIB + 128
 
 
 @pytest.mark.parametrize(
