@@ -24,7 +24,8 @@ PADDING: Final = 128
 """Bytes to a multiple of which the copies begin."""
 
 _LINE: Final = re.compile(
-    r"llama_kv_cache\S*: size =\s*([\d.]+) MiB.*cells,\s*(\d+) layers,.*K \((\w+)\):\s*([\d.]+) MiB, V \((\w+)\):\s*([\d.]+) MiB"
+    r"llama_kv_cache\S*: size =\s*([\d.]+) MiB.*cells,\s*(\d+) layers,.*"
+    r"K \((\w+)\):\s*([\d.]+) MiB, V \((\w+)\):\s*([\d.]+) MiB"
 )
 
 
