@@ -94,15 +94,17 @@ class Footprint:
         weights: Size of its file.
         cache: KV cache, or recurrent state, of all slots.
         buffers: Compute and output buffers.
+        on_gpu: Besides, on a GPU: copies of a cache that is not of half floats, or what no flash attention takes.
     """
 
     weights: int
     cache: int
     buffers: int
+    on_gpu: int = 0
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """All that it needs anywhere."""
         return self.weights + self.cache + self.buffers
 
 

@@ -85,9 +85,14 @@ class LlamaModel:
         spec = self._spec
         context = NativeContext(self._native, spec, threads=device.threads, cpus=device.cpus)
         try:
-            # A GPU takes memory for some kernels when they first run: a full batch now, not in the middle of work.
-            rows = min(context.n_rows, spec.ctx) if device.kind == "gpu" else 1
-            context.try_step(max(self._native.bos, 0), rows)
+            token = max(self._native.bos, 0)
+            context.try_step(token)
+            if device.kind == "gpu":
+                # It takes memory for some kernels when they first run: now, in the steps that need most of it (a full
+                # batch of one prompt, prompts in all slots, streams in all slots), and not in the middle of work.
+                context.try_step(token, min(context.n_rows, spec.ctx))
+                context.try_step(token, min(context.n_rows // spec.slots, spec.ctx), slots=spec.slots)
+                context.try_step(token, slots=spec.slots)
             if device.kind == "cpu":
                 context.choose_threads(spec.slots)
         except BaseException as error:

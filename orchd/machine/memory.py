@@ -21,7 +21,7 @@ report of llama.cpp's, and CUDA that finds no memory in the middle of a step end
 
 def need(footprint: Footprint, replicas: int, *, memory: str = HOST) -> int:
     """Bytes that so many replicas of a model should find free on their common device."""
-    total = footprint.total * replicas
+    total = taken(footprint, memory=memory) * replicas
     return total + int(total * MARGIN_SHARE) + MARGIN_BYTES + (CUDA_BYTES if memory != HOST else 0)
 
 
@@ -37,6 +37,11 @@ def needs(footprint: Footprint, replicas: Mapping[str, int], *, prompt_cache: in
     if prompt_cache:
         found[HOST] = found.get(HOST, MARGIN_BYTES) + prompt_cache
     return found
+
+
+def taken(footprint: Footprint, *, memory: str = HOST) -> int:
+    """Bytes that a model takes there."""
+    return footprint.total + (footprint.on_gpu if memory != HOST else 0)
 
 
 def check_fit(

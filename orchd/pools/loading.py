@@ -79,7 +79,11 @@ class PoolLoader:
         saved = self._config.prompt_cache_mib << 20
         needs = memory.needs(model.footprint, replicas, prompt_cache=saved)
         free = await self._loader.run(lambda: {name: memory.free_bytes(name) for name in needs})
-        freed = {} if leaving is None else {name: leaving.footprint.total * count for name, count in replicas.items()}
+        freed = {
+            name: memory.taken(leaving.footprint, memory=name) * count
+            for name, count in replicas.items()
+            if leaving is not None
+        }
         freed[memory.HOST] = freed.get(memory.HOST, 0) + leaving_saved
         memory.check_fit(model.path.name, needs, free, leaving=freed)
 

@@ -15,9 +15,11 @@ from engines.api import ModelSpec
 from engines.errors import DecodeFailed, EngineDead, LoadFailed
 from engines.llamacpp.load_log import Buffers, load_error
 from engines.llamacpp.native.heartbeat import Heartbeat
-from engines.llamacpp.native.library import captured
+from engines.llamacpp.native.library import captured, keeping_lock
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.native.threads import ComputeThreads
+
+_get_logits = keeping_lock("llama_get_logits", [ctypes.c_void_p], ctypes.POINTER(ctypes.c_float))
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
@@ -44,7 +46,8 @@ class NativeContext:
     def __init__(self, model: NativeModel, spec: ModelSpec, *, threads: int, cpus: Sequence[int] = ()) -> None:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = spec.slots * spec.ctx
-        params.n_batch = params.n_ubatch = max(spec.batch, spec.slots)
+        # A multiple of the slots: of other numbers llama.cpp makes no graph for some models (Kimi Linear), but aborts.
+        params.n_batch = params.n_ubatch = max(spec.batch - spec.batch % spec.slots, spec.slots)
         params.n_seq_max = spec.slots
         params.n_outputs_max = spec.slots
         params.n_threads = params.n_threads_batch = threads
@@ -119,7 +122,8 @@ class NativeContext:
         self._threads.use(1 if n_rows <= self._lone_rows else self._threads.count)
         self._queued.clear()
         code = llama_cpp.llama_decode(self.handle, self._batch)
-        llama_cpp.llama_synchronize(self.handle)  # a GPU may still be at work, and a step's time is measured
+        if self.buffers.on_device:
+            llama_cpp.llama_synchronize(self.handle)  # a GPU may still be at work, and a step's time is measured
         if code == 0:
             return
         reason = {1: "no room in the KV cache", 2: "it was aborted", -1: "the batch was refused"}.get(
@@ -129,7 +133,7 @@ class NativeContext:
 
     def logits(self, n_outputs: int) -> npt.NDArray[np.float32]:
         """Logits of the last decode's output rows in batch order, shape (n_outputs, n_vocab); valid until the next."""
-        pointer = llama_cpp.llama_get_logits(self.handle)
+        pointer = _get_logits(self.handle)
         where = ctypes.addressof(pointer.contents), n_outputs
         if where != self._logits_of:  # nearly always those of the step before
             view = _view(pointer, n_outputs * self._n_vocab, np.float32)
@@ -222,39 +226,41 @@ class NativeContext:
         self.token[:rows], self.pos[:rows], self.seq[:rows], self.output[:rows] = token, position, slots, 1
         self.decode(rows)
 
-    def try_step(self, token: int, rows: int = 1) -> None:
-        """Decode a token some times and forget it: pages in the weights and shows that a step works.
+    def try_step(self, token: int, rows: int = 1, *, slots: int = 1) -> None:
+        """Decode a token ``rows`` times in each of the first slots, and forget it: shows that a step works.
+
+        It pages in the weights, and a GPU takes the memory that such a step needs.
 
         Raises:
             DecodeFailed: It does not.
         """
-        self.token[:rows], self.pos[:rows], self.seq[:rows] = token, np.arange(rows), 0
-        self.output[:rows] = 0
-        self.output[rows - 1] = 1
-        self.decode(rows)
-        if not np.isfinite(self.logits(1)).all():
+        n = rows * slots
+        self.token[:n], self.pos[:n], self.seq[:n] = token, np.tile(np.arange(rows), slots), np.arange(n) // rows
+        self.output[:n] = np.arange(1, n + 1) % rows == 0
+        self.decode(n)
+        if not np.isfinite(self.logits(slots)).all():
             raise DecodeFailed("the model computes NaN or infinity instead of logits; its file may be damaged")
         self.clear()
 
     def try_tasks(self, token: int, slots: int) -> None:
-        """Decode as tasks do that come and go: in up to three slots, of unequal lengths, one of which ends first.
+        """Decode as tasks do that come and go: in up to three slots, of unequal lengths, each of which ends once.
 
         Raises:
             DecodeFailed: A step does not work.
         """
         length = [0] * slots
-        for rows in ((3, 1, 2), (1, 0, 1), (1, 2, 1)):
+        for rows in ((3, 1, 2), (1, 0, 1), (1, 2, 1), (0, 1, 1), (2, 1, 0)):
             n = 0
             for slot, count in enumerate(rows[:slots]):
                 if not count:
                     self.clear_slot(slot)
                     length[slot] = 0
-                for _ in range(count):
-                    self.token[n], self.pos[n], self.seq[n], self.output[n] = token, length[slot], slot, 0
+                for left in reversed(range(count)):
+                    self.token[n], self.pos[n], self.seq[n], self.output[n] = token, length[slot], slot, left == 0
                     length[slot] += 1
                     n += 1
-                self.output[n - 1] = 1
-            self.decode(n)
+            if n:
+                self.decode(n)
         self.clear()
 
     def choose_threads(self, n_slots: int) -> None:
