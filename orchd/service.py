@@ -135,8 +135,16 @@ class Service:
     # --- follow ----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def follow(self, task_id: str) -> Iterator[Task]:
-        """Listen to a task for the duration of the context. Raises `NotFound`."""
+    def follow(self, task_id: str, *, grace_s: float | None = None) -> Iterator[Task]:
+        """Listen to a task for the duration of the context.
+
+        Args:
+            task_id: The task.
+            grace_s: How long it may go on if this listener is the last to leave; at most what is configured.
+
+        Raises:
+            NotFound: There is no such task, or its events are no longer kept.
+        """
         task = self._tasks.get(task_id)
         if task is None:
             raise NotFound(f"there is no task {task_id}; it never existed, or its events are no longer kept")
@@ -144,7 +152,8 @@ class Service:
         try:
             yield task
         finally:
-            self._tasks.leave(task)
+            if self._tasks.leave(task, grace_s=grace_s):
+                self.cancel(task)
 
     def sweep(self) -> None:
         """Forget old tasks, cancel abandoned ones, notice hanging workers; to be called a few times a second."""
