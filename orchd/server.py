@@ -33,9 +33,10 @@ from orchd.pools.loading import PoolLoader
 from orchd.pools.pool import Pool
 from orchd.pools.worker import Worker
 from orchd.service import Service
-from orchd.settings.addresses import resolve
+from orchd.settings.addresses import resolve, url_of
 from orchd.settings.config import Config
 from orchd.settings.credentials import Credentials
+from orchd.settings.running import RunningServer, announced
 from orchd.settings.sources import working_folder
 
 _log = logging.getLogger(__name__)
@@ -94,7 +95,12 @@ def serve(config: Config, credentials: Credentials, *, observer: Observer) -> in
         stop_on_signals(stop)
         return await server.run(owned, listening, stop=stop)
 
-    with contextlib.closing(listening):
+    me = RunningServer(
+        url_of(config.server.host, listening.getsockname()[1]),
+        config=None if config.source is None else os.path.realpath(config.source),
+        token_file=None if credentials.file is None else os.path.abspath(credentials.file),
+    )
+    with contextlib.closing(listening), announced(me):
         code = asyncio.run(run())
     if server.left_behind:
         _leave(code)
@@ -289,7 +295,7 @@ class Server:
         return Summary(
             url=f"http://{shown}:{port}",
             token_origin=f"in {origin}",
-            token_file=origin.removeprefix("file ") if origin.startswith("file ") else None,
+            token_file=self._credentials.file,
             pools=tuple(
                 PoolSummary(
                     pool.id,
