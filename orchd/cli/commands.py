@@ -139,7 +139,12 @@ def serve(
     device: DeviceOption = None,
     slots: SlotsOption = None,
     ctx: CtxOption = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every decision.")] = False,
+    verbose: Annotated[
+        int,
+        typer.Option(
+            "--verbose", "-v", count=True, show_default=False, help="Log every decision; -vv: llama.cpp's log too."
+        ),
+    ] = 0,
 ) -> None:
     """Serve models until Ctrl-C.
 
@@ -150,7 +155,7 @@ def serve(
     if (streams := context.find_object(StandardStreams)) is not None:
         streams.write_aside()
     console = ServeConsole()
-    set_up_logging(console.err, verbose=verbose)
+    set_up_logging(console.err, verbosity=verbose)
     try:
         settings = load(config_path=config, flags=flags, environ=os.environ, cwd=working_folder())
         credentials = find_or_create_token(settings, token_file_flag=token_file, environ=os.environ)

@@ -11,7 +11,7 @@ from typing import TypeVar
 import msgspec
 from aiohttp import hdrs, web
 
-from orchd.errors import Code, InvalidParams, TaskError
+from orchd.errors import Internal, InvalidParams, TaskError
 from orchd.http import sse
 from orchd.metrics import CONTENT_TYPE, Metrics
 from orchd.schemas import ReloadRequest, StrictWire, TaskRequest
@@ -91,16 +91,18 @@ def _decode(body: bytes, decoder: msgspec.json.Decoder[_WireT]) -> _WireT:
 async def submit(request: web.Request) -> web.Response:
     """``POST /v1/tasks``."""
     service = request.app[SERVICE]
+    task_id = None
     try:
         wanted = _decode(await _body(request), _decode_task)
+        task_id = wanted.task_id
         return _json(await service.submit(wanted), 202)
     except TaskError as error:
-        service.count_rejection(error.code)
+        service.note_refusal(error, task_id)
         raise
     except ConnectionError:
         raise  # the client is gone: it was not refused
-    except Exception:
-        service.count_rejection(Code.INTERNAL)
+    except Exception as error:
+        service.note_refusal(Internal(f"{type(error).__name__}; the log has its traceback"), task_id)
         raise
 
 
