@@ -13,8 +13,13 @@ def has_cuda() -> bool:
 
 def backends() -> list[str]:
     """What it can compute on, such as ``["CPU", "CUDA"]``; nothing where it is not installed."""
-    names = {name.partition(".")[0] for name in _libraries() if name.startswith("libggml-")}
-    return sorted(name.removeprefix("libggml-").upper() for name in names - {"libggml-base"})
+    names = {name.split(".")[0].split("-")[1] for name in _libraries() if name.startswith("libggml-")}
+    return sorted(name.upper() for name in names - {"base"})
+
+
+def is_portable() -> bool:
+    """Whether it has the CPU backend once for each kind of CPU, of which one is chosen when it starts."""
+    return any(name.startswith("libggml-cpu-") for name in _libraries())
 
 
 def version(library: str = "llama") -> str | None:
