@@ -53,6 +53,8 @@ give it the same time as the whole server, whatever its nice value."""
 
 _PROBE_CELLS = 256  # llama.cpp rounds a context up to this
 _PROBE_BATCH = 32
+_MOST_CELLS = 1 << 22
+"""Of all slots together, that are asked for to learn what they would take; beyond, they are computed."""
 _PROBE_SLOTS = 3
 _SHAPE = ("slots", "ctx", "batch", "flash_attn", "cache_type_k", "cache_type_v", "swa_full")
 _CACHE_LINE = re.compile(r"llama_kv_cache\S*: size =\s*([\d.]+) MiB")
@@ -249,14 +251,7 @@ def _examine(spec: ModelSpec, *, decode: bool) -> dict[str, object]:
     model = NativeModel(spec.path, no_alloc=True)
     if not model.generates:
         raise LoadFailed(f"{spec.path.name} does not generate text (an embedding or encoder model)")
-    with _cache_lines() as lines:
-        context = NativeContext(model, spec, threads=1)
-    cache = sum(int(float(line[1]) * 2**20) for text in lines if (line := _CACHE_LINE.search(text)))
-    found: dict[str, object] = {
-        "cache": cache + context.buffers.of("RS"),
-        "buffers": context.buffers.of("compute", "output"),
-    }
-    context.close()
+    found: dict[str, object] = dict(zip(("cache", "buffers"), _sizes(model, spec), strict=True))
     _try_tokenizer(model)
     found["note"] = _try_template(model)
     model.close()
@@ -270,6 +265,32 @@ def _examine(spec: ModelSpec, *, decode: bool) -> dict[str, object]:
         context.close()
         model.close()
     return found
+
+
+def _sizes(model: NativeModel, spec: ModelSpec) -> tuple[int, int]:
+    """Bytes of the caches and of the buffers of the whole shape.
+
+    llama.cpp keeps a table of all cells even where it allocates no cache: where they would take terabytes, that alone
+    takes gigabytes and a minute. Beyond `_MOST_CELLS` both grow in proportion to the context, so two smaller ones tell.
+    """
+    most = max(_MOST_CELLS // spec.slots, 2 * _PROBE_CELLS)
+    if spec.ctx <= most:
+        return _sizes_at(model, spec)
+    half, whole = (_sizes_at(model, dataclasses.replace(spec, ctx=ctx)) for ctx in (most // 2, most))
+    steps = (spec.ctx - most) / (most - most // 2)
+    cache, buffers = (int(end + (end - middle) * steps) for middle, end in zip(half, whole, strict=True))
+    return cache, buffers
+
+
+def _sizes_at(model: NativeModel, spec: ModelSpec) -> tuple[int, int]:
+    from engines.llamacpp.native.context import NativeContext
+
+    with _cache_lines() as lines:
+        context = NativeContext(model, spec, threads=1)
+    cache = sum(int(float(line[1]) * 2**20) for text in lines if (line := _CACHE_LINE.search(text)))
+    sizes = cache + context.buffers.of("RS"), context.buffers.of("compute", "output")
+    context.close()
+    return sizes
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import enum
 import os
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, ExitStack, aclosing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,14 +156,16 @@ async def reload(target: Target, pool_id: str, new_model_ref: str | None, *, as_
     return Exit.OK
 
 
-def check(config: Config, *, token_file: Path | None, as_json: bool) -> Exit:
-    """Explains a configuration; starts nothing."""
+def check(config: Config, mistakes: Sequence[str], *, token_file: Path | None, as_json: bool) -> Exit:
+    """Explains a configuration, of which some may be wrong; starts nothing."""
     with _status("checking devices and models"):
-        report = Checkup(config, os.environ, token_file=token_file).run()
+        report = Checkup(config, os.environ, token_file=token_file, mistakes=mistakes).run()
     if as_json:
         _print_json(report)
     else:
         show(report, console_for(sys.stdout))
+    if mistakes:
+        return Exit.NO_ANSWER
     return Exit.OK if report.ok else Exit.FAILED
 
 

@@ -30,7 +30,7 @@ from orchd.observer import Observer
 from orchd.schemas import Message, Priority
 from orchd.settings.config import Config
 from orchd.settings.credentials import Credentials, find_or_create_token
-from orchd.settings.sources import load, working_folder
+from orchd.settings.sources import load, survey, working_folder
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,6 +50,10 @@ UrlOption = Annotated[
     str | None,
     typer.Option("--url", metavar="URL", help="Address of the server. [dim]Default: the configured host and port[/]"),
 ]
+HostOption = Annotated[
+    str | None, typer.Option(metavar="HOST", help="Address to listen on. [dim]Default: 127.0.0.1[/]")
+]
+PortOption = Annotated[int | None, typer.Option(metavar="PORT", help="Port; 0 picks a free one. [dim]Default: 8737[/]")]
 ModelOption = Annotated[
     str | None,
     typer.Option("--model", "-m", metavar="FILE", help="GGUF file. [dim]Default: a small demo model[/]"),
@@ -128,12 +132,8 @@ def _orchd(
 def serve(
     context: typer.Context,
     config: ConfigOption = None,
-    host: Annotated[
-        str | None, typer.Option(metavar="HOST", help="Address to listen on. [dim]Default: 127.0.0.1[/]")
-    ] = None,
-    port: Annotated[
-        int | None, typer.Option(metavar="PORT", help="Port; 0 picks a free one. [dim]Default: 8737[/]")
-    ] = None,
+    host: HostOption = None,
+    port: PortOption = None,
     token_file: TokenFileOption = None,
     model: ModelOption = None,
     device: DeviceOption = None,
@@ -319,6 +319,8 @@ def reload(
 )
 def check(
     config: ConfigOption = None,
+    host: HostOption = None,
+    port: PortOption = None,
     token_file: TokenFileOption = None,
     model: ModelOption = None,
     device: DeviceOption = None,
@@ -326,16 +328,17 @@ def check(
     ctx: CtxOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Explain the configuration: devices, models, memory. Starts nothing.
+    """Explain the configuration: address, devices, models, memory. Starts nothing.
 
-    Exit code 0: 'orchd serve' can start with it. 1: a device or model cannot be used, or something does not fit.
+    Exit code 0: 'orchd serve' can start with it. 1: the address, a device or a model cannot be used, or something
+    does not fit.
     2: the configuration itself is wrong.
     """
 
     async def command() -> Exit:
-        flags = _flags(model, device, slots, ctx)
-        settings = load(config_path=config, flags=flags, environ=os.environ, cwd=working_folder())
-        return actions.check(settings, token_file=token_file, as_json=as_json)
+        flags = _flags(model, device, slots, ctx) | {"server.host": host, "server.port": port}
+        settings, mistakes = survey(config_path=config, flags=flags, environ=os.environ, cwd=working_folder())
+        return actions.check(settings, mistakes, token_file=token_file, as_json=as_json)
 
     raise typer.Exit(finish(command))
 
