@@ -229,7 +229,7 @@ def test_all_mistakes_are_found_in_one_run_and_it_is_2(home: Path, monkeypatch: 
         "queue.capacity is 0",
         "pools[0].id is 'a b'",
         "pools[0].slots is 0",
-        "pools[0].devices is ['gpu:0'",
+        "pools[0].devices[1] is 'tpu'",
         "environment: ORCHD_HOST is ''",
     ]
     later = "\n".join(problems[10:])
