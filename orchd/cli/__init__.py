@@ -1,5 +1,5 @@
-"""The command line. `commands` reads options, `actions` does what they ask, `console` shows what a server does."""
+"""The command line: `entry` begins it, `commands` reads options, `actions` does what they ask, `console` shows it."""
 
-from orchd.cli.commands import app, main
+from orchd.cli.entry import main
 
-__all__ = ["app", "main"]
+__all__ = ["main"]

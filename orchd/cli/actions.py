@@ -1,4 +1,4 @@
-"""What `orchd health`, `run`, `reload` and `check` do once their options are read. Each returns the exit code.
+"""What `orchd run`, `reload` and `check` do once their options are read. Each returns the exit code.
 
 Answers go to stdout and everything else to stderr, so that stdout can be piped anywhere.
 """
@@ -6,7 +6,6 @@ Answers go to stdout and everything else to stderr, so that stdout can be piped 
 from __future__ import annotations
 
 import asyncio
-import enum
 import os
 import sys
 import time
@@ -17,18 +16,17 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from rich.table import Table
 from rich.text import Text
 
 from orchd.cli.check import Checkup
 from orchd.cli.console import console_for
+from orchd.cli.exits import Exit, complain
 from orchd.cli.report import show
 from orchd.client import (
     BadAnswer,
     Client,
     End,
     Forbidden,
-    Health,
     Message,
     NotReachable,
     Refused,
@@ -39,18 +37,6 @@ from orchd.client import (
 )
 from orchd.errors import ConfigError, OrchdError
 from orchd.settings.config import Config
-
-
-class Exit(enum.IntEnum):
-    """What a command tells the shell."""
-
-    OK = 0
-    FAILED = 1
-    NO_ANSWER = 2
-    DEFECT = 70
-    INTERRUPTED = 130
-    BROKEN_PIPE = 141
-
 
 NO_ANSWER: Final = (ConfigError, NotReachable, BadAnswer, Unauthorized, Forbidden)
 """The errors after which nothing is known about what was asked for."""
@@ -84,11 +70,6 @@ class Target:
         return f"Target({self.url!r})"
 
 
-def complain(message: object) -> None:
-    """One line on stderr, whatever line breaks the message holds."""
-    print(f"orchd: {' '.join(str(message).split())}", file=sys.stderr)
-
-
 def finish(command: Callable[[], Command], *, interrupted: str | None = None) -> Exit:
     """Runs a command to its exit code; whatever goes wrong becomes one line on stderr.
 
@@ -111,33 +92,6 @@ def finish(command: Callable[[], Command], *, interrupted: str | None = None) ->
     except OrchdError as error:
         complain(error)
         return Exit.NO_ANSWER if isinstance(error, NO_ANSWER) else Exit.FAILED
-
-
-def output_lost(error: OSError) -> Exit:
-    """What to leave with where stdout could not be written: there is no answer, so neither yes nor no."""
-    if isinstance(error, ConnectionError):
-        return Exit.BROKEN_PIPE  # whoever read it has left, as `head` does; no reason to complain
-    complain(f"cannot write to stdout ({error.strerror}), so the answer is lost; redirect it elsewhere")
-    return Exit.NO_ANSWER
-
-
-async def health(target: Target, *, strict: bool, as_json: bool) -> Exit:
-    """Asks a server how it is; no answer is an answer too."""
-    async with target.client() as client:
-        try:
-            answer = await client.health()
-        except Unauthorized:
-            raise
-        except Refused as error:  # with whatever status: it did not say how it is
-            complain(error)
-            return Exit.NO_ANSWER
-    if as_json:
-        _print_json(answer)
-    else:
-        _print_health(answer)
-    if answer.ready and answer.status != "ok":
-        complain(f"ready, but {answer.status}{_not_alive(answer)}")
-    return Exit.OK if answer.ready and (answer.status == "ok" or not strict) else Exit.FAILED
 
 
 async def reload(target: Target, pool_id: str, new_model_ref: str | None, *, as_json: bool) -> Exit:
@@ -254,37 +208,3 @@ def _print_piece(text: str) -> None:
 
 def _print_json(answer: object) -> None:
     print(msgspec.json.encode(answer).decode())
-
-
-def _not_alive(answer: Health) -> str:
-    found = [
-        f"{pool.id}/{replica.id} on {replica.device}"
-        for pool in answer.pools
-        for replica in pool.replicas
-        if not replica.alive
-    ]
-    return f": not alive: {', '.join(found)}" if found else ""
-
-
-def _print_health(answer: Health) -> None:
-    out = console_for(sys.stdout)
-    colour = {"ok": "green", "loading": "yellow", "degraded": "red"}[answer.status]
-    table = Table("pool", "model", "replica", "device", "state", "busy", box=None, pad_edge=False)
-    for pool in answer.pools:
-        failed = pool.model_id is None and answer.status == "degraded"
-        for replica in pool.replicas:
-            state = ("ready" if pool.ready else "not ready") if replica.alive else "not alive"
-            if failed:
-                state = "failed to load, see the server's log"
-            table.add_row(
-                Text(pool.id),
-                Text(pool.model_id or "-"),
-                Text(replica.id),
-                Text(replica.device),
-                Text(state, "green" if state == "ready" else "red"),
-                f"{replica.busy}/{replica.slots}",
-            )
-        if not pool.replicas:
-            table.add_row(Text(pool.id), Text(pool.model_id or "-"), "-", "-", Text("not ready", "red"), "0/0")
-    out.print(Text(answer.status, f"bold {colour}"))
-    out.print(table)

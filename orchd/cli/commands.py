@@ -19,17 +19,19 @@ import typer
 
 from orchd import __version__
 from orchd.cli import actions
-from orchd.cli.actions import Exit, Target, complain, finish
+from orchd.cli.actions import Target, finish
 from orchd.cli.console import ServeConsole, set_up_logging
-from orchd.cli.streams import OutputLost, StandardStreams
+from orchd.cli.exits import Exit, complain
+from orchd.cli.health import health as health_of_server
+from orchd.cli.streams import StandardStreams
 from orchd.cli.versions import engine_versions
 from orchd.client import TaskOptions
-from orchd.client.discovery import find_server
 from orchd.errors import ConfigError
 from orchd.observer import Observer
 from orchd.schemas import Message, Priority
 from orchd.settings.config import Config
 from orchd.settings.credentials import Credentials, find_or_create_token
+from orchd.settings.discovery import find_server
 from orchd.settings.sources import load, survey, working_folder
 
 app = typer.Typer(
@@ -75,24 +77,6 @@ CtxOption = Annotated[
     typer.Option("--ctx", metavar="N", help="Tokens per slot, prompt and output together. [dim]Default: 4096[/]"),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-
-
-def main() -> None:
-    """The command line."""
-    streams = StandardStreams()
-    try:
-        app(prog_name="orchd", obj=streams)
-    except SystemExit as left:
-        code = left.code
-    except OutputLost:
-        code = None  # see below
-    except Exception:  # Python would leave with 1, which is "no"
-        sys.excepthook(*sys.exc_info())
-        code = Exit.DEFECT
-    if streams.lost is not None:
-        code = actions.output_lost(streams.lost)
-    streams.close()
-    sys.exit(code)
 
 
 def _examples(*lines: str) -> str:
@@ -200,7 +184,7 @@ def health(
 
     Exit code 0: ready, every pool can start tasks, even if degraded. 1: not ready. 2: not reachable, or refused.
     """
-    raise typer.Exit(finish(lambda: actions.health(_target(url, config, token_file), strict=strict, as_json=as_json)))
+    raise typer.Exit(health_of_server(url, config, token_file, strict=strict, as_json=as_json))
 
 
 @app.command(

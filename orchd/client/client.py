@@ -14,7 +14,6 @@ from urllib.parse import quote
 import aiohttp
 import msgspec
 
-from orchd.client.discovery import find_server
 from orchd.client.errors import (
     BadAnswer,
     Busy,
@@ -36,6 +35,7 @@ from orchd.schemas import (
     Reloaded,
     ReloadRequest,
 )
+from orchd.settings.discovery import find_server
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

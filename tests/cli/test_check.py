@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from orchd import cli
+from orchd.cli.commands import app
 from orchd.machine import devices, memory
 from orchd.machine.devices import Gpu
 from orchd.settings.running import RunningServer, announced
@@ -37,7 +37,7 @@ def a_free_port(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def check(*args: str) -> Result:
-    return CliRunner().invoke(cli.app, ["check", *args])
+    return CliRunner().invoke(app, ["check", *args])
 
 
 def as_json(*args: str) -> Any:
@@ -243,7 +243,7 @@ def test_all_mistakes_are_found_in_one_run_and_it_is_2(home: Path, monkeypatch: 
 
 def test_the_other_commands_name_the_first_mistake_and_count_the_others(home: Path) -> None:
     config(home, ELEVEN)
-    result = CliRunner().invoke(cli.app, ["serve"])
+    result = CliRunner().invoke(app, ["serve"])
     assert result.exit_code == 2
     assert "did you mean server.port" in result.stderr
     assert "(and 8 more; 'orchd check' lists them all)" in result.stderr

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from orchd.client.discovery import find_server
 from orchd.errors import ConfigError
+from orchd.settings.discovery import find_server
 from orchd.settings.running import RunningServer, announced, running_servers
 
 TOKEN = "a-token-of-the-account-0123456789"
