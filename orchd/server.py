@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from engines.api import Engine, ModelSpec
 from engines.errors import LoadFailed, OutOfDeviceMemory
-from engines.llamacpp.build import has_cuda
+from engines.llamacpp.build import has_cuda, identity
 from orchd.errors import ConfigError
 from orchd.http.app import create_app
 from orchd.http.connection import serving
@@ -28,6 +28,7 @@ from orchd.machine.telemetry import PERIOD_S, Telemetry
 from orchd.metrics import Metrics
 from orchd.models import references
 from orchd.models.loader import Loader
+from orchd.models.vetted import Vetted
 from orchd.observer import Guarded, Observer, PoolSummary, Summary
 from orchd.pools.loading import PoolLoader
 from orchd.pools.pool import Pool
@@ -88,7 +89,7 @@ def serve(config: Config, credentials: Credentials, *, observer: Observer) -> in
     )
 
     listening = listen(config.server.host, config.server.port)
-    server = Server(config, credentials, LlamaCppEngine(), placed, observer)
+    server = Server(config, credentials, LlamaCppEngine(), placed, observer, vetted=Vetted(identity()))
 
     async def run() -> int:
         stop = asyncio.Event()
@@ -134,6 +135,7 @@ class Server:
         engine: Loads models.
         placed: Devices of each pool, in the order of the configuration.
         observer: Is told how the start and the stop go.
+        vetted: Remembers models' files between two starts; None remembers none.
     """
 
     def __init__(
@@ -143,12 +145,15 @@ class Server:
         engine: Engine,
         placed: list[list[Device]],
         observer: Observer,
+        *,
+        vetted: Vetted | None = None,
     ) -> None:
         self._config = config
         self._credentials = credentials
         self._engine = engine
         self._placed = placed
         self._observer = Guarded(observer)
+        self._vetted = vetted
         self.left_behind = False
         """Whether a thread of this process hangs in native code, where nothing can end it."""
         self._workers: dict[str, Worker] = {}
@@ -207,6 +212,7 @@ class Server:
                     loader,
                     step_target_s=min(target_s, bound_s),
                     lone_step_s=min(max(target_s, ModelSpec.lone_step_s), bound_s),
+                    vetted=self._vetted,
                 ),
                 capacity=config.queue.capacity,
                 worker_of=self._worker_of,

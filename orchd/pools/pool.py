@@ -144,11 +144,12 @@ class Pool:
             raise
 
     async def _load(self, path: Path) -> None:
-        model = await self.loader.open(path)
+        model = await self.loader.open(path, first=True)
         try:
             async with self.loader.turn:
                 await self.check_fit(model)
                 self.switch(model, await self.loader.load_instances(model), {})
+            self.loader.remember(model)
         except BaseException:
             self.loader.discard(model)
             raise

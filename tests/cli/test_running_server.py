@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from testkit.process import Process, follow, orchd_serve, submit
+from testkit.process import Process, call, follow, orchd_serve, submit
 
 
 @pytest.fixture
@@ -90,3 +91,18 @@ def test_verbose_logs_every_decision_and_nothing_of_llama_cpps(tmp_path: Path, t
     logged = [line for line in process.stderr.splitlines() if " DEBUG " in line or " INFO " in line]
     assert all(" orchd." in line for line in logged)
     assert len(logged) < 20
+
+
+def test_the_second_start_vets_nothing_and_a_reload_does(tmp_path: Path, tiny_model_path: Path) -> None:
+    model = shutil.copy(tiny_model_path, tmp_path / "old.gguf")
+    args = ("-m", str(model), "--device", "cpu", "--port", "0", "--ctx", "256")
+    remembered = tmp_path / ".cache" / "orchd" / "vetted"
+    for start in range(2):
+        with orchd_serve(*args, home=tmp_path, module="tests.cli.vetting") as process:
+            port = process.wait_ready()
+            vetted = process.stderr.count("vetting old.gguf")
+            assert vetted == (1 if start == 0 else 0)
+            process.until(lambda: any(remembered.iterdir()), "the record of the file that serves")
+            assert call(port, "POST", "/v1/pools/default/reload")[0] == 200
+            assert process.stderr.count("vetting old.gguf") == vetted + 1
+            process.stop()
