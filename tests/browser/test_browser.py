@@ -20,7 +20,9 @@ from testkit.account import EXAMPLES, ServerProcess, serving
 from tests.browser.cutting_proxy import cutting
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="there is no Chromium here")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None and "CI" not in os.environ, reason="no Chromium; sudo apt install chromium"
+)
 
 FLAGS = [
     "--no-sandbox",
