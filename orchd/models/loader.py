@@ -52,9 +52,9 @@ class Loader:
         """Open a model where it can do no harm. Raises `engines.errors.LoadFailed`."""
         return await self.run(lambda: self._engine.vet(spec, on_wait=self.check_open))
 
-    async def vocab(self, path: Path) -> Vocab:
-        """Open a model's tokenizer. Raises `engines.errors.LoadFailed`."""
-        return await self._load(lambda: self._engine.load_vocab(path))
+    async def vocab(self, path: Path, *, beside: bool = False) -> Vocab:
+        """Open a model's tokenizer, beside the loading thread if asked to. Raises `engines.errors.LoadFailed`."""
+        return await self._load(lambda: self._engine.load_vocab(path), self._second_thread if beside else None)
 
     async def model(self, spec: ModelSpec, device: DeviceSpec, *, label: str) -> LoadedModel:
         """Load a model on a device. Raises `engines.errors.LoadFailed`."""
@@ -74,7 +74,7 @@ class Loader:
         return await asyncio.wrap_future(self._submit(work))
 
     def beside(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        """Do something that loads nothing beside the loading thread."""
+        """Do something beside the loading thread."""
         return asyncio.wrap_future(self._submit(work, self._second_thread))
 
     def _submit(self, work: Callable[[], T], thread: ThreadPoolExecutor | None = None) -> Future[T]:
@@ -83,8 +83,8 @@ class Loader:
         self._running.add(future)
         return future
 
-    async def _load(self, work: Callable[[], C]) -> C:
-        future = self._submit(work)
+    async def _load(self, work: Callable[[], C], thread: ThreadPoolExecutor | None = None) -> C:
+        future = self._submit(work, thread)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:

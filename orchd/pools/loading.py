@@ -10,12 +10,12 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
-from engines.api import Footprint, ModelSpec
+from engines.api import Footprint, ModelSpec, Vocab
 from engines.errors import LoadFailed
 from orchd.machine import memory
 from orchd.machine.devices import Device
 from orchd.models import files, references
-from orchd.models.active_model import ActiveModel
+from orchd.models.active_model import ActiveModel, VettedModel
 from orchd.models.loader import Loader
 from orchd.models.vetted import Vetted
 from orchd.pools.replica import Instance
@@ -58,8 +58,8 @@ class PoolLoader:
         self._lone_step_s = lone_step_s
         self._vetted = vetted
 
-    async def open(self, path: Path, *, first: bool = False) -> ActiveModel:
-        """Look at a file from outside, then where it can do no harm, then open its tokenizer.
+    async def vet(self, path: Path, *, first: bool = False) -> VettedModel:
+        """Look at a file from outside, then where it can do no harm.
 
         Args:
             path: The model's file.
@@ -81,13 +81,30 @@ class PoolLoader:
             raise footprint
         if files.fingerprint(path) != fingerprint:
             raise LoadFailed(f"{path.name} changed while it was being vetted; reload it once it is complete")
-        return ActiveModel(
-            references.model_id(path),
-            path,
-            await self._loader.vocab(path),
-            footprint=footprint,
-            fingerprint=fingerprint,
-        )
+        return VettedModel(references.model_id(path), path, footprint, fingerprint)
+
+    async def open(self, path: Path) -> ActiveModel:
+        """Vet a file and open its tokenizer. Raises `LoadFailed`."""
+        vetted = await self.vet(path)
+        return _active(vetted, await self._loader.vocab(path))
+
+    async def open_and_load(self, vetted: VettedModel) -> tuple[ActiveModel, list[Instance | None]]:
+        """The tokenizer beside the weights, and a handle for every replica; or `LoadFailed` and neither."""
+        opening = asyncio.ensure_future(self._loader.vocab(vetted.path, beside=True))
+        try:
+            instances = await self.load_instances(vetted)
+        except BaseException:
+            opening.add_done_callback(self._discard_opened)
+            raise
+        try:
+            return _active(vetted, await opening), instances
+        except BaseException:
+            self.discard_instances(instances)
+            raise
+
+    def _discard_opened(self, opening: asyncio.Future[Vocab]) -> None:
+        if not opening.cancelled() and opening.exception() is None:
+            self._loader.discard(opening.result())
 
     async def _footprint(self, path: Path, *, first: bool) -> Footprint:
         spec = self._spec(path)
@@ -95,7 +112,7 @@ class PoolLoader:
             return known
         return await self._loader.vet(spec)
 
-    async def check_fit(self, model: ActiveModel, *, leaving: ActiveModel | None = None) -> None:
+    async def check_fit(self, model: VettedModel, *, leaving: ActiveModel | None = None) -> None:
         """Raise `OutOfDeviceMemory` unless every device has room for its replicas now, or without a model it has."""
         replicas = Counter(memory.memory_of(device) for device in self._devices)
         needs = {name: memory.need(model.footprint, count, memory=name) for name, count in replicas.items()}
@@ -103,7 +120,7 @@ class PoolLoader:
         freed = {} if leaving is None else {name: leaving.footprint.total * count for name, count in replicas.items()}
         memory.check_fit(model.path.name, needs, free, leaving=freed)
 
-    async def load_instances(self, model: ActiveModel, *, without: Collection[int] = ()) -> list[Instance | None]:
+    async def load_instances(self, model: VettedModel, *, without: Collection[int] = ()) -> list[Instance | None]:
         """A handle for every replica but some, or `LoadFailed` and none."""
         instances: list[Instance | None] = []
         try:
@@ -114,7 +131,7 @@ class PoolLoader:
             raise
         return instances
 
-    async def load_instance(self, index: int, model: ActiveModel) -> Instance:
+    async def load_instance(self, index: int, model: VettedModel) -> Instance:
         """A handle for one replica, of the very files that were vetted. Raises `LoadFailed`."""
         device = self._devices[index]
         label = f"{self._config.id}/{index} {model.id} on {device.name}"
@@ -165,6 +182,10 @@ class PoolLoader:
     def _spec(self, path: Path) -> ModelSpec:
         shape = model_spec(self._config, path)
         return replace(shape, step_target_s=self._step_target_s, lone_step_s=self._lone_step_s)
+
+
+def _active(vetted: VettedModel, vocab: Vocab) -> ActiveModel:
+    return ActiveModel(vetted.id, vetted.path, vetted.footprint, vetted.fingerprint, vocab)
 
 
 def model_spec(config: PoolConfig, path: Path) -> ModelSpec:
