@@ -80,11 +80,11 @@ class Vetted:
             return
         with contextlib.suppress(OSError):
             record.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            draft = record.with_name(f".{secrets.token_hex(8)}")
-            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            temporary = record.with_name(f".{secrets.token_hex(8)}")
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with open(fd, "w", encoding="ascii") as file:
                 json.dump(dataclasses.asdict(footprint), file)
-            draft.rename(record)
+            temporary.rename(record)
             for old in sorted(record.parent.glob("*.json"), key=lambda path: path.stat().st_mtime)[:-MOST_RECORDS]:
                 old.unlink()
 

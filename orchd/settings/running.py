@@ -71,13 +71,13 @@ def _write(server: RunningServer, held: contextlib.ExitStack) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     _remove(*(path for path in folder.glob(f"*{SUFFIX}") if _is_stale(path)))
     name = secrets.token_hex(8)
-    draft, path = folder / f".{name}", folder / f"{name}{SUFFIX}"
-    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    temporary, path = folder / f".{name}", folder / f"{name}{SUFFIX}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     held.callback(os.close, fd)
-    held.callback(_remove, draft, path)
+    held.callback(_remove, temporary, path)
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     os.write(fd, json.dumps(asdict(server)).encode())
-    draft.rename(path)  # held and whole from the moment it has its name
+    temporary.rename(path)  # held and whole from the moment it has its name
 
 
 def _read(path: Path) -> RunningServer | None:
