@@ -14,7 +14,6 @@ import uuid
 from typing import TextIO
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
@@ -48,8 +47,8 @@ def set_up_logging(err: Console, *, verbosity: int = 0) -> None:
             everything that orchd decides; 2 for all that llama.cpp says besides.
     """
     if err.is_terminal:
-        handler: logging.Handler = RichHandler(console=err, show_path=False, rich_tracebacks=False)
-        handler.setFormatter(logging.Formatter("%(message)s", datefmt="[%X]"))
+        handler: logging.Handler = _TerminalHandler(err)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%X"))
     else:
         handler = logging.StreamHandler(err.file)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -63,6 +62,19 @@ def set_up_logging(err: Console, *, verbosity: int = 0) -> None:
         tasks.addHandler(_QuietHandler(err))
     tasks.propagate = not quiet
     tasks.setLevel(logging.NOTSET if quiet or verbosity else logging.WARNING)
+
+
+class _TerminalHandler(logging.Handler):
+    """A line for each record, above a progress bar if there is one; the terminal folds it."""
+
+    def __init__(self, err: Console) -> None:
+        super().__init__()
+        self._err = err
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print it."""
+        style = "red" if record.levelno >= logging.ERROR else "yellow" if record.levelno >= logging.WARNING else "dim"
+        self._err.print(Text(self.format(record), style), soft_wrap=True)
 
 
 class _QuietHandler(logging.Handler):

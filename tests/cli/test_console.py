@@ -244,10 +244,22 @@ def test_a_pipe_gets_no_line_for_a_task() -> None:
     assert screen.err == ""
 
 
-def test_a_verbose_terminal_has_the_line_once_and_the_whole_id() -> None:
+def test_a_verbose_terminal_has_one_line_and_the_whole_id() -> None:
     screen = Screen(terminal=True)
-    screen.console.err.width = 300
+    screen.console.err.width = 30
     set_up_logging(screen.console.err)
     set_up_logging(screen.console.err, verbosity=1)
     logging.getLogger("orchd.tasks").info(TASK_LINE, TASK_ID, "stop")
-    assert screen.err.count(TASK_ID) == screen.err.count("ended") == 1
+    [line] = screen.err.splitlines()
+    assert f"INFO    task {TASK_ID} ended: stop, 64 tokens in 1.00 s (64.0 a second)" in line
+
+
+def test_a_traceback_on_a_terminal_is_whole() -> None:
+    screen = Screen(terminal=True)
+    set_up_logging(screen.console.err)
+    try:
+        raise RuntimeError("out of [luck]")
+    except RuntimeError:
+        logging.getLogger("orchd").exception("a defect")
+    assert "ERROR   a defect" in screen.err
+    assert "RuntimeError: out of [luck]" in screen.err
