@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import uuid
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -135,10 +134,10 @@ class Service:
         self._task_log.repeated(task)
         return task.accepted
 
-    def note_refusal(self, error: TaskError, task_id: uuid.UUID | None = None) -> None:
-        """Count a refused submit; its id is known if its body could be read."""
+    def note_refusal(self, error: TaskError, request: TaskRequest | None = None) -> None:
+        """Count a refused submit, of which no request is known if its body could not be read."""
         self.rejected[error.code.value] += 1
-        self._task_log.refused(None if task_id is None else str(task_id), error)
+        self._task_log.refused(request, error)
 
     # --- follow ----------------------------------------------------------------------------------------------------
 

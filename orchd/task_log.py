@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from engines.api import FinishReason
 from orchd.errors import TaskError
 from orchd.queue.tasks import Task
+from orchd.schemas import TaskRequest
 
 _log = logging.getLogger("orchd.tasks")
 
@@ -35,10 +36,16 @@ class TaskLog:
         self._clock = clock
         self._times: dict[str, _Times] = {}
 
-    def refused(self, task_id: str | None, error: TaskError) -> None:
-        """A submit got an error. What its sender wrote may be quoted in it, and must not become a line of its own."""
+    def refused(self, request: TaskRequest | None, error: TaskError) -> None:
+        """A submit got an error.
+
+        What is wrong with a body that could not be read is not said: the sentence may quote anything that is in it.
+        """
+        if request is None:
+            _log.debug("a task was refused: %s", error.code.value)
+            return
         said = "".join(char if char.isprintable() else " " for char in str(error))
-        _log.debug("task %s refused: %s: %s", task_id or "without an id", error.code.value, said)
+        _log.debug("task %s refused: %s: %s", request.task_id or "without an id", error.code.value, said)
 
     def accepted(self, task: Task, prompt_tokens: int) -> None:
         """A submit got its 202."""

@@ -91,18 +91,17 @@ def _decode(body: bytes, decoder: msgspec.json.Decoder[_WireT]) -> _WireT:
 async def submit(request: web.Request) -> web.Response:
     """``POST /v1/tasks``."""
     service = request.app[SERVICE]
-    task_id = None
+    wanted = None
     try:
         wanted = _decode(await _body(request), _decode_task)
-        task_id = wanted.task_id
         return _json(await service.submit(wanted), 202)
     except TaskError as error:
-        service.note_refusal(error, task_id)
+        service.note_refusal(error, wanted)
         raise
     except ConnectionError:
         raise  # the client is gone: it was not refused
     except Exception as error:
-        service.note_refusal(Internal(f"{type(error).__name__}; the log has its traceback"), task_id)
+        service.note_refusal(Internal(f"{type(error).__name__}; the log has its traceback"), wanted)
         raise
 
 

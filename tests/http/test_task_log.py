@@ -77,13 +77,16 @@ async def test_a_refusal_says_why_and_under_which_id(log: pytest.LogCaptureFixtu
     task_id = str(uuid.uuid4())
     async with serving(tiny_model_path) as server:
         await server.post(task_id=task_id, prompt="x", max_tokens=100_000)
-        await server.post(b'{"a\\nb": 1}')
+        await server.post(b'{"a word of a prompt": 1}')
+        await server.post(prompt="x", max_tokens=100_000)
         task_id_again = await server.submit(task_id=str(uuid.uuid4()))
         await server.submit(task_id=task_id_again)
     [refused] = said(log, f"task {task_id}")
     assert refused.startswith("refused: INVALID_PARAMS: the prompt's ")
     [refused] = said(log, "task without an id")
-    assert refused.startswith("refused: INVALID_PARAMS: unknown field a b; ")
+    assert refused.startswith("refused: INVALID_PARAMS: the prompt's ")
+    assert said(log, "a task") == ["was refused: INVALID_PARAMS"]
+    assert "a word of a prompt" not in log.text
     assert "submitted again: it gets its first answer" in said(log, f"task {task_id_again}")
 
 
