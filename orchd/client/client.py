@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, closing, suppress
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
@@ -24,9 +25,9 @@ from orchd.client.errors import (
     TaskCancelled,
     TaskFailed,
 )
-from orchd.client.sse import SseReader
+from orchd.client.sse import ServerEvent, SseReader
 from orchd.client.transport import LOST, Transport, read, reason
-from orchd.client.types import End, Event, Health, Started, TaskOptions, Token
+from orchd.client.types import AnyToken, End, Event, Health, Started, TaskOptions, Token
 from orchd.errors import Code
 from orchd.schemas import (
     Accepted,
@@ -52,9 +53,9 @@ _FROM_NOW_ON: Final = str(10**12 - 1)
 _LEAVE_S: Final = 1.0
 """How long leaving may take; whoever presses Ctrl-C waits for it."""
 
-_DECODERS: Final[Mapping[str, msgspec.json.Decoder[Event]]] = {
+_DECODERS: Final[Mapping[str, msgspec.json.Decoder[Started | AnyToken | End]]] = {
     "started": msgspec.json.Decoder(Started),
-    "token": msgspec.json.Decoder(Token),
+    "token": msgspec.json.Decoder(AnyToken),
     "end": msgspec.json.Decoder(End),
 }
 
@@ -146,7 +147,9 @@ class Client:
                 on_wait(refusal, pause_s)
             await asyncio.sleep(pause_s)
 
-    async def follow(self, task_id: str, *, last_event_id: str | None = None) -> AsyncGenerator[Event, None]:
+    async def follow(
+        self, task_id: str, *, last_event_id: str | None = None, on_prompt: Callable[[int, int], object] | None = None
+    ) -> AsyncGenerator[Event, None]:
         """Yields the task's events up to and with its `End`, each once, over broken connections too.
 
         Closing the iterator cancels the task at once, unless someone else follows it. `break` out of an
@@ -156,6 +159,7 @@ class Client:
             task_id: From `Accepted`.
             last_event_id: Resume after this event. After the `End` there is nothing more, and nothing is
                 yielded.
+            on_prompt: Called while a long prompt is processed, with the tokens processed so far and all of them.
 
         Raises:
             NotFound: The server does not know the task, or knows it no longer.
@@ -169,7 +173,7 @@ class Client:
                     if response is None:
                         return
                     with closing(response):
-                        reader = SseReader()
+                        reader = SseReader(on_comment=partial(_tell_prompt, on_prompt) if on_prompt else None)
                         async for chunk in response.content.iter_any():
                             for event in self._events(reader, chunk):
                                 tries, last_event_id, ended = 0, event.event_id, isinstance(event, End)
@@ -196,9 +200,10 @@ class Client:
         task_id: str | None = None,
         max_wait_s: float = 0.0,
         on_wait: Callable[[Refused, float], None] | None = None,
+        on_prompt: Callable[[int, int], object] | None = None,
         **options: Unpack[TaskOptions],
     ) -> AsyncGenerator[str, None]:
-        """Submits and follows: yields the text, piece by piece.
+        """Submits and follows: yields the answer, piece by piece; what the model thinks comes with `follow` only.
 
         Raises:
             TaskFailed: The task ended with an error, or (`TaskCancelled`) was cancelled.
@@ -212,7 +217,7 @@ class Client:
             on_wait=on_wait,
             **options,
         )
-        async with aclosing(self.follow(accepted.task_id)) as events:
+        async with aclosing(self.follow(accepted.task_id, on_prompt=on_prompt)) as events:
             async for event in events:
                 if isinstance(event, Token):
                     yield event.text
@@ -278,13 +283,24 @@ class Client:
     def _events(self, reader: SseReader, chunk: bytes) -> list[Event]:
         """The events that a chunk completes; types this client does not know are left out."""
         try:
-            return [
-                msgspec.structs.replace(decoder.decode(raw.data), event_id=raw.id)
-                for raw in reader.feed(chunk)
-                if (decoder := _DECODERS.get(raw.event)) is not None
-            ]
+            return [event for raw in reader.feed(chunk) if (event := _decode(raw)) is not None]
         except (ValueError, msgspec.DecodeError) as error:
             raise self._http.bad_answer(str(error)) from error
+
+
+def _tell_prompt(on_prompt: Callable[[int, int], object], comment: str) -> None:
+    """Pass on what a comment such as ``prompt 1024/6000`` says; others say nothing."""
+    read, slash, total = comment.removeprefix("prompt ").partition("/")
+    if comment.startswith("prompt ") and read.isdecimal() and total.isdecimal() and slash:
+        on_prompt(int(read), int(total))
+
+
+def _decode(raw: ServerEvent) -> Event | None:
+    decoder = _DECODERS.get(raw.event)
+    if decoder is None:
+        return None
+    data = decoder.decode(raw.data)
+    return data.event(raw.id) if isinstance(data, AnyToken) else msgspec.structs.replace(data, event_id=raw.id)
 
 
 def raise_if_failed(end: End, *, task_id: str) -> None:

@@ -15,6 +15,7 @@ class TaskOptions(TypedDict, total=False):
     model_ref: str | None
     priority: schemas.Priority | Literal["interactive", "batch"] | None
     chat_template_kwargs: Mapping[str, bool | int | float | str] | None
+    reasoning: bool | None
     max_tokens: int | None
     stop: Sequence[str] | None
     seed: int | None
@@ -40,7 +41,7 @@ class Started(schemas.Started, frozen=True, kw_only=True):
 
 
 class Token(schemas.Token, frozen=True, kw_only=True):
-    """A piece of text."""
+    """A piece of the answer."""
 
     event_id: str | None = None
 
@@ -50,11 +51,38 @@ class Token(schemas.Token, frozen=True, kw_only=True):
         return self.t
 
 
+class Reasoning(schemas.Reasoning, frozen=True, kw_only=True):
+    """A piece of what the model thinks before it answers; only for a task with ``reasoning=True``."""
+
+    event_id: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The piece."""
+        return self.r
+
+
+class AnyToken(schemas.Wire, frozen=True, kw_only=True):
+    """Data of a ``token`` event before it is known which of the two it is."""
+
+    i: int
+    t: str | None = None
+    r: str | None = None
+
+    def event(self, event_id: str | None) -> Token | Reasoning:
+        """What it is. Raises `ValueError` if it is neither."""
+        if self.t is not None:
+            return Token(t=self.t, i=self.i, event_id=event_id)
+        if self.r is not None:
+            return Reasoning(r=self.r, i=self.i, event_id=event_id)
+        raise ValueError("a token event without text")
+
+
 class End(schemas.End, frozen=True, kw_only=True):
     """How the task ended."""
 
     event_id: str | None = None
 
 
-Event = Started | Token | End
-"""What a task's stream consists of: one `Started`, any number of `Token`, one `End`."""
+Event = Started | Token | Reasoning | End
+"""What a task's stream consists of: one `Started`, any number of `Token` and `Reasoning`, one `End`."""
