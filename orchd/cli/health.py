@@ -77,13 +77,13 @@ def health(url: str | None, config: Path | None, token_file: Path | None, *, str
 
 def _ask(url: str, token: str) -> tuple[bool, dict[str, Any]]:
     """Whether it can start tasks, and its answer. Raises `NoAnswer`."""
-    status, body = _get(url, token)
+    status, kind, body = _get(url, token)
     try:
         answer = json.loads(body)
     except ValueError:
         answer = None
     if not isinstance(answer, dict):
-        raise NoAnswer(_not_orchd(url, f"status {status} without a JSON object"))
+        raise NoAnswer(_not_orchd(url, f"it is another web server, which answers {status} with {kind}"))
     if answer.get("code") == Code.UNAUTHORIZED.value:
         raise NoAnswer("the server rejected this token; set the server's token with --token-file or ORCHD_TOKEN")
     if "code" in answer and "message" in answer:
@@ -91,7 +91,8 @@ def _ask(url: str, token: str) -> tuple[bool, dict[str, Any]]:
     return status == 200, answer
 
 
-def _get(url: str, token: str) -> tuple[int, bytes]:
+def _get(url: str, token: str) -> tuple[int, str, bytes]:
+    """Status, media type and body."""
     try:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -106,14 +107,16 @@ def _get(url: str, token: str) -> tuple[int, bytes]:
     try:
         connection.request("GET", f"{parts.path}/health", headers=headers)
         response = connection.getresponse()
-        return response.status, response.read(MOST_BYTES)
+        return response.status, response.headers.get_content_type(), response.read(MOST_BYTES)
     except ConnectionRefusedError:
         raise NoAnswer(f"no answer from {url} (connection refused); is `orchd serve` running there?") from None
     except OSError as error:
+        if type(error).__name__ == "SSLError":
+            raise NoAnswer(f"{url} does not speak HTTPS, and orchd never does; use http://") from None
         reason = "timed out" if isinstance(error, TimeoutError) else (error.strerror or str(error)).lower()
         raise NoAnswer(f"no answer from {url} ({reason}); is `orchd serve` running there?") from None
     except http.client.HTTPException as error:
-        raise NoAnswer(_not_orchd(url, f"{type(error).__name__} instead of HTTP")) from None
+        raise NoAnswer(_not_orchd(url, f"it does not speak HTTP ({type(error).__name__})")) from None
     finally:
         connection.close()
 
