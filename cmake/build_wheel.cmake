@@ -14,6 +14,9 @@ if(ORCHD_LLAMA_ARGS MATCHES "GGML_CUDA=ON")
   orchd_check_disk("${ORCHD_BUILD_DIR}" 3000 "building llama.cpp for CUDA")
   set(how_long "For CUDA this takes about half an hour on 2 cores per compute capability, and 2 GB of memory per core.")
 endif()
+if(ORCHD_LLAMA_ARGS MATCHES "ALL_VARIANTS=ON")
+  set(how_long "With all kinds of CPU this takes about half an hour on 2 cores.")
+endif()
 include("${CMAKE_CURRENT_LIST_DIR}/fetch_source.cmake")
 include("${CMAKE_CURRENT_LIST_DIR}/assemble_cuda.cmake")
 
@@ -39,7 +42,7 @@ execute_process(
           -C cmake.verbose=false -C "build-dir=${objects}" -C "wheel.exclude=${ORCHD_WHEEL_EXCLUDE}"
           "${ORCHD_LLAMA_SOURCE}"
   COMMAND tee "${log}"
-  COMMAND grep --line-buffered -E "^ *\\[[0-9]+/[0-9]+ |[Ee]rror: |ERROR|CMake Error"
+  COMMAND "${ORCHD_PYTHON}" "${CMAKE_CURRENT_LIST_DIR}/progress.py"
   RESULTS_VARIABLE results)
 list(GET results 0 failed)
 if(failed)

@@ -5,7 +5,11 @@ function(orchd_wheel_key out)
   # llama.cpp compiles for the CPU it is built on (GGML_NATIVE). The macros that the compiler then defines show what it
   # makes of that CPU and, with <cstddef>, the versions of the C and C++ libraries. On ARM the option is -mcpu.
   set(native "")
-  foreach(option -march=native -mcpu=native)
+  set(options -march=native -mcpu=native)
+  if(ORCHD_PORTABLE)
+    set(options -O2)  # of the versions alone
+  endif()
+  foreach(option IN LISTS options)
     execute_process(COMMAND "${CMAKE_CXX_COMPILER}" ${option} -include cstddef -dM -E -x c++ /dev/null
                     OUTPUT_VARIABLE macros ERROR_QUIET RESULT_VARIABLE failed)
     if(NOT failed)

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from engines.api import Engine, ModelSpec
 from engines.errors import LoadFailed, OutOfDeviceMemory
-from engines.llamacpp.build import has_cuda
+from engines.llamacpp.build import has_cuda, identity
 from orchd.errors import ConfigError
 from orchd.http.app import create_app
 from orchd.http.connection import serving
@@ -28,14 +28,16 @@ from orchd.machine.telemetry import PERIOD_S, Telemetry
 from orchd.metrics import Metrics
 from orchd.models import references
 from orchd.models.loader import Loader
+from orchd.models.vetted import Vetted
 from orchd.observer import Guarded, Observer, PoolSummary, Summary
 from orchd.pools.loading import PoolLoader
 from orchd.pools.pool import Pool
 from orchd.pools.worker import Worker
 from orchd.service import Service
-from orchd.settings.addresses import bind_remedy, resolve
+from orchd.settings.addresses import bind_remedy, resolve, url_of
 from orchd.settings.config import Config
 from orchd.settings.credentials import Credentials
+from orchd.settings.running import RunningServer, announced
 from orchd.settings.sources import working_folder
 
 _log = logging.getLogger(__name__)
@@ -87,14 +89,19 @@ def serve(config: Config, credentials: Credentials, *, observer: Observer) -> in
     )
 
     listening = listen(config.server.host, config.server.port)
-    server = Server(config, credentials, LlamaCppEngine(), placed, observer)
+    server = Server(config, credentials, LlamaCppEngine(), placed, observer, vetted=Vetted(identity()))
 
     async def run() -> int:
         stop = asyncio.Event()
         stop_on_signals(stop)
         return await server.run(owned, listening, stop=stop)
 
-    with contextlib.closing(listening):
+    me = RunningServer(
+        url_of(config.server.host, listening.getsockname()[1]),
+        config=None if config.source is None else os.path.realpath(config.source),
+        token_file=None if credentials.file is None else os.path.abspath(credentials.file),
+    )
+    with contextlib.closing(listening), announced(me):
         code = asyncio.run(run())
     if server.left_behind:
         _leave(code)
@@ -126,6 +133,7 @@ class Server:
         engine: Loads models.
         placed: Devices of each pool, in the order of the configuration.
         observer: Is told how the start and the stop go.
+        vetted: Remembers models' files between two starts; None remembers none.
     """
 
     def __init__(
@@ -135,12 +143,15 @@ class Server:
         engine: Engine,
         placed: list[list[Device]],
         observer: Observer,
+        *,
+        vetted: Vetted | None = None,
     ) -> None:
         self._config = config
         self._credentials = credentials
         self._engine = engine
         self._placed = placed
         self._observer = Guarded(observer)
+        self._vetted = vetted
         self.left_behind = False
         """Whether a thread of this process hangs in native code, where nothing can end it."""
         self._workers: dict[str, Worker] = {}
@@ -199,6 +210,7 @@ class Server:
                     loader,
                     step_target_s=min(target_s, bound_s),
                     lone_step_s=min(max(target_s, ModelSpec.lone_step_s), bound_s),
+                    vetted=self._vetted,
                 ),
                 capacity=config.queue.capacity,
                 worker_of=self._worker_of,
@@ -287,7 +299,7 @@ class Server:
         return Summary(
             url=f"http://{shown}:{port}",
             token_origin=f"in {origin}",
-            token_file=origin.removeprefix("file ") if origin.startswith("file ") else None,
+            token_file=self._credentials.file,
             pools=tuple(
                 PoolSummary(
                     pool.id,

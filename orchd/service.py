@@ -16,7 +16,6 @@ from typing import Any, Literal, TypeVar
 from engines.api import FinishReason
 from orchd.errors import (
     UNREADY_RETRY_S,
-    Code,
     DecodeTimeout,
     InvalidParams,
     NotFound,
@@ -38,6 +37,7 @@ from orchd.queue.scheduler import Found
 from orchd.queue.tasks import Task, TaskState, TaskStore
 from orchd.schemas import Accepted, Health, Reloaded, TaskRequest
 from orchd.settings.config import TasksConfig
+from orchd.task_log import TaskLog
 
 ANSWER_S = 2.0
 """How long a worker may take to end what was cancelled, when the server stops; steps are shorter (`orchd.server`)."""
@@ -79,6 +79,8 @@ class Service:
             cancel_grace_s=tasks.cancel_grace_s,
             clock=clock,
         )
+        self._clock = clock
+        self._task_log = TaskLog(clock)
         self._idle = asyncio.Event()
         self._idle.set()
         self._open = 0  # accepted tasks that have not ended
@@ -118,7 +120,10 @@ class Service:
             self._tasks.add(task)
             self._open += 1
             self._idle.clear()
-            return pool.scheduler.submit(task)
+            prompt_tokens = len(task.tokens)  # it forgets them once a worker has taken it
+            accepted = pool.scheduler.submit(task)
+            self._task_log.accepted(task, prompt_tokens)
+            return accepted
 
     def _answer_again(self, task: Task, request: TaskRequest) -> Accepted:
         if task.digest != request.digest():
@@ -126,17 +131,27 @@ class Service:
                 f"task_id: {task.id} was already used for a different request; use a new one, or omit it"
             )
         assert task.accepted is not None  # set when it was submitted
+        self._task_log.repeated(task)
         return task.accepted
 
-    def count_rejection(self, code: Code) -> None:
-        """Note a refused submit."""
-        self.rejected[code.value] += 1
+    def note_refusal(self, error: TaskError, request: TaskRequest | None = None) -> None:
+        """Count a refused submit, of which no request is known if its body could not be read."""
+        self.rejected[error.code.value] += 1
+        self._task_log.refused(request, error)
 
     # --- follow ----------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def follow(self, task_id: str) -> Iterator[Task]:
-        """Listen to a task for the duration of the context. Raises `NotFound`."""
+    def follow(self, task_id: str, *, grace_s: float | None = None) -> Iterator[Task]:
+        """Listen to a task for the duration of the context.
+
+        Args:
+            task_id: The task.
+            grace_s: How long it may go on if this listener is the last to leave; at most what is configured.
+
+        Raises:
+            NotFound: There is no such task, or its events are no longer kept.
+        """
         task = self._tasks.get(task_id)
         if task is None:
             raise NotFound(f"there is no task {task_id}; it never existed, or its events are no longer kept")
@@ -144,7 +159,8 @@ class Service:
         try:
             yield task
         finally:
-            self._tasks.leave(task)
+            if self._tasks.leave(task, grace_s=grace_s):
+                self.cancel(task)
 
     def sweep(self) -> None:
         """Forget old tasks, cancel abandoned ones, notice hanging workers; to be called a few times a second."""
@@ -209,6 +225,7 @@ class Service:
             self._end(task, FinishReason.ERROR, error=error)
 
         try:
+            began = self._clock()
             old = await Reload(pool, path, refuse=refuse, lost=lost, grace_s=self._grace_s).run()
         except ReloadFailed as error:
             _log.warning("pool %s: the reload failed: %s", pool.id, error)
@@ -219,7 +236,9 @@ class Service:
         self.models.activate(pool.model.id)
         if old is not None:
             self.models.retire(old.id)
-        _log.info("pool %s now serves %s", pool.id, pool.model.id)
+        was = "no model" if old is None else old.id
+        took_s = self._clock() - began
+        _log.info("pool %s now serves %s (before: %s); reloaded in %.2f s", pool.id, pool.model.id, was, took_s)
         return Reloaded(pool_id=pool.id, model_id=pool.model.id)
 
     # --- what workers tell -----------------------------------------------------------------------------------------
@@ -239,6 +258,7 @@ class Service:
                 show(report.text, report.index)
             elif isinstance(report, Begun):
                 report.task.start()
+                self._task_log.started(report.task, report.replica.id, report.replica.device)
             else:
                 self._end(report.task, report.reason, decode_ms=report.decode_ms, error=report.error)
         elif isinstance(report, ReplicaDown):
@@ -284,6 +304,7 @@ class Service:
 
     def _end(self, task: Task, reason: FinishReason, *, decode_ms: int = 0, error: TaskError | None = None) -> None:
         task.end(reason, decode_ms=decode_ms, error=error)
+        self._task_log.ended(task, reason, decode_ms=decode_ms, error=error)
         self._tasks.note_end(task)
         self._open -= 1
         if self._open == 0:

@@ -23,6 +23,7 @@ class Seen:
     """A request as it arrived."""
 
     route: str
+    query: dict[str, str]
     headers: dict[str, str]
     body: Any
 
@@ -48,7 +49,7 @@ class StandIn:
         body = await request.read()
         last = request.path.rsplit("/", 1)[-1]
         route = f"{request.method} {last if last in ('stream', 'reload') else request.path}"
-        self.seen.append(Seen(route, dict(request.headers), json.loads(body) if body else None))
+        self.seen.append(Seen(route, dict(request.query), dict(request.headers), json.loads(body) if body else None))
         self.arrived.set()
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
             return await refuse(401, "UNAUTHORIZED", "Send the token.")(self, request, body)
@@ -92,6 +93,15 @@ async def drop(_: StandIn, request: web.Request, body: bytes) -> web.StreamRespo
     """Read the request, then cut the connection without an answer."""
     assert request.transport is not None
     request.transport.abort()
+    return web.Response()
+
+
+async def silent(_: StandIn, request: web.Request, body: bytes) -> web.StreamResponse:
+    """Read the request and say nothing, for longer than anybody should wait."""
+    for _try in range(500):
+        if request.transport is None or request.transport.is_closing():
+            break
+        await asyncio.sleep(0.01)
     return web.Response()
 
 

@@ -238,7 +238,7 @@ async def test_a_refusal_of_a_full_queue_is_counted_and_takes_nothing(tiny_model
         for _ in range(5):
             with pytest.raises(AdmissionReject) as refusal:
                 await stage.submit()
-            stage.service.count_rejection(refusal.value.code)
+            stage.service.note_refusal(refusal.value)
         assert stage.service.rejected == {"ADMISSION_REJECT": 5}
         stage.model().allow(100)
         assert await stage.ends_of(tasks) == {"length": 3}

@@ -13,8 +13,13 @@ def has_cuda() -> bool:
 
 def backends() -> list[str]:
     """What it can compute on, such as ``["CPU", "CUDA"]``; nothing where it is not installed."""
-    names = {name.partition(".")[0] for name in _libraries() if name.startswith("libggml-")}
-    return sorted(name.removeprefix("libggml-").upper() for name in names - {"libggml-base"})
+    names = {name.split(".")[0].split("-")[1] for name in _libraries() if name.startswith("libggml-")}
+    return sorted(name.upper() for name in names - {"base"})
+
+
+def is_portable() -> bool:
+    """Whether it has the CPU backend once for each kind of CPU, of which one is chosen when it starts."""
+    return any(name.startswith("libggml-cpu-") for name in _libraries())
 
 
 def version(library: str = "llama") -> str | None:
@@ -23,7 +28,17 @@ def version(library: str = "llama") -> str | None:
     return max(found, key=len, default=None)
 
 
+def identity() -> list[tuple[str, int, int]]:
+    """What differs in every build: name, size and time of llama.cpp's libraries and of the code that uses them."""
+    files = [*_library_files(), *Path(__file__).parent.rglob("*.py")]
+    return sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files)
+
+
 def _libraries() -> list[str]:
+    return [path.name for path in _library_files()]
+
+
+def _library_files() -> list[Path]:
     spec = importlib.util.find_spec("llama_cpp")
     folders = spec.submodule_search_locations if spec is not None else None
-    return [path.name for folder in folders or () for path in Path(folder, "lib").glob("lib*")]
+    return [path for folder in folders or () for path in Path(folder, "lib").glob("lib*")]

@@ -52,6 +52,8 @@ give it the same time as the whole server, whatever its nice value."""
 
 _PROBE_CELLS = 256  # llama.cpp rounds a context up to this
 _PROBE_BATCH = 32
+_MOST_CELLS = 1 << 22
+"""Of all slots together, that are asked for to learn what they would take; beyond, they are computed."""
 _PROBE_SLOTS = 3
 _SHAPE = ("slots", "ctx", "batch", "flash_attn", "cache_type_k", "cache_type_v", "swa_full")
 
@@ -241,28 +243,13 @@ def _allow_at_most(what: int, amount: int) -> None:
 
 def _examine(spec: ModelSpec, *, decode: bool) -> dict[str, object]:
     """Add up what the whole shape would allocate, and use the model: with one small slot, or only its tokenizer."""
-    from engines.llamacpp.cuda_buffers import caches, half_copies, has_flash_attention
     from engines.llamacpp.native.context import NativeContext  # loads llama.cpp: only in this process
     from engines.llamacpp.native.model import NativeModel
 
     model = NativeModel(spec.path, no_alloc=True)
     if not model.generates:
         raise LoadFailed(f"{spec.path.name} does not generate text (an embedding or encoder model)")
-    with _cache_lines() as lines:
-        context = NativeContext(model, spec, threads=1)
-    held, buffers = caches(lines), context.buffers.of("compute", "output")
-    on_gpu = max(map(half_copies, held), default=0)
-    found: dict[str, object] = {
-        "cache": sum(int(cache.n_bytes) for cache in held) + context.buffers.of("RS"),
-        "buffers": buffers,
-    }
-    context.close()
-    if held and spec.flash_attn == "auto" and not has_flash_attention(*model.heads):
-        with contextlib.suppress(LoadFailed):  # a quantised V cache: flash attention it is, on the host then
-            context = NativeContext(model, dataclasses.replace(spec, flash_attn="off"), threads=1)
-            on_gpu = max(0, context.buffers.of("compute", "output") - buffers)
-            context.close()
-    found["on_gpu"] = on_gpu
+    found: dict[str, object] = dict(zip(("cache", "buffers", "on_gpu"), _sizes(model, spec), strict=True))
     _try_tokenizer(model)
     found["note"] = _try_template(model)
     model.close()
@@ -276,6 +263,38 @@ def _examine(spec: ModelSpec, *, decode: bool) -> dict[str, object]:
         context.close()
         model.close()
     return found
+
+
+def _sizes(model: NativeModel, spec: ModelSpec) -> tuple[int, ...]:
+    """Bytes of the caches and of the buffers of the whole shape, and what comes to them on a GPU.
+
+    llama.cpp keeps a table of all cells even where it allocates no cache: where they would take terabytes, that alone
+    takes gigabytes and a minute. Beyond `_MOST_CELLS` all grow in proportion to the context, so two smaller ones tell.
+    """
+    most = max(_MOST_CELLS // spec.slots, 2 * _PROBE_CELLS)
+    if spec.ctx <= most:
+        return _sizes_at(model, spec)
+    half, whole = (_sizes_at(model, dataclasses.replace(spec, ctx=ctx)) for ctx in (most // 2, most))
+    steps = (spec.ctx - most) / (most - most // 2)
+    return tuple(int(end + (end - middle) * steps) for middle, end in zip(half, whole, strict=True))
+
+
+def _sizes_at(model: NativeModel, spec: ModelSpec) -> tuple[int, int, int]:
+    from engines.llamacpp.cuda_buffers import caches, half_copies, has_flash_attention
+    from engines.llamacpp.native.context import NativeContext
+
+    with _cache_lines() as lines:
+        context = NativeContext(model, spec, threads=1)
+    held, buffers = caches(lines), context.buffers.of("compute", "output")
+    cache = sum(int(one.n_bytes) for one in held) + context.buffers.of("RS")
+    context.close()
+    on_gpu = max(map(half_copies, held), default=0)
+    if held and spec.flash_attn == "auto" and not has_flash_attention(*model.heads):
+        with contextlib.suppress(LoadFailed):  # a quantised V cache: flash attention it is, on the host then
+            context = NativeContext(model, dataclasses.replace(spec, flash_attn="off"), threads=1)
+            on_gpu = max(0, context.buffers.of("compute", "output") - buffers)
+            context.close()
+    return cache, buffers, int(on_gpu)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,5 @@
-"""The command line. `entry` finds the command, `commands` has a module for each, `console` shows what a server does."""
+"""The command line. `entry` begins it, `group` finds the command, `commands` has a module for each."""
 
-from orchd.cli.entry import app, main
+from orchd.cli.entry import main
 
-__all__ = ["app", "main"]
+__all__ = ["main"]

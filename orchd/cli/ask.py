@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import aclosing
 
-from orchd.cli.outcome import Exit, complain
+from orchd.cli.exits import Exit, complain
 from orchd.cli.target import Target
 from orchd.cli.terminal import Printer, print_json
 from orchd.cli.waiting import Waiting

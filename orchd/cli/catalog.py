@@ -75,7 +75,7 @@ class Catalog:
             footprint = vet(model_spec(self._pool, path))
         except (LoadFailed, OSError) as error:
             return Entry(name=name, path=str(path), problem=str(error))
-        needs = {place: memory.need(footprint, count, memory=place) for place, count in self._replicas.items()}
+        needs = memory.needs(footprint, self._replicas, prompt_cache=self._pool.prompt_cache_mib << 20)
         free = {place: memory.free_bytes(place) for place in needs}
         fits = all((there := free[place]) is None or need <= there for place, need in needs.items())
         return Entry(name=name, path=str(path), size_bytes=size, need_bytes=sum(needs.values()), fits=fits)

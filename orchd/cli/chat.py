@@ -10,8 +10,8 @@ from contextlib import aclosing
 from typing import Any, Final, TypeVar
 
 from orchd.cli.conversation import Conversation
+from orchd.cli.exits import Exit, complain
 from orchd.cli.line_input import read_message
-from orchd.cli.outcome import Exit, complain
 from orchd.cli.terminal import print_piece
 from orchd.cli.waiting import Waiting
 from orchd.cli.words import of_run

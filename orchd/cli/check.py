@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -28,8 +27,9 @@ from orchd.machine.memory import gib
 from orchd.models import files, references
 from orchd.pools.loading import model_spec
 from orchd.settings import credentials
-from orchd.settings.addresses import resolve
+from orchd.settings.addresses import url_of
 from orchd.settings.config import Config, PoolConfig
+from orchd.settings.running import running_servers
 from orchd.settings.sources import working_folder
 
 
@@ -87,16 +87,19 @@ class Checkup:
     """One look at a configuration and at this machine.
 
     Args:
-        config: The whole configuration.
+        config: What can be used of the configuration.
         environ: For ``ORCHD_TOKEN`` and ``CUDA_VISIBLE_DEVICES``.
         token_file: ``--token-file``.
+        mistakes: What is wrong in the configuration itself.
     """
 
-    def __init__(self, config: Config, environ: Mapping[str, str], *, token_file: Path | None) -> None:
+    def __init__(
+        self, config: Config, environ: Mapping[str, str], *, token_file: Path | None, mistakes: Sequence[str] = ()
+    ) -> None:
         self._config = config
         self._environ = environ
         self._token_file = token_file
-        self._problems: list[str] = []
+        self._problems = [*mistakes]
         self._notes: list[str] = []
         self._needs: dict[str, dict[str, int]] = defaultdict(dict)
         """Bytes by memory, then by pool."""
@@ -140,6 +143,9 @@ class Checkup:
         named = self._token_file or "ORCHD_TOKEN" in environ or config.server.token or config.server.token_file
         try:
             if not named and not os.path.lexists(made_at := credentials.token_path()):
+                folder = next(parent for parent in made_at.parents if parent.exists())
+                if not os.access(folder, os.W_OK | os.X_OK):
+                    raise ConfigError(f"a token cannot be created in {folder}; make it writable, or set ORCHD_TOKEN")
                 return f"none yet; the first start creates one in {made_at}"
             return credentials.find_token(config, token_file_flag=self._token_file, environ=environ).origin
         except ConfigError as error:
@@ -147,22 +153,23 @@ class Checkup:
             return "not usable"
 
     def _look_at_the_address(self, host: str, port: int) -> None:
+        from orchd.server import listen  # with all of HTTP, which the other commands do without
+
         try:
-            resolve(host, port)
-            with socket.create_connection((host, port), timeout=1):
-                self._notes.append(
-                    f"{host}:{port} is already in use; if that is orchd, the memory it holds is not counted as free"
-                )
+            listen(host, port).close()
         except ConfigError as error:
             self._problems.append(str(error))
-        except OSError:
-            pass  # the address is free, as it should be
+        if any(server.url == url_of(host, port) for server in running_servers()):
+            self._notes.append(
+                f"a server of this account runs at {host}:{port}; the memory that it holds does not count as free"
+            )
 
     def _look_at_the_roots(self) -> None:
-        try:
-            references.check_roots(map(Path, self._config.models.roots))
-        except ConfigError as error:
-            self._problems.append(str(error))
+        for root in self._config.models.roots:
+            try:
+                references.check_roots([Path(root)])
+            except ConfigError as error:
+                self._problems.append(str(error))
 
     def _placed(self, gpus: list[devices.Gpu]) -> list[list[Device]]:
         cuda = build.has_cuda()
@@ -170,13 +177,26 @@ class Checkup:
             self._notes.append(
                 "there are GPUs, but llama.cpp was built for the CPU only; rebuild it with: make BACKEND=cuda setup"
             )
+
+        def assign(pools: Sequence[PoolConfig]) -> list[list[Device]]:
+            cores, cpus = devices.usable_cores(), devices.crowded_cpus()
+            return devices.assign(pools, gpus, gpu_build=cuda, cores=cores, cpus=cpus)[0]
+
+        pools = self._config.pools
         try:
-            return devices.assign(
-                self._config.pools, gpus, gpu_build=cuda, cores=devices.usable_cores(), cpus=devices.crowded_cpus()
-            )[0]
+            return assign(pools)
         except ConfigError as error:
-            self._problems.append(str(error))
-            return [[] for _ in self._config.pools]
+            together = str(error)
+        placed: list[list[Device]] = []
+        for pool in pools:  # one by one, to learn what is wrong with each
+            try:
+                placed += assign([pool])
+            except ConfigError as error:
+                self._problems.append(str(error))
+                placed.append([])
+        if all(placed):
+            self._problems.append(together)
+        return placed
 
     def _pool(self, pool: PoolConfig, placed: list[Device]) -> PoolReport:
         path: Path | None = None
@@ -191,8 +211,10 @@ class Checkup:
         except (ConfigError, LoadFailed) as error:
             self._problems.append(f'pool "{pool.id}": {error}')
         if footprint is not None:
-            for name, replicas in Counter(map(memory.memory_of, placed)).items():
-                self._needs[name][pool.id] = memory.need(footprint, replicas, memory=name)
+            replicas = Counter(map(memory.memory_of, placed))
+            needs = memory.needs(footprint, replicas, prompt_cache=pool.prompt_cache_mib << 20 if placed else 0)
+            for name, wanted in needs.items():
+                self._needs[name][pool.id] = wanted
         return PoolReport(
             id=pool.id,
             model_id=None if path is None else references.model_id(path),

@@ -9,12 +9,12 @@ import json
 import logging
 import shlex
 import sys
+import time
 import uuid
 from typing import TextIO
 from urllib.parse import urlsplit
 
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
@@ -39,21 +39,61 @@ def console_for(stream: TextIO) -> Console:
     )
 
 
-def set_up_logging(err: Console, *, verbose: bool) -> None:
+def set_up_logging(err: Console, *, verbosity: int = 0) -> None:
     """Logs of orchd and its engines go to stderr, beside a progress bar if there is one.
 
     Other libraries stay at warnings even when verbose: aiohttp's access log would print URLs, and a URL may
     hold a token.
+
+    Args:
+        err: Where they go.
+        verbosity: 0 for what an owner should know, and on a terminal a quiet line for each task that has ended; 1 for
+            everything that orchd decides; 2 for all that llama.cpp says besides.
     """
     if err.is_terminal:
-        handler: logging.Handler = RichHandler(console=err, show_path=False, rich_tracebacks=False)
-        handler.setFormatter(logging.Formatter("%(message)s", datefmt="[%X]"))
+        handler: logging.Handler = _TerminalHandler(err)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%X"))
     else:
         handler = logging.StreamHandler(err.file)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    for name in ("orchd", "engines"):
-        logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)
+    logging.getLogger("orchd").setLevel(logging.DEBUG if verbosity else logging.INFO)
+    logging.getLogger("engines").setLevel(logging.DEBUG if verbosity > 1 else logging.INFO)
+    tasks = logging.getLogger("orchd.tasks")
+    quiet = err.is_terminal and not verbosity
+    tasks.handlers.clear()
+    if quiet:
+        tasks.addHandler(_QuietHandler(err))
+    tasks.propagate = not quiet
+    tasks.setLevel(logging.NOTSET if quiet or verbosity else logging.WARNING)
+
+
+class _TerminalHandler(logging.Handler):
+    """A line for each record, above a progress bar if there is one; the terminal folds it."""
+
+    def __init__(self, err: Console) -> None:
+        super().__init__()
+        self._err = err
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print it."""
+        style = "red" if record.levelno >= logging.ERROR else "yellow" if record.levelno >= logging.WARNING else "dim"
+        self._err.print(Text(self.format(record), style), soft_wrap=True)
+
+
+class _QuietHandler(logging.Handler):
+    """One dim line, never two: the end of the line is cut off at the terminal's edge, and so is the end of the id."""
+
+    def __init__(self, err: Console) -> None:
+        super().__init__(logging.INFO)
+        self._err = err
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print it; see `orchd.task_log`, whose first argument is always the task's id."""
+        assert isinstance(record.args, tuple)  # logging makes one of all arguments but a single dict
+        task_id, *rest = record.args
+        line = time.strftime("%X ") + record.msg % (str(task_id)[:8], *rest)
+        self._err.print(Text(line, "dim"), no_wrap=True, overflow="ellipsis")
 
 
 class ServeConsole:

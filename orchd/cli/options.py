@@ -18,6 +18,12 @@ UrlOption = Annotated[
     str | None,
     typer.Option("--url", metavar="URL", help="Address of the server. [dim]Default: the configured host and port[/]"),
 ]
+HostOption = Annotated[
+    str | None, typer.Option("--host", metavar="HOST", help="Address to listen on. [dim]Default: 127.0.0.1[/]")
+]
+PortOption = Annotated[
+    str | None, typer.Option("--port", metavar="PORT", help="Port; 0 picks a free one. [dim]Default: 8737[/]")
+]
 ModelOption = Annotated[
     str | None,
     typer.Option("--model", "-m", metavar="FILE", help="GGUF file, or demo. [dim]Default: a small demo model[/]"),

@@ -1,37 +1,19 @@
-"""How a command ends: the exit code, and at most one line on stderr."""
+"""How errors become an exit code and at most one line on stderr."""
 
 from __future__ import annotations
 
 import asyncio
-import enum
-import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+from orchd.cli.exits import Exit, complain
 from orchd.client.errors import BadAnswer, Forbidden, NotReachable, Unauthorized
 from orchd.errors import ConfigError, OrchdError
-
-
-class Exit(enum.IntEnum):
-    """What a command tells the shell."""
-
-    OK = 0
-    FAILED = 1
-    NO_ANSWER = 2
-    DEFECT = 70
-    INTERRUPTED = 130
-    BROKEN_PIPE = 141
-
 
 NO_ANSWER: Final = (ConfigError, NotReachable, BadAnswer, Unauthorized, Forbidden)
 """The errors after which nothing is known about what was asked for."""
 
 Command = Coroutine[Any, Any, Exit]
-
-
-def complain(message: object) -> None:
-    """One line on stderr, whatever line breaks the message holds."""
-    print(f"orchd: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def finish(
@@ -66,11 +48,3 @@ def ending(
     except OrchdError as error:
         complain(words(error))
         return Exit.NO_ANSWER if isinstance(error, NO_ANSWER) else Exit.FAILED
-
-
-def output_lost(error: OSError) -> Exit:
-    """What to leave with where stdout could not be written: there is no answer, so neither yes nor no."""
-    if isinstance(error, ConnectionError):
-        return Exit.BROKEN_PIPE  # whoever read it has left, as `head` does; no reason to complain
-    complain(f"cannot write to stdout ({error.strerror}), so the answer is lost; redirect it elsewhere")
-    return Exit.NO_ANSWER

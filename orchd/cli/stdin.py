@@ -7,7 +7,7 @@ import select
 import sys
 from typing import Final
 
-from orchd.cli.outcome import complain
+from orchd.cli.exits import complain
 from orchd.errors import ConfigError
 
 _SILENCE_S: Final = 3.0

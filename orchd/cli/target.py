@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchd.client import Client
-from orchd.client.discovery import find_server
 from orchd.errors import ConfigError
+from orchd.settings.discovery import find_server
 
 
 @dataclass(frozen=True)

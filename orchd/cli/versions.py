@@ -23,7 +23,7 @@ def engine_versions() -> Iterator[str]:
 def build_summary() -> str:
     """What the installed llama.cpp was built for."""
     if not build.has_cuda():
-        return "built for the CPU"
+        return "built for the CPU" + (" of any machine" if build.is_portable() else "")
     architectures = devices.built_architectures()
     return f"built for CUDA, compute capability {', '.join(architectures)}" if architectures else "built for CUDA"
 

@@ -6,7 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, suppress
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
@@ -15,10 +15,10 @@ from urllib.parse import quote
 import aiohttp
 import msgspec
 
-from orchd.client.discovery import find_server
 from orchd.client.errors import (
     BadAnswer,
     Busy,
+    ClientError,
     NotReachable,
     NotReady,
     Refused,
@@ -36,6 +36,7 @@ from orchd.schemas import (
     Reloaded,
     ReloadRequest,
 )
+from orchd.settings.discovery import find_server
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -48,6 +49,12 @@ ever less often."""
 _RESUME_PAUSES_S: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Before each try to take up a stream. Together they stay below the default `tasks.cancel_grace_s`, so that a
 task whose connection breaks is followed again before the server cancels it."""
+
+_FROM_NOW_ON: Final = str(10**12 - 1)
+"""As the last event's id: nothing that has happened already is sent."""
+
+_LEAVE_S: Final = 1.0
+"""How long leaving may take; whoever presses Ctrl-C waits for it."""
 
 _DECODERS: Final[Mapping[str, msgspec.json.Decoder[Started | AnyToken | End]]] = {
     "started": msgspec.json.Decoder(Started),
@@ -121,12 +128,16 @@ class Client:
             NotReachable: No answer.
         """
         fields: dict[str, object] = {"prompt": prompt, "messages": messages, **options}
-        fields["task_id"] = task_id or str(uuid.uuid4())
+        fields["task_id"] = task_id = task_id or str(uuid.uuid4())
         body = msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
         deadline = time.monotonic() + max_wait_s
         floor_s = _SHORTEST_PAUSE_S
         while True:
-            reply = await self._http.exchange("POST", "/v1/tasks", body=body)
+            try:
+                reply = await self._http.exchange("POST", "/v1/tasks", body=body)
+            except asyncio.CancelledError:  # it may have been accepted
+                await self._leave(task_id)
+                raise
             if reply.status == 202:
                 return self._http.decode(reply, Accepted)
             refusal = self._http.refusal(reply)
@@ -146,9 +157,8 @@ class Client:
     ) -> AsyncGenerator[Event, None]:
         """Yields the task's events up to and with its `End`, each once, over broken connections too.
 
-        Closing the iterator closes the connection, and a task that nobody follows any more is cancelled by
-        the server after a short grace. `break` out of an `async for` closes it soon, `contextlib.aclosing` at
-        once.
+        Closing the iterator cancels the task at once, unless someone else follows it. `break` out of an
+        `async for` closes it soon, `contextlib.aclosing` at once.
 
         Args:
             task_id: From `Accepted`.
@@ -160,27 +170,32 @@ class Client:
             NotFound: The server does not know the task, or knows it no longer.
             NotReachable: The connection broke and could not be taken up again.
         """
-        tries = 0
-        while True:
-            try:
-                response = await self._open_stream(task_id, last_event_id)
-                if response is None:
-                    return
-                with closing(response):
-                    reader = SseReader(on_comment=partial(_tell_prompt, on_prompt) if on_prompt else None)
-                    async for chunk in response.content.iter_any():
-                        for event in self._events(reader, chunk):
-                            tries, last_event_id = 0, event.event_id
-                            yield event
-                            if isinstance(event, End):
-                                return
-                problem = "it ended before the task did"
-            except LOST as error:
-                problem = reason(error)
-            if tries == len(_RESUME_PAUSES_S):
-                raise NotReachable(f"the stream of task {task_id} broke and could not be resumed: {problem}")
-            await asyncio.sleep(_RESUME_PAUSES_S[tries])
-            tries += 1
+        tries, ended = 0, False
+        try:
+            while True:
+                try:
+                    response = await self._open_stream(task_id, last_event_id)
+                    if response is None:
+                        return
+                    with closing(response):
+                        reader = SseReader(on_comment=partial(_tell_prompt, on_prompt) if on_prompt else None)
+                        async for chunk in response.content.iter_any():
+                            for event in self._events(reader, chunk):
+                                tries, last_event_id, ended = 0, event.event_id, isinstance(event, End)
+                                yield event
+                                if ended:
+                                    return
+                    problem = "it ended before the task did"
+                except LOST as error:
+                    problem = reason(error)
+                if tries == len(_RESUME_PAUSES_S):
+                    raise NotReachable(f"the stream of task {task_id} broke and could not be resumed: {problem}")
+                await asyncio.sleep(_RESUME_PAUSES_S[tries])
+                tries += 1
+        except (GeneratorExit, asyncio.CancelledError):
+            if not ended:
+                await self._leave(task_id)
+            raise
 
     async def run(
         self,
@@ -249,12 +264,24 @@ class Client:
             return self._http.decode(reply, Reloaded)
         raise self._http.refusal(reply)
 
-    async def _open_stream(self, task_id: str, last_event_id: str | None) -> aiohttp.ClientResponse | None:
+    async def _leave(self, task_id: str) -> None:
+        """Have a task cancelled unless someone else follows it: be the last to leave, and grant it no more time.
+
+        The grace of its own stream is for connections that break.
+        """
+        with suppress(ClientError, RuntimeError, *LOST):  # no answer, or the client is closed: then the grace counts
+            opening = self._open_stream(task_id, _FROM_NOW_ON, query="?cancel_grace_s=0")
+            if (response := await asyncio.wait_for(opening, _LEAVE_S)) is not None:
+                response.close()
+
+    async def _open_stream(
+        self, task_id: str, last_event_id: str | None, *, query: str = ""
+    ) -> aiohttp.ClientResponse | None:
         """The open stream, or None after the task's end. Raises `LOST` as it comes."""
         headers = {"Accept": "text/event-stream"}
         if last_event_id is not None:
             headers["Last-Event-ID"] = last_event_id
-        path = f"/v1/tasks/{quote(task_id, safe='')}/stream"
+        path = f"/v1/tasks/{quote(task_id, safe='')}/stream{query}"
         response = await self._http.send("GET", path, headers=headers)
         if response.status == 200 and response.content_type == "text/event-stream":
             return response

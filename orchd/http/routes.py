@@ -11,7 +11,7 @@ from typing import TypeVar
 import msgspec
 from aiohttp import hdrs, web
 
-from orchd.errors import Code, InvalidParams, TaskError
+from orchd.errors import Internal, InvalidParams, TaskError
 from orchd.http import sse
 from orchd.metrics import CONTENT_TYPE, Metrics
 from orchd.schemas import ReloadRequest, StrictWire, TaskRequest
@@ -91,16 +91,17 @@ def _decode(body: bytes, decoder: msgspec.json.Decoder[_WireT]) -> _WireT:
 async def submit(request: web.Request) -> web.Response:
     """``POST /v1/tasks``."""
     service = request.app[SERVICE]
+    wanted = None
     try:
         wanted = _decode(await _body(request), _decode_task)
         return _json(await service.submit(wanted), 202)
     except TaskError as error:
-        service.count_rejection(error.code)
+        service.note_refusal(error, wanted)
         raise
     except ConnectionError:
         raise  # the client is gone: it was not refused
-    except Exception:
-        service.count_rejection(Code.INTERNAL)
+    except Exception as error:
+        service.note_refusal(Internal(f"{type(error).__name__}; the log has its traceback"), wanted)
         raise
 
 
@@ -113,11 +114,23 @@ def _task_id(request: web.Request) -> str:
         return asked
 
 
+def _grace_s(asked: str | None) -> float | None:
+    """Seconds that a listener grants its task. Raises `InvalidParams`, because a task would run on that should not."""
+    try:
+        grace_s = None if asked is None else float(asked)
+    except ValueError:
+        grace_s = -1.0
+    if grace_s is not None and not 0 <= grace_s < float("inf"):
+        raise InvalidParams("cancel_grace_s: expected a number of seconds, from 0 on")
+    return grace_s
+
+
 async def stream(request: web.Request) -> web.StreamResponse:
     """``GET /v1/tasks/{id}/stream``."""
     last = request.headers.get("Last-Event-ID", request.query.get("last_event_id"))
     start = sse.resume_from(last)
-    with request.app[SERVICE].follow(_task_id(request)) as task:
+    grace_s = _grace_s(request.query.get("cancel_grace_s"))
+    with request.app[SERVICE].follow(_task_id(request), grace_s=grace_s) as task:
         if task.log.ended and start >= len(task.log.frames):
             return web.Response(status=204)  # tells EventSource not to come back
         response = web.StreamResponse(headers=sse.HEADERS)

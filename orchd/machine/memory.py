@@ -78,4 +78,4 @@ def free_bytes(memory: str) -> int | None:
 
 def gib(size: int) -> str:
     """A number of bytes for people."""
-    return f"{size / 2**30:.2f} GiB"
+    return f"{size / 2**40:.2f} TiB" if size >= 2**40 else f"{size / 2**30:.2f} GiB"

@@ -30,33 +30,42 @@ TEMPLATE_THREADS = 2
 
 
 @dataclass(frozen=True, eq=False)
-class ActiveModel:
-    """What a pool serves.
+class VettedModel:
+    """A file that can be loaded.
 
     Attributes:
         id: In health, metrics and ``model_ref``.
         path: Its file.
-        vocab: Its tokenizer, shared by every replica.
         footprint: What one replica of it needs.
         fingerprint: Of its files as they were vetted.
-        long_prompts: The thread for them; it ends with the last reference to this.
-        conversations: The threads for those that are not as long; likewise.
     """
 
     id: str
     path: Path
-    vocab: Vocab
     footprint: Footprint
     fingerprint: tuple[tuple[int, ...], ...]
-    long_prompts: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "long prompts"), repr=False)
-    conversations: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(TEMPLATE_THREADS, "conversations"), repr=False
-    )
 
     def check_unchanged(self) -> None:
         """Raise `LoadFailed` if its files are no longer those that were vetted: others could end the process."""
         if files.fingerprint(self.path) != self.fingerprint:
             raise LoadFailed(f"{self.path.name} was changed after it was vetted; reload it once it is complete")
+
+
+@dataclass(frozen=True, eq=False)
+class ActiveModel(VettedModel):
+    """What a pool serves.
+
+    Attributes:
+        vocab: Its tokenizer, shared by every replica.
+        long_prompts: The thread for them; it ends with the last reference to this.
+        conversations: The threads for those that are not as long; likewise.
+    """
+
+    vocab: Vocab
+    long_prompts: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "long prompts"), repr=False)
+    conversations: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(TEMPLATE_THREADS, "conversations"), repr=False
+    )
 
     def is_named(self, model_ref: str) -> bool:
         """Whether a reference (a name, a file name or a path) means this model."""

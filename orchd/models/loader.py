@@ -45,15 +45,16 @@ class Loader:
         self._observer = observer
         self._closing = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
+        self._second_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="beside the loader")
         self._running: set[Future[Any]] = set()
 
     async def vet(self, spec: ModelSpec) -> Footprint:
         """Open a model where it can do no harm. Raises `engines.errors.LoadFailed`."""
         return await self.run(lambda: self._engine.vet(spec, on_wait=self.check_open))
 
-    async def vocab(self, path: Path) -> Vocab:
-        """Open a model's tokenizer. Raises `engines.errors.LoadFailed`."""
-        return await self._load(lambda: self._engine.load_vocab(path))
+    async def vocab(self, path: Path, *, beside: bool = False) -> Vocab:
+        """Open a model's tokenizer, beside the loading thread if asked to. Raises `engines.errors.LoadFailed`."""
+        return await self._load(lambda: self._engine.load_vocab(path), self._second_thread if beside else None)
 
     async def model(self, spec: ModelSpec, device: DeviceSpec, *, label: str) -> LoadedModel:
         """Load a model on a device. Raises `engines.errors.LoadFailed`."""
@@ -72,14 +73,18 @@ class Loader:
         """Do something on the loading thread, after what it does now."""
         return await asyncio.wrap_future(self._submit(work))
 
-    def _submit(self, work: Callable[[], T]) -> Future[T]:
+    def beside(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """Do something beside the loading thread."""
+        return asyncio.wrap_future(self._submit(work, self._second_thread))
+
+    def _submit(self, work: Callable[[], T], thread: ThreadPoolExecutor | None = None) -> Future[T]:
         self._running = {future for future in self._running if not future.done()}
-        future = self._thread.submit(work)
+        future = (thread or self._thread).submit(work)
         self._running.add(future)
         return future
 
-    async def _load(self, work: Callable[[], C]) -> C:
-        future = self._submit(work)
+    async def _load(self, work: Callable[[], C], thread: ThreadPoolExecutor | None = None) -> C:
+        future = self._submit(work, thread)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
@@ -114,7 +119,8 @@ class Loader:
             Whether it has ended, within `CLOSE_S`.
         """
         self._closing = True
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        for thread in (self._thread, self._second_thread):
+            thread.shutdown(wait=False, cancel_futures=True)
         running = [future for future in self._running if not future.done()]  # `wait` does not count cancelled ones
         return not wait(running, CLOSE_S).not_done
 

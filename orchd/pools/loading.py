@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
-from engines.api import ModelSpec
+from engines.api import Footprint, ModelSpec, Vocab
 from engines.errors import LoadFailed
 from orchd.machine import memory
 from orchd.machine.devices import Device
 from orchd.models import files, references
-from orchd.models.active_model import ActiveModel
+from orchd.models.active_model import ActiveModel, VettedModel
 from orchd.models.loader import Loader
+from orchd.models.vetted import Vetted
 from orchd.pools.replica import Instance
 from orchd.settings.config import PoolConfig
 
 _log = logging.getLogger(__name__)
+
+DIGEST_LOG_S = 5.0
+"""How often a long computation of a checksum is logged."""
 
 
 class PoolLoader:
@@ -30,6 +36,7 @@ class PoolLoader:
         loader: Does the loading, for all pools.
         step_target_s: See `engines.api.ModelSpec`.
         lone_step_s: See `engines.api.ModelSpec`.
+        vetted: Remembers files between two starts; None remembers none.
     """
 
     def __init__(
@@ -40,6 +47,7 @@ class PoolLoader:
         *,
         step_target_s: float,
         lone_step_s: float = ModelSpec.lone_step_s,
+        vetted: Vetted | None = None,
     ) -> None:
         self.turn = loader.turn
         """To be held from `check_fit` until the model is loaded."""
@@ -48,25 +56,64 @@ class PoolLoader:
         self._loader = loader
         self._step_target_s = step_target_s
         self._lone_step_s = lone_step_s
+        self._vetted = vetted
 
-    async def open(self, path: Path) -> ActiveModel:
-        """Look at a file from outside, then where it can do no harm, then open its tokenizer. Raises `LoadFailed`."""
+    async def vet(self, path: Path, *, first: bool = False) -> VettedModel:
+        """Look at a file from outside, then where it can do no harm.
+
+        Args:
+            path: The model's file.
+            first: Whether nothing is served yet, so that a verdict of an earlier start may do.
+
+        Raises:
+            LoadFailed: It cannot be served.
+        """
         fingerprint = files.fingerprint(path)
         await self._loader.run(lambda: files.looks_like_gguf(path))
-        await self._loader.run(lambda: files.check_digest(path, on_progress=self._digest_progress(path)))
-        footprint = await self._loader.vet(self._spec(path))
+        digest, footprint = await asyncio.gather(
+            self._loader.beside(lambda: files.check_digest(path, on_progress=self._digest_progress(path))),
+            self._footprint(path, first=first),
+            return_exceptions=True,
+        )
+        if isinstance(digest, BaseException):
+            raise digest  # what is damaged is called so, whatever vetting makes of it
+        if isinstance(footprint, BaseException):
+            raise footprint
         if files.fingerprint(path) != fingerprint:
             raise LoadFailed(f"{path.name} changed while it was being vetted; reload it once it is complete")
-        return ActiveModel(
-            references.model_id(path),
-            path,
-            await self._loader.vocab(path),
-            footprint=footprint,
-            fingerprint=fingerprint,
-        )
+        return VettedModel(references.model_id(path), path, footprint, fingerprint)
+
+    async def open(self, path: Path) -> ActiveModel:
+        """Vet a file and open its tokenizer. Raises `LoadFailed`."""
+        vetted = await self.vet(path)
+        return _active(vetted, await self._loader.vocab(path))
+
+    async def open_and_load(self, vetted: VettedModel) -> tuple[ActiveModel, list[Instance | None]]:
+        """The tokenizer beside the weights, and a handle for every replica; or `LoadFailed` and neither."""
+        opening = asyncio.ensure_future(self._loader.vocab(vetted.path, beside=True))
+        try:
+            instances = await self.load_instances(vetted)
+        except BaseException:
+            opening.add_done_callback(self._discard_opened)
+            raise
+        try:
+            return _active(vetted, await opening), instances
+        except BaseException:
+            self.discard_instances(instances)
+            raise
+
+    def _discard_opened(self, opening: asyncio.Future[Vocab]) -> None:
+        if not opening.cancelled() and opening.exception() is None:
+            self._loader.discard(opening.result())
+
+    async def _footprint(self, path: Path, *, first: bool) -> Footprint:
+        spec = self._spec(path)
+        if first and self._vetted is not None and (known := self._vetted.take(spec)) is not None:
+            return known
+        return await self._loader.vet(spec)
 
     async def check_fit(
-        self, model: ActiveModel, *, leaving: ActiveModel | None = None, leaving_saved: int = 0
+        self, model: VettedModel, *, leaving: ActiveModel | None = None, leaving_saved: int = 0
     ) -> None:
         """Raise `OutOfDeviceMemory` unless every device has room for its replicas now, or without a model it has.
 
@@ -87,7 +134,7 @@ class PoolLoader:
         freed[memory.HOST] = freed.get(memory.HOST, 0) + leaving_saved
         memory.check_fit(model.path.name, needs, free, leaving=freed)
 
-    async def load_instances(self, model: ActiveModel, *, without: Collection[int] = ()) -> list[Instance | None]:
+    async def load_instances(self, model: VettedModel, *, without: Collection[int] = ()) -> list[Instance | None]:
         """A handle for every replica but some, or `LoadFailed` and none."""
         instances: list[Instance | None] = []
         try:
@@ -98,7 +145,7 @@ class PoolLoader:
             raise
         return instances
 
-    async def load_instance(self, index: int, model: ActiveModel) -> Instance:
+    async def load_instance(self, index: int, model: VettedModel) -> Instance:
         """A handle for one replica, of the very files that were vetted. Raises `LoadFailed`."""
         device = self._devices[index]
         label = f"{self._config.id}/{index} {model.id} on {device.name}"
@@ -116,6 +163,11 @@ class PoolLoader:
             raise
         return instance
 
+    def remember(self, model: ActiveModel) -> None:
+        """The model serves: the next start may take the verdict on its file as given."""
+        if self._vetted is not None:
+            self._vetted.keep(self._spec(model.path), model.footprint)
+
     def discard(self, model: ActiveModel) -> None:
         """Close the tokenizer of a model that the pool does not serve."""
         self._loader.discard(model.vocab)
@@ -129,15 +181,15 @@ class PoolLoader:
         self._loader.trim()
 
     def _digest_progress(self, path: Path) -> Callable[[float], None]:
-        """Logs every tenth of the way; called on the loading thread."""
-        tenth = 0
+        """Logs how far it is where that takes long; called on another thread."""
+        said_at = time.monotonic()
 
         def log(share: float) -> None:
-            nonlocal tenth
+            nonlocal said_at
             self._loader.check_open()
-            if int(share * 10) > tenth:
-                tenth = int(share * 10)
-                _log.info("pool %s: %d %% of %s checked against its checksum", self._config.id, 10 * tenth, path.name)
+            if time.monotonic() - said_at >= DIGEST_LOG_S:
+                said_at = time.monotonic()
+                _log.info("pool %s: %d %% of %s checked against its checksum", self._config.id, 100 * share, path.name)
 
         return log
 
@@ -149,6 +201,10 @@ class PoolLoader:
             step_target_s=self._step_target_s,
             lone_step_s=self._lone_step_s,
         )
+
+
+def _active(vetted: VettedModel, vocab: Vocab) -> ActiveModel:
+    return ActiveModel(vetted.id, vetted.path, vetted.footprint, vetted.fingerprint, vocab)
 
 
 def model_spec(config: PoolConfig, path: Path) -> ModelSpec:

@@ -13,7 +13,7 @@ from engines.errors import LoadFailed, OutOfDeviceMemory
 from orchd.errors import TaskError
 from orchd.machine.devices import Device
 from orchd.machine.telemetry import Telemetry
-from orchd.models.active_model import ActiveModel
+from orchd.models.active_model import ActiveModel, VettedModel
 from orchd.pools.loading import PoolLoader
 from orchd.pools.replica import Instance, Replica
 from orchd.pools.reports import ReplicaDown, Report
@@ -144,16 +144,14 @@ class Pool:
             raise
 
     async def _load(self, path: Path) -> None:
-        model = await self.loader.open(path)
-        try:
-            async with self.loader.turn:
-                await self.check_fit(model)
-                self.switch(model, await self.loader.load_instances(model), {})
-        except BaseException:
-            self.loader.discard(model)
-            raise
+        vetted = await self.loader.vet(path, first=True)
+        async with self.loader.turn:
+            await self.check_fit(vetted)
+            model, instances = await self.loader.open_and_load(vetted)
+            self.switch(model, instances, {})
+        self.loader.remember(model)
 
-    async def check_fit(self, model: ActiveModel, *, leaving: ActiveModel | None = None) -> None:
+    async def check_fit(self, model: VettedModel, *, leaving: ActiveModel | None = None) -> None:
         """Raise `OutOfDeviceMemory` unless every device has room for its replicas now, or without a model it has."""
         for index, why in self._lost.items():
             raise OutOfDeviceMemory(

@@ -12,9 +12,10 @@ from orchd.queue.tasks import Task
 
 @dataclass(frozen=True)
 class Begun:
-    """A task left the queue."""
+    """A task left the queue, for a replica."""
 
     task: Task
+    replica: Replica
 
 
 @dataclass(frozen=True)

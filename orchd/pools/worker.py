@@ -162,7 +162,7 @@ class Worker:
         while (found := replica.scheduler.next_for(replica.slots)) is not None:
             task, instance = found
             self._adopt(replica, instance)
-            self._reports.append(Begun(task))
+            self._reports.append(Begun(task, replica))
             try:
                 instance.model.admit(task.sequence())
             except Exception as error:

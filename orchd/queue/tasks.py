@@ -160,7 +160,7 @@ class TaskStore:
     Args:
         retention_s: How long a task stays after its end.
         retained_bytes: Most bytes of ended tasks; the ones that ended first go first.
-        cancel_grace_s: How long a task that had a listener runs on with none.
+        cancel_grace_s: How long a task that had a listener runs on with none; the last to leave may ask for less.
         clock: Monotonic seconds.
     """
 
@@ -173,7 +173,7 @@ class TaskStore:
         self._clock = clock
         self._tasks: dict[str, Task] = {}
         self._ended: OrderedDict[str, float] = OrderedDict()  # oldest first
-        self._left: OrderedDict[str, float] = OrderedDict()  # had a listener, has none; longest ago first
+        self._left: dict[str, float] = {}  # had a listener, has none: when its grace is over
         self.ended_bytes = 0
 
     def __len__(self) -> int:
@@ -204,22 +204,29 @@ class TaskStore:
         task.log.listeners += 1
         self._left.pop(task.id, None)
 
-    def leave(self, task: Task) -> None:
-        """A listener went. If it was the last and the task runs on, its grace begins."""
+    def leave(self, task: Task, *, grace_s: float | None = None) -> bool:
+        """A listener went. If it was the last and the task runs on, its grace begins: what is configured, or less.
+
+        Returns:
+            Whether there is none, so that the task is abandoned already.
+        """
         task.log.listeners -= 1
-        if task.log.listeners == 0 and task.state is not TaskState.ENDED:
-            self._left[task.id] = self._clock()
+        if task.log.listeners or task.state is TaskState.ENDED:
+            return False
+        grace_s = self._cancel_grace_s if grace_s is None else min(grace_s, self._cancel_grace_s)
+        if grace_s > 0:
+            self._left[task.id] = self._clock() + grace_s
+        return grace_s <= 0
 
     def sweep(self) -> list[Task]:
         """Forget tasks past their retention; returns those whose listeners have been gone for the grace."""
         now = self._clock()
         while self._ended and now - next(iter(self._ended.values())) >= self._retention_s:
             self._evict()
-        abandoned = []
-        while self._left and now - next(iter(self._left.values())) >= self._cancel_grace_s:
-            task_id, _ = self._left.popitem(last=False)
-            abandoned.append(self._tasks[task_id])
-        return abandoned
+        abandoned = [task_id for task_id, until in self._left.items() if now >= until]
+        for task_id in abandoned:
+            del self._left[task_id]
+        return [self._tasks[task_id] for task_id in abandoned]
 
     def _evict(self) -> None:
         task_id, _ = self._ended.popitem(last=False)

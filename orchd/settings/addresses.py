@@ -39,6 +39,12 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def url_of(host: str, port: int) -> str:
+    """Where a server that listens on a host can be reached from this machine."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # "every address" is none to connect to
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def resolve(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
     """What `socket.socket` and `bind` want to know.
 

@@ -41,6 +41,11 @@ class Credentials:
     origin: str
     created: bool = False
 
+    @property
+    def file(self) -> str | None:
+        """The file that holds it; None if it came from elsewhere."""
+        return self.origin.removeprefix("file ") if self.origin.startswith("file ") else None
+
 
 def token_path() -> Path:
     """Where the token lives that orchd makes itself, in the user's state directory.
@@ -67,14 +72,24 @@ def find_or_create_token(config: Config, *, token_file_flag: Path | None, enviro
     return Credentials(_read(path, named_by="orchd itself"), f"file {path}", created)
 
 
-def find_token(config: Config, *, token_file_flag: Path | None = None, environ: Mapping[str, str]) -> Credentials:
+def find_token(
+    config: Config, *, token_file_flag: Path | None = None, environ: Mapping[str, str], announced: str | None = None
+) -> Credentials:
     """The token for a client on the same account. Never makes one.
+
+    Args:
+        config: The whole configuration.
+        token_file_flag: ``--token-file``.
+        environ: For ``ORCHD_TOKEN``.
+        announced: The file from which the server has its token, by its own word; counts where nothing else is set.
 
     Raises:
         ConfigError: None is set and no server has made one, or the one that is set is not usable.
     """
     if found := _configured(config, token_file_flag, environ):
         return found
+    if announced is not None:
+        return Credentials(_read(Path(announced), named_by="the server that runs"), f"file {announced}")
     path = token_path()
     if not os.path.lexists(path):
         raise ConfigError(

@@ -6,10 +6,11 @@ key, the value, and what would be right.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ import platformdirs
 
 from orchd.errors import ConfigError
 from orchd.settings.config import Config, ConfigFile, PoolConfig, ServerConfig
-from orchd.settings.strict import convert_tables, convert_value, fields
+from orchd.settings.strict import Mistake, convert_tables, convert_value, fields
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -32,7 +33,22 @@ MOST_BYTES = 1 << 20
 
 
 def load(*, config_path: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str], cwd: Path) -> Config:
-    """Read the configuration.
+    """Read the configuration; see `survey` for the arguments.
+
+    Raises:
+        ConfigError: One line about the first mistake: the source, the key, the value and what would be right.
+    """
+    config, mistakes = survey(config_path=config_path, flags=flags, environ=environ, cwd=cwd)
+    if mistakes:
+        more = f" (and {len(mistakes) - 1} more; 'orchd check' lists them all)" if len(mistakes) > 1 else ""
+        raise ConfigError(f"{mistakes[0]}{more}")
+    return config
+
+
+def survey(
+    *, config_path: Path | None, flags: Mapping[str, Any], environ: Mapping[str, str], cwd: Path
+) -> tuple[Config, list[str]]:
+    """Read the configuration whatever mistakes are in it; what is wrong counts as not set.
 
     Args:
         config_path: ``--config``.
@@ -40,18 +56,31 @@ def load(*, config_path: Path | None, flags: Mapping[str, Any], environ: Mapping
         environ: ``ORCHD_CONFIG``, and ``ORCHD_`` with a server key in capitals; lists are comma-separated.
         cwd: Where relative paths in flags and variables start, and where ``orchd.toml`` is looked for.
 
+    Returns:
+        What can be used, and a line for each mistake.
+
     Raises:
-        ConfigError: One line that names the source, the key, the value and what would be right.
+        ConfigError: There is no such file, or it cannot be read, or is no TOML.
     """
-    source, settings, pools_listed = _read_first(config_path, environ, cwd)
-    settings = _with_environment(settings, environ, cwd)
-    settings = _with_flags(settings, {key: flags[key] for key in flags if flags[key] is not None}, cwd, source)
-    where = " and ".join(
-        [str(source)] * pools_listed + ["flags"] * any(key.startswith("pools.") for key in flags) or ["defaults"]
-    )
+    source, settings, pools_listed, of_file = _read_first(config_path, environ, cwd)
+    mistakes = [mistake.sentence for mistake in of_file]
+    settings = _with_environment(settings, environ, cwd, mistakes)
+    given = {key: flags[key] for key in flags if flags[key] is not None}
+    settings = _with_flags(settings, given, cwd, source, mistakes)
+    where = " and ".join([str(source)] * pools_listed + ["flags"] * any(key.startswith("pools.") for key in given))
     for index, pool in enumerate(settings.pools):
-        _check_pool(pool, f"{where}: pools[{index}]", model_needed=pools_listed)
-    return Config(**{name: getattr(settings, name) for name in ConfigFile.__struct_fields__}, source=source)
+        if not any(mistake.key.startswith(f"pools[{index}].") for mistake in of_file):
+            with _noted(mistakes):
+                _check_pool(pool, f"{where or 'defaults'}: pools[{index}]", model_needed=pools_listed)
+    return Config(**{name: getattr(settings, name) for name in ConfigFile.__struct_fields__}, source=source), mistakes
+
+
+@contextlib.contextmanager
+def _noted(mistakes: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        mistakes.append(str(error))
 
 
 def working_folder() -> Path:
@@ -75,8 +104,8 @@ def user_folder(find: Callable[[str], Path]) -> Path | None:
 
 def _read_first(
     config_path: Path | None, environ: Mapping[str, str], cwd: Path
-) -> tuple[Path | None, ConfigFile, bool]:
-    """The file, what it says, and whether it lists pools."""
+) -> tuple[Path | None, ConfigFile, bool, list[Mistake]]:
+    """The file, what it says, whether it lists pools, and what is wrong in it."""
     named = config_path or environ.get("ORCHD_CONFIG")
     places: list[str | Path] = [named] if named else [FILE_NAME]
     if not named and (folder := user_folder(platformdirs.user_config_path)) is not None:
@@ -95,8 +124,9 @@ def _read_first(
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path}: not valid TOML: {error}; fix that place") from None
         else:
-            return path, _from_table(data, path), "pools" in data
-    return None, ConfigFile(), False
+            settings, mistakes = _from_table(data, path)
+            return path, settings, "pools" in data, mistakes
+    return None, ConfigFile(), False, []
 
 
 def _read(path: Path) -> bytes:
@@ -115,26 +145,26 @@ def _read(path: Path) -> bytes:
     return data
 
 
-def _from_table(data: dict[str, Any], path: Path) -> ConfigFile:
-    settings = convert_tables(data, ConfigFile, str(path), secrets=("server.token",))
-    ids = [pool.id for pool in settings.pools]
+def _from_table(data: dict[str, Any], path: Path) -> tuple[ConfigFile, list[Mistake]]:
+    settings, mistakes = convert_tables(data, ConfigFile, str(path), secrets=("server.token",))
+    wrong = {mistake.key for mistake in mistakes}
+    ids = [None if f"pools[{index}].id" in wrong else pool.id for index, pool in enumerate(settings.pools)]
     for index, pool_id in enumerate(ids):
-        if pool_id in ids[:index]:
-            first = ids.index(pool_id)
-            raise ConfigError(
-                f"{path}: pools[{index}].id is {pool_id!r}, the same as pools[{first}].id; give each pool its own id"
-            )
+        if pool_id is not None and pool_id in ids[:index]:
+            said = f"pools[{index}].id is {pool_id!r}, the same as pools[{ids.index(pool_id)}].id"
+            mistakes.append(Mistake(f"pools[{index}].id", f"{path}: {said}; give each pool its own id"))
     replace, base = msgspec.structs.replace, path.parent
     token_file = settings.server.token_file and _absolute(settings.server.token_file, base)
-    return replace(
+    settings = replace(
         settings,
         server=replace(settings.server, token_file=token_file),
         models=replace(settings.models, roots=tuple(_absolute(root, base) for root in settings.models.roots)),
         pools=tuple(replace(pool, model=_located(pool.model, base)) for pool in settings.pools),
     )
+    return settings, mistakes
 
 
-def _with_environment(settings: ConfigFile, environ: Mapping[str, str], cwd: Path) -> ConfigFile:
+def _with_environment(settings: ConfigFile, environ: Mapping[str, str], cwd: Path, mistakes: list[str]) -> ConfigFile:
     server = settings.server
     for name, kind in sorted(fields(ServerConfig).items(), key=lambda item: item[0] == "token"):  # see _replace_server
         variable = f"ORCHD_{name.upper()}"
@@ -143,35 +173,45 @@ def _with_environment(settings: ConfigFile, environ: Mapping[str, str], cwd: Pat
         text: Any = environ[variable]
         if isinstance(getattr(ServerConfig(), name), tuple) or name == "allowed_origins":
             text = [item.strip() for item in text.split(",") if item.strip()]
-        value = convert_value(text, kind, f"environment: {variable}", secret=name == "token")
-        server = _replace_server(server, name, value, cwd)
+        with _noted(mistakes):
+            value = convert_value(text, kind, f"environment: {variable}", secret=name == "token")
+            server = _replace_server(server, name, value, cwd)
     return msgspec.structs.replace(settings, server=server)
 
 
-def _with_flags(settings: ConfigFile, flags: Mapping[str, Any], cwd: Path, source: Path | None) -> ConfigFile:
-    sections: dict[str, Any] = {name: getattr(settings, name) for name in ConfigFile.__struct_fields__}
+def _with_flags(
+    settings: ConfigFile, flags: Mapping[str, Any], cwd: Path, source: Path | None, mistakes: list[str]
+) -> ConfigFile:
     for key, value in flags.items():
-        section, name = key.split(".")
-        flag = _FLAGS.get(key, f"--{name.replace('_', '-')}")
-        if section == "pools":
-            if len(settings.pools) > 1:
-                ids = ", ".join(pool.id for pool in settings.pools)
-                raise ConfigError(
-                    f"{flag} {value!r} sets pools.{name} of one pool, but {source} lists several ({ids}); "
-                    f"set {name} under each [[pools]] there"
-                )
-            kind = fields(PoolConfig)[name]
-            value = convert_value("auto" if name == "devices" and value in (["auto"], ("auto",)) else value, kind, flag)
-            value = _located(value, cwd) if name == "model" else value
-            sections["pools"] = (msgspec.structs.replace(sections["pools"][0], **{name: value}),)
-        elif section == "server":
-            value = convert_value(value, fields(ServerConfig)[name], flag, secret=name == "token")
-            sections["server"] = _replace_server(sections["server"], name, value, cwd)
-        else:
-            value = convert_value(value, fields(type(sections[section]))[name], flag)
-            value = tuple(_absolute(root, cwd) for root in value) if name == "roots" else value
-            sections[section] = msgspec.structs.replace(sections[section], **{name: value})
-    return ConfigFile(**sections)
+        with _noted(mistakes):
+            settings = _with_flag(settings, key, value, cwd, source)
+    return settings
+
+
+def _with_flag(settings: ConfigFile, key: str, value: Any, cwd: Path, source: Path | None) -> ConfigFile:
+    section, name = key.split(".")
+    flag = _FLAGS.get(key, f"--{name.replace('_', '-')}")
+    changed: Any
+    if section == "pools":
+        if len(settings.pools) > 1:
+            ids = ", ".join(pool.id for pool in settings.pools)
+            raise ConfigError(
+                f"{flag} {value!r} sets pools.{name} of one pool, but {source} lists several ({ids}); "
+                f"set {name} under each [[pools]] there"
+            )
+        kind = fields(PoolConfig)[name]
+        value = convert_value("auto" if name == "devices" and value in (["auto"], ("auto",)) else value, kind, flag)
+        value = _located(value, cwd) if name == "model" else value
+        changed = (msgspec.structs.replace(settings.pools[0], **{name: value}),)
+    elif section == "server":
+        value = convert_value(value, fields(ServerConfig)[name], flag, secret=name == "token")
+        changed = _replace_server(settings.server, name, value, cwd)
+    else:
+        table = getattr(settings, section)
+        value = convert_value(value, fields(type(table))[name], flag)
+        value = tuple(_absolute(root, cwd) for root in value) if name == "roots" else value
+        changed = msgspec.structs.replace(table, **{name: value})
+    return msgspec.structs.replace(settings, **{section: changed})
 
 
 _FLAGS: Final = {"pools.devices": "--device", "models.roots": "--models-dir"}

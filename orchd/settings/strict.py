@@ -6,10 +6,12 @@ file and on the command line the reader knows what was written, so it is shown; 
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -35,32 +37,54 @@ def fields(struct: type[Strict]) -> dict[str, Any]:
     return {field.name: field.type for field in msgspec.structs.fields(struct)}
 
 
-def convert_tables(data: dict[str, Any], struct: type[StrictT], where: str, *, secrets: tuple[str, ...]) -> StrictT:
-    """A struct of structs from the tables of a file.
+@dataclass(frozen=True)
+class Mistake:
+    """Something in a file that does not fit.
+
+    Attributes:
+        key: Dotted, as in ``pools[0].slots``.
+        sentence: Names the file, the key, the value, and what would be right.
+    """
+
+    key: str
+    sentence: str
+
+
+def convert_tables(
+    data: dict[str, Any], struct: type[StrictT], where: str, *, secrets: tuple[str, ...]
+) -> tuple[StrictT, list[Mistake]]:
+    """A struct of structs from the tables of a file, and all mistakes in them; a key with one counts as left out.
 
     Args:
         data: The tables.
         struct: What they should hold; its fields are structs or tuples of structs.
         where: The file, to begin an error with.
         secrets: Dotted keys whose values are never shown.
-
-    Raises:
-        ConfigError: Names the key, the value, and what would be right.
     """
-    root = inspect.type_info(struct)
-    if unknown := _unknown_key(data, root, at=""):
-        raise ConfigError(f"{where}: {unknown}")
-    try:
-        return msgspec.convert(data, struct)
-    except msgspec.ValidationError as error:
-        _, key = _complaint(error)
-        value: Any = data
-        for part in _parts(key):
-            value = value[part]
-        *_, outer, kind = (root, *_kinds(root, key))
-        if key.endswith("]") and not _children(kind):
-            kind = outer  # an item is told with its list, whose description covers it
-        raise ConfigError(f"{where}: {_sentence(key, value, kind, secret=key in secrets)}") from None
+    data, root = copy.deepcopy(data), inspect.type_info(struct)
+    mistakes = [Mistake(key, f"{where}: {said}") for key, said in _drop_unknown_keys(data, root, at="", top=root)]
+    while True:
+        try:
+            return msgspec.convert(data, struct), mistakes
+        except msgspec.ValidationError as error:
+            _, key = _complaint(error)
+            *_, outer, kind = (root, *_kinds(root, key))
+            if key.endswith("]") and not _children(kind):
+                kind = outer  # an item is told with its list, whose description covers it
+            said = _sentence(key, _take(data, key), kind, secret=key in secrets)
+            mistakes.append(Mistake(key, f"{where}: {said}"))
+
+
+def _take(data: dict[str, Any], key: str) -> Any:
+    """A key's value, and the key is gone, or for an item of a list the key of that."""
+    value: Any = data
+    table, name = data, ""
+    for part in _parts(key):
+        if isinstance(part, str):
+            table, name = value, part
+        value = value[part]
+    del table[name]
+    return value
 
 
 def convert_value(value: Any, kind: Any, where: str, *, secret: bool = False) -> Any:
@@ -116,20 +140,23 @@ def _kinds(kind: inspect.Type, key: str) -> Iterator[inspect.Type]:
         yield kind
 
 
-def _unknown_key(table: dict[str, Any], kind: inspect.Type, *, at: str, top: inspect.Type | None = None) -> str:
-    """A sentence about the first key that no struct has and the nearest one that exists; or empty."""
-    children, top = _children(kind), top or kind
-    for key, value in table.items():
+def _drop_unknown_keys(
+    table: dict[str, Any], kind: inspect.Type, *, at: str, top: inspect.Type
+) -> Iterator[tuple[str, str]]:
+    """Take keys out that no struct has: each, with a sentence about it and the nearest one that exists."""
+    children = _children(kind)
+    for key, value in list(table.items()):
         if key not in children:
             homes = [f"{name}.{key}" for name, section in _children(top).items() if key in _children(section)]
             remedy = _remedy(key, children, at=at, more=homes, otherwise="available")
-            return f"unknown key {at}{key if key.isidentifier() else repr(key)}; {remedy}"
+            del table[key]
+            yield f"{at}{key}", f"unknown key {at}{key if key.isidentifier() else repr(key)}; {remedy}"
+            continue
         items = enumerate(value) if isinstance(value, list) else [(None, value)]
         for index, item in items if _children(children[key]) else ():
             inside = f"{at}{key}." if index is None else f"{at}{key}[{index}]."
-            if isinstance(item, dict) and (found := _unknown_key(item, children[key], at=inside, top=top)):
-                return found
-    return ""
+            if isinstance(item, dict):
+                yield from _drop_unknown_keys(item, children[key], at=inside, top=top)
 
 
 def _remedy(name: str, known: Iterable[str], *, at: str = "", more: Iterable[str] = (), otherwise: str) -> str:

@@ -20,7 +20,9 @@ from testkit.account import EXAMPLES, ServerProcess, serving
 from tests.browser.cutting_proxy import cutting
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-pytestmark = pytest.mark.skipif(CHROMIUM is None and "CI" not in os.environ, reason="there is no Chromium here")
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None and "CI" not in os.environ, reason="no Chromium; sudo apt install chromium"
+)
 
 FLAGS = [
     "--no-sandbox",
@@ -267,3 +269,19 @@ def test_a_foreign_name_for_this_machine_is_refused_by_the_host_check(page: Page
     assert answer.json()["code"] == "FORBIDDEN"
     fetching = "(token) => fetch('/health', { headers: { Authorization: `Bearer ${token}` } }).then((a) => a.status)"
     assert page.evaluate(fetching, server.token) == 403
+
+
+def test_a_closed_tab_whose_page_says_so_frees_its_slot_at_once(page: Page, site: int, server: ServerProcess) -> None:
+    open_plain(page, site)
+    task = server.post("/v1/tasks", **LONG)["task_id"]
+    page.evaluate(
+        "([url, id, token]) => {"
+        " globalThis.source = new EventSource("
+        "`${url}/v1/tasks/${id}/stream?access_token=${token}&cancel_grace_s=0`); }",
+        [server.url, task, server.token],
+    )
+    until(lambda: page.evaluate("source.readyState === EventSource.OPEN"), "the stream is open")
+    assert server.busy() == 1
+    page.close()
+    until(lambda: server.busy() == 0, "the slot is free", limit_s=GRACE_S - 0.5)
+    assert events_of(server, task)[-1]["data"]["finish_reason"] == "cancelled"

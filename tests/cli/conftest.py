@@ -17,8 +17,10 @@ from testkit.stand_in import StandIn
 def logging_as_it_was() -> Iterator[None]:
     """`orchd serve` sets up logging to a stderr that is the test's, and gone afterwards."""
     handlers, level = logging.root.handlers[:], logging.root.level
-    levels = {name: logging.getLogger(name).level for name in ("orchd", "engines")}
+    levels = {name: logging.getLogger(name).level for name in ("orchd", "engines", "orchd.tasks")}
     yield
+    logging.getLogger("orchd.tasks").handlers.clear()
+    logging.getLogger("orchd.tasks").propagate = True
     logging.root.handlers[:] = handlers
     logging.root.setLevel(level)
     for name, was in levels.items():

@@ -14,13 +14,13 @@ from typing import Any
 
 from typer.testing import CliRunner, Result
 
-from orchd import cli
+from orchd.cli.group import app
 from testkit import stand_in as s
 from testkit.stand_in import TOKEN, StandIn
 
 
 def orchd(*args: str, stdin: str | bytes | None = None, token: str | None = TOKEN) -> Result:
-    return CliRunner().invoke(cli.app, list(args), input=stdin, env={"ORCHD_TOKEN": token})
+    return CliRunner().invoke(app, list(args), input=stdin, env={"ORCHD_TOKEN": token})
 
 
 def spawn(*args: str, term: str = "xterm", **streams: Any) -> subprocess.Popen[str]:

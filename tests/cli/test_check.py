@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,9 +14,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from orchd import cli
+from orchd.cli.group import app
 from orchd.machine import devices, memory
 from orchd.machine.devices import Gpu
+from orchd.settings.running import RunningServer, announced
 from testkit.tiny_gguf import write_tiny_llama
 
 TOKEN = "a-token-for-tests-0123456789"
@@ -28,8 +30,14 @@ def no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "find_gpus", list)
 
 
+@pytest.fixture(autouse=True)
+def a_free_port(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something may listen on the default one here."""
+    monkeypatch.setenv("ORCHD_PORT", "0")
+
+
 def check(*args: str) -> Result:
-    return CliRunner().invoke(cli.app, ["check", *args])
+    return CliRunner().invoke(app, ["check", *args])
 
 
 def as_json(*args: str) -> Any:
@@ -63,7 +71,8 @@ def test_as_json_it_is_one_object_with_numbers(tiny_model_path: Path, monkeypatc
     [place] = answer["memory"]
     each = pool["weights_bytes"] + pool["cache_bytes"] + pool["buffers_bytes"]
     assert (place["place"], place["fits"]) == ("cpu", True)
-    assert place["need_bytes"] == 2 * each + int(2 * each * memory.MARGIN_SHARE) + memory.MARGIN_BYTES
+    prompt_cache = 1024 << 20
+    assert place["need_bytes"] == 2 * each + int(2 * each * memory.MARGIN_SHARE) + memory.MARGIN_BYTES + prompt_cache
     assert TOKEN not in json.dumps(answer)
 
 
@@ -105,7 +114,7 @@ def test_gpus_are_listed_and_measured(tiny_model_path: Path, monkeypatch: pytest
     gpu = Gpu(0, "GPU-8f5e0000-0000-0000-0000-000000000000", "NVIDIA Test", 8 * 2**30)
     monkeypatch.setattr(devices, "find_gpus", lambda: [gpu])
     monkeypatch.setattr("engines.llamacpp.build.has_cuda", lambda: True)
-    monkeypatch.setattr(memory, "free_bytes", lambda place: {"gpu:0": 6 * 2**30}[place])
+    monkeypatch.setattr(memory, "free_bytes", lambda place: {"gpu:0": 6 * 2**30, "cpu": 2 * 2**30}[place])
     result = check("-m", str(tiny_model_path))
     assert result.exit_code == 0
     assert "gpu:0 NVIDIA Test, 6.00 GiB of 8.00 GiB free, GPU-8f5e" in " ".join(result.stdout.split())
@@ -138,12 +147,43 @@ def test_a_model_whose_conversations_cannot_work_is_a_note(tmp_path: Path, templ
     assert note.startswith(f'pool "default": conversations will be refused, only prompts work: {why}')
 
 
-def test_a_running_server_is_a_note(home: Path, tiny_model_path: Path) -> None:
+def test_a_port_that_is_taken_is_a_problem_as_it_is_at_the_start(home: Path, tiny_model_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        config(home, f"[server]\nport = {taken.getsockname()[1]}\n")
-        result = check("-m", str(tiny_model_path))
-    assert result.exit_code == 0
-    assert "is already in use; if that is orchd" in result.stdout
+        port = taken.getsockname()[1]
+        result = check("-m", str(tiny_model_path), "--port", str(port))
+    assert result.exit_code == 1
+    assert f"problem: cannot listen on 127.0.0.1:{port} (Address already in use)" in result.stdout
+    assert "ok:" not in result.stdout
+
+
+def test_a_server_of_this_account_is_named(home: Path, tiny_model_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with announced(RunningServer(f"http://127.0.0.1:{port}", None, None)):
+            answer = as_json("-m", str(tiny_model_path), "--port", str(port))
+    assert not answer["ok"]
+    [note] = [note for note in answer["notes"] if "runs at" in note]
+    assert note.startswith(f"a server of this account runs at 127.0.0.1:{port}; the memory that it holds")
+
+
+def test_a_host_that_is_not_this_machine_is_a_problem(tiny_model_path: Path) -> None:
+    result = check("-m", str(tiny_model_path), "--host", "192.0.2.1", "--port", "0")
+    assert result.exit_code == 1
+    assert "problem: cannot listen on 192.0.2.1:0 (Cannot assign requested address)" in result.stdout
+
+
+def test_a_token_that_cannot_be_made_is_a_problem(home: Path, tiny_model_path: Path) -> None:
+    (home / ".local").write_text("in the way")
+    result = check("-m", str(tiny_model_path))
+    assert result.exit_code == 1
+    assert f"problem: a token cannot be created in {home}/.local" in result.stdout
+
+
+def test_a_context_that_takes_terabytes_is_refused_by_its_size(tiny_model_path: Path) -> None:
+    """Not after a minute, in which tables of all its cells are made."""
+    result = check("-m", str(tiny_model_path), "--slots", "256", "--ctx", str(1 << 24))
+    assert result.exit_code == 1
+    assert re.search(r"problem: cpu has [\d.]+ GiB free, but pool default needs [\d.]+ TiB", result.stdout)
 
 
 def test_a_token_that_cannot_be_used_is_a_problem(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,12 +193,82 @@ def test_a_token_that_cannot_be_used_is_a_problem(tiny_model_path: Path, monkeyp
     assert "problem: the token from ORCHD_TOKEN is shorter than" in result.stdout
 
 
-def test_a_wrong_configuration_is_one_line_and_2(home: Path) -> None:
-    config(home, "[server]\nprot = 1\n")
+ELEVEN = """
+[server]
+prot = 1
+port = "many"
+max_body_bytes = 1
+token = "secret and short"
+[tasks]
+retention_s = -1
+[queue]
+capacity = 0
+[models]
+roots = ["/nowhere/at/all"]
+[qeue]
+capacity = 5
+[[pools]]
+id = "a b"
+slots = 0
+model = "none-such.gguf"
+devices = ["gpu:0", "tpu"]
+"""
+
+
+def test_all_mistakes_are_found_in_one_run_and_it_is_2(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config(home, ELEVEN)
+    monkeypatch.delenv("ORCHD_PORT")
+    monkeypatch.setenv("ORCHD_HOST", "")
+    answer = as_json()
+    problems = [problem.replace(f"{home}/orchd.toml: ", "") for problem in answer["problems"]]
+    assert [problem.split(",")[0].split(";")[0] for problem in problems[:10]] == [
+        "unknown key server.prot",
+        "unknown key qeue",
+        "server.port is 'many'",
+        "server.max_body_bytes is 1",
+        "tasks.retention_s is -1",
+        "queue.capacity is 0",
+        "pools[0].id is 'a b'",
+        "pools[0].slots is 0",
+        "pools[0].devices[1] is 'tpu'",
+        "environment: ORCHD_HOST is ''",
+    ]
+    later = "\n".join(problems[10:])
+    for found in ("models.roots: /nowhere/at/all", "none-such.gguf", "the token from server.token"):
+        assert found in later
+    assert "secret and short" not in json.dumps(answer)
     result = check()
     assert result.exit_code == 2
+    assert result.stdout.count("problem: ") == len(problems)
+
+
+def test_the_other_commands_name_the_first_mistake_and_count_the_others(home: Path) -> None:
+    config(home, ELEVEN)
+    result = CliRunner().invoke(app, ["serve"])
+    assert result.exit_code == 2
     assert "did you mean server.port" in result.stderr
+    assert "(and 8 more; 'orchd check' lists them all)" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_file_that_cannot_be_read_at_all_is_one_line_and_2(home: Path) -> None:
+    config(home, "[server\n")
+    result = check()
+    assert result.exit_code == 2
+    assert "not valid TOML" in result.stderr
     assert result.stdout == ""
+
+
+def test_each_pool_with_a_device_that_is_not_there_is_named(home: Path, tiny_model_path: Path) -> None:
+    config(
+        home,
+        "".join(
+            f'[[pools]]\nid = "{name}"\nmodel = "{tiny_model_path}"\nctx = 256\ndevices = ["gpu:{index}"]\n'
+            for index, name in enumerate("ab")
+        ),
+    )
+    problems = as_json()["problems"]
+    assert [problem.split(":")[0] for problem in problems] == ['pool "a"', 'pool "b"']
 
 
 def test_llama_cpp_is_not_loaded(tiny_model_path: Path) -> None:

@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import types
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from typing import Any
 import pytest
 
 from orchd import __version__
-from orchd.cli.entry import COMMANDS
+from orchd.cli.group import COMMANDS
+from orchd.cli.health import without_typer
 from orchd.errors import ConfigError
 from testkit import stand_in as s
 from testkit.stand_in import TOKEN, StandIn
@@ -79,8 +81,8 @@ def test_what_was_meant_is_one_line_and_2(arguments: list[str], told: str) -> No
 
 
 def test_a_command_imports_no_other() -> None:
-    code = "import sys\nfrom orchd.cli import entry\n"
-    code += "try: entry.app(['check', '--help'], prog_name='orchd')\nexcept SystemExit: pass\n"
+    code = "import sys\nfrom orchd.cli import group\n"
+    code += "try: group.app(['check', '--help'], prog_name='orchd')\nexcept SystemExit: pass\n"
     code += "print([name for name in sys.modules if name.startswith('orchd.cli.commands.')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
     assert done.stdout.splitlines()[-1] == "['orchd.cli.commands.check']"
@@ -197,6 +199,73 @@ def test_a_pipe_gets_no_colour_even_if_the_environment_forces_it(
 ) -> None:
     server.on("GET /health", s.answer(s.health_body()))
     monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b" not in orchd("health", "--url", server.url).stdout
+
+
+def test_health_imports_nothing_that_takes_long(server: StandIn) -> None:
+    """Scripts and systemd call it every few seconds."""
+    server.on("GET /health", s.answer(s.health_body()))
+    program = (
+        "import sys, orchd.cli\n"
+        "try: orchd.cli.main()\n"
+        "finally: print(*sorted({'aiohttp', 'rich', 'typer', 'orchd.schemas', 'asyncio'} & set(sys.modules)))"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", program, "health", "--url", server.url],
+        env={**os.environ, "ORCHD_TOKEN": TOKEN},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.splitlines()[0] == "ok"
+    assert ran.stdout.splitlines()[-1] == ""
+
+
+@pytest.mark.parametrize("args", [["--help"], ["--nonsense"], ["--url"], ["more"], ["--js"]])
+def test_whatever_health_cannot_make_sense_of_is_typers(args: list[str]) -> None:
+    assert without_typer(args) is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        s.answer([1]),
+        s.answer({}),
+        s.answer({"status": "ok", "pools": 1}),
+        s.answer({"status": "odd", "pools": []}),
+        s.answer({"status": "ok", "pools": [{"id": "x"}]}),
+        s.raw(b"<html>"),
+        s.raw(b"<html>", status=502),
+        s.raw(b"", status=204),
+    ],
+)
+def test_an_answer_that_is_not_orchds_is_one_line_and_2(server: StandIn, answer: s.Step) -> None:
+    server.on("GET /health", answer)
+    result = orchd("health", "--url", server.url)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert f"the server at {server.url} does not answer like orchd" in one_line(result.stderr)
+
+
+def test_what_is_no_http_is_one_line_and_2() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def greet() -> None:
+            connection, _ = other.accept()
+            connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+            connection.close()
+
+        greeting = threading.Thread(target=greet)
+        greeting.start()
+        result = orchd("health", "--url", f"http://127.0.0.1:{other.getsockname()[1]}")
+        greeting.join()
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "does not answer like orchd" in one_line(result.stderr)
+
+
+def test_a_models_name_cannot_drive_the_terminal(server: StandIn) -> None:
+    server.on("GET /health", s.answer(s.health_body(model_id="\x1b[2Jx")))
     assert "\x1b" not in orchd("health", "--url", server.url).stdout
 
 

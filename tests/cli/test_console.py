@@ -210,22 +210,72 @@ def test_a_file_name_is_not_markup() -> None:
     assert "[red]x[/red]" in screen.err
 
 
-@pytest.fixture
-def loggers() -> Iterator[None]:
-    kept = [(logging.getLogger(name), logging.getLogger(name).level) for name in (None, "orchd", "engines")]
-    handlers = logging.getLogger().handlers[:]
-    yield
-    logging.getLogger().handlers[:] = handlers
-    for logger, level in kept:
-        logger.setLevel(level)
+TASK_LINE = "task %s ended: %s, 64 tokens in 1.00 s (64.0 a second)"
+TASK_ID = "9b85eafe-c5ae-41f5-9267-c33f9a591655"
 
 
-@pytest.mark.usefixtures("loggers")
 @pytest.mark.parametrize("terminal", [True, False])
 def test_even_verbose_logs_hold_nothing_of_aiohttps(terminal: bool) -> None:
     screen = Screen(terminal=terminal)
-    set_up_logging(screen.console.err, verbose=True)
+    set_up_logging(screen.console.err, verbosity=2)
     logging.getLogger("aiohttp.access").info("GET /v1/tasks/x/stream?access_token=secret")
     logging.getLogger("orchd.pools.pool").debug("a decision")
     assert "a decision" in screen.err
     assert "secret" not in screen.err
+
+
+@pytest.mark.parametrize(
+    ("verbosity", "shown"), [(0, ""), (1, "a decision "), (2, "a decision a detail of llama.cpp ")]
+)
+def test_llama_cpps_own_log_is_for_those_who_ask_twice(verbosity: int, shown: str) -> None:
+    screen = Screen(terminal=False)
+    set_up_logging(screen.console.err, verbosity=verbosity)
+    logging.getLogger("orchd.tasks").debug("%s", "a decision")
+    logging.getLogger("engines.llamacpp").debug("a detail of llama.cpp")
+    assert "".join(line.partition(": ")[2] + " " for line in screen.err.splitlines()) == shown
+
+
+def test_a_terminal_gets_a_quiet_line_for_each_task_that_has_ended() -> None:
+    screen = Screen(terminal=True)
+    set_up_logging(screen.console.err)
+    logging.getLogger("orchd.tasks").debug("task %s accepted", TASK_ID)
+    logging.getLogger("orchd.tasks").info(TASK_LINE, TASK_ID, "stop")
+    [line] = screen.err.splitlines()
+    assert re.fullmatch(r"\x1b\[2m\S+ task 9b85eafe ended: stop, 64 tokens in 1.00 s \(64.0 a second\)\x1b\[0m", line)
+
+
+def test_the_quiet_line_stays_one_on_a_narrow_terminal() -> None:
+    screen = Screen(terminal=True)
+    screen.console.err.width = 30
+    set_up_logging(screen.console.err)
+    logging.getLogger("orchd.tasks").info(TASK_LINE, TASK_ID, "stop")
+    assert screen.err.count("\n") == 1
+    assert "…" in screen.err
+
+
+def test_a_pipe_gets_no_line_for_a_task() -> None:
+    screen = Screen(terminal=False)
+    set_up_logging(screen.console.err)
+    logging.getLogger("orchd.tasks").info(TASK_LINE, TASK_ID, "stop")
+    assert screen.err == ""
+
+
+def test_a_verbose_terminal_has_one_line_and_the_whole_id() -> None:
+    screen = Screen(terminal=True)
+    screen.console.err.width = 30
+    set_up_logging(screen.console.err)
+    set_up_logging(screen.console.err, verbosity=1)
+    logging.getLogger("orchd.tasks").info(TASK_LINE, TASK_ID, "stop")
+    [line] = screen.err.splitlines()
+    assert f"INFO    task {TASK_ID} ended: stop, 64 tokens in 1.00 s (64.0 a second)" in line
+
+
+def test_a_traceback_on_a_terminal_is_whole() -> None:
+    screen = Screen(terminal=True)
+    set_up_logging(screen.console.err)
+    try:
+        raise RuntimeError("out of [luck]")
+    except RuntimeError:
+        logging.getLogger("orchd").exception("a defect")
+    assert "ERROR   a defect" in screen.err
+    assert "RuntimeError: out of [luck]" in screen.err

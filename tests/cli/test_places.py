@@ -64,7 +64,7 @@ IN_A_FILE = {name: host for name, host in HOSTS.items() if host.isprintable()} |
 @pytest.mark.parametrize("host", IN_A_FILE.values(), ids=IN_A_FILE)
 def test_check_finds_a_host_that_is_none(host: str, home: Path, tiny_model_path: Path) -> None:
     (home / "orchd.toml").write_text(f"[server]\nhost = {json.dumps(host)}\n")
-    result = orchd("check", "-m", str(tiny_model_path), "--ctx", "256")
+    result = orchd("check", "-m", str(tiny_model_path), "--ctx", "256", "--port", "0")
     assert result.exit_code == 1
     assert "problem: server.host" in result.stdout
 
@@ -154,4 +154,4 @@ def test_a_folder_for_temporary_files_is_not_needed(
     monkeypatch.setenv("TMPDIR", "/nowhere")
     server.on("GET /health", s.answer(s.health_body()))
     assert orchd("health", "--url", server.url).exit_code == 0
-    assert orchd("check", "-m", str(tiny_model_path), "--ctx", "256").exit_code == 0
+    assert orchd("check", "-m", str(tiny_model_path), "--ctx", "256", "--port", "0").exit_code == 0

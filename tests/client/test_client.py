@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import socket
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import aclosing
@@ -223,6 +224,7 @@ async def test_a_broken_stream_is_taken_up_after_the_last_event(server: StandIn,
         events = await followed(client)
     assert [event.event_id for event in events] == ["0", "1", "2", "3"]
     assert [seen.headers.get("Last-Event-ID") for seen in server.seen] == [None, "1", "1"]
+    assert not any(seen.query for seen in server.seen)  # what breaks is no wish to cancel
 
 
 async def test_tries_are_counted_anew_after_progress(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +300,24 @@ async def test_leaving_early_closes_the_connection(server: StandIn, how: str) ->
             with pytest.raises(asyncio.CancelledError):
                 await task
         assert await asyncio.to_thread(server.left.wait, 5)
-        assert len(server.seen) == 1
+    streams = server.requests("GET stream")
+    assert [seen.query for seen in streams] == [{}, {"cancel_grace_s": "0"}]
+
+
+async def test_leaving_after_the_end_says_nothing(server: StandIn) -> None:
+    server.on("GET stream", s.stream(s.started(), s.end(1)))
+    async with connect(server) as client, aclosing(client.follow("t")) as events:
+        assert [await anext(events) for _ in range(2)]
+    assert len(server.seen) == 1
+
+
+async def test_leaving_a_server_that_does_not_answer_takes_a_second_at_most(server: StandIn) -> None:
+    server.on("GET stream", s.stream(s.started(), then="stay"), s.silent)
+    async with connect(server) as client:
+        async with aclosing(client.follow("t")) as events:
+            await anext(events)
+            began = time.monotonic()
+        assert time.monotonic() - began < 3
 
 
 # Run, health, reload

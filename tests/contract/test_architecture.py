@@ -132,7 +132,8 @@ def test_http_statuses_live_in_http(module: str) -> None:
     numbers = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and type(node.value) is int]
     wrong = [f"line {node.lineno}: {node.value}" for node in numbers if node.value in statuses]
     assert wrong == []
-    assert not [found.name for found in imports(ROOT / module) if found.name.startswith("http.")]
+    found = {found.name for found in imports(ROOT / module) if found.name.startswith("http.")}
+    assert found == ({"http.client"} if module == "orchd/cli/health.py" else set())  # a client without `orchd.client`
 
 
 @pytest.mark.parametrize("module", [module for module in modules() if module.startswith("orchd/")])

@@ -12,7 +12,7 @@ from engines.api import DeviceSpec, ModelSpec, SamplingParams, Sequence
 from engines.llamacpp.model import LlamaModel
 
 CPUS = sorted(os.sched_getaffinity(0))
-pytestmark = pytest.mark.skipif(len(CPUS) < 2, reason="needs two CPUs")
+pytestmark = pytest.mark.skipif(len(CPUS) < 2, reason="one CPU; run it on a machine with two")
 
 
 def affinities() -> dict[str, set[int]]:

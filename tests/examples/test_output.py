@@ -88,7 +88,13 @@ def test_a_command_prints_what_its_page_shows(
     (tmp_path / "models" / "some.gguf").symlink_to(smollm2_path)
     ran = subprocess.run(
         [sys.executable, "-m", *shlex.split(command)],
-        env={"HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "COLUMNS": "120"},
+        env={
+            "HOME": str(tmp_path),
+            "PYTHONPATH": str(ROOT),
+            "PATH": "/usr/bin:/bin",
+            "COLUMNS": "120",
+            "ORCHD_PORT": "0",
+        },
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -43,7 +43,7 @@ def test_python_ends_with_a_sentence(server: ServerProcess, name: str) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="there is no Node.js here")
+@pytest.mark.skipif(shutil.which("node") is None, reason="no Node.js; sudo apt install nodejs")
 def test_node_prints_the_answer(server: ServerProcess) -> None:
     done = server.run("node", EXAMPLES / "node_fetch.mjs", "the river")
     assert (done.returncode, done.stderr) == (0, "")

@@ -19,7 +19,8 @@ import pytest
 from testkit.account import EXAMPLES, ROOT, ServerProcess
 
 pytestmark = pytest.mark.skipif(
-    shutil.which("prometheus") is None or shutil.which("promtool") is None, reason="there is no Prometheus here"
+    shutil.which("prometheus") is None or shutil.which("promtool") is None,
+    reason="no Prometheus; sudo apt install prometheus",
 )
 
 Samples = list[tuple[dict[str, str], float]]

@@ -64,7 +64,9 @@ def test_the_dashboard_asks_for_our_series_and_no_others() -> None:
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd here")
+@pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="no systemd; run it on a machine that systemd has started"
+)
 def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
     program = tmp_path / ".local/bin/orchd"
     program.parent.mkdir(parents=True)

@@ -325,7 +325,7 @@ async def test_no_log_line_holds_the_token(
             f"{TOKEN}\r\n\r\n",
         ):
             await _raw(server, head)
-        monkeypatch.setattr("orchd.service.Service.follow", lambda *_: 1 / 0)
+        monkeypatch.setattr("orchd.service.Service.follow", lambda *_, **__: 1 / 0)
         assert (await server.request("GET", stream, token=None)).status == 500
     assert any(record.levelno == logging.ERROR for record in caplog.records)
     assert TOKEN not in caplog.text

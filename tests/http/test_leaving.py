@@ -6,7 +6,10 @@ import asyncio
 import socket
 from pathlib import Path
 
-from testkit.harness import serving, until
+import pytest
+
+from orchd.client import Client
+from testkit.harness import TOKEN, Running, serving, until
 from tests.http.listening import hear, raw_stream
 
 GRACE = {"cancel_grace_s": 0.3}
@@ -108,6 +111,97 @@ async def _two_sweeps() -> None:
     loop = asyncio.get_running_loop()
     began = loop.time()
     await until(lambda: loop.time() > began + 0.6, "two sweeps")
+
+
+# --- at once ---------------------------------------------------------------------------------------------------------
+
+HALF_AN_HOUR = {"cancel_grace_s": 1800}
+"""Nothing ends by itself meanwhile."""
+
+
+async def test_a_stream_that_grants_no_time_frees_its_slot_at_once(tiny_model_path: Path) -> None:
+    async with serving(tiny_model_path, tasks=HALF_AN_HOUR) as server:
+        server.brake.hold()
+        task_id = await server.submit()
+        async with server.listen(task_id, path="?cancel_grace_s=0") as listener:
+            await hear(listener, 1)
+        await until(lambda: _free(server), "the slot is free")
+        assert (await server.events(task_id))[-1].data["finish_reason"] == "cancelled"
+
+
+async def test_who_opens_such_a_stream_beside_another_cancels_by_leaving_last(tiny_model_path: Path) -> None:
+    async with serving(tiny_model_path, tasks=HALF_AN_HOUR) as server:
+        server.brake.hold()
+        task_id = await server.submit()
+        async with server.listen(task_id):
+            async with server.listen(task_id, path="?cancel_grace_s=0"):
+                pass
+            await _two_sweeps()
+            assert await server.busy() == 1  # the other one still listens
+        async with server.listen(task_id, path="?cancel_grace_s=0"):
+            pass
+        await until(lambda: _free(server), "the slot is free")
+
+
+@pytest.mark.parametrize("asked", ["", "-1", "nan", "inf", "soon"])
+async def test_a_grace_that_is_none_is_refused(asked: str, tiny_model_path: Path) -> None:
+    async with serving(tiny_model_path) as server:
+        task_id = await server.submit()
+        answer = await server.request("GET", f"/v1/tasks/{task_id}/stream?cancel_grace_s={asked}")
+    assert (answer.status, answer.json()["code"]) == (400, "INVALID_PARAMS")
+    assert answer.json()["message"] == "cancel_grace_s: expected a number of seconds, from 0 on"
+
+
+@pytest.mark.parametrize("running", [True, False])
+async def test_closing_the_clients_iterator_cancels_at_once(running: bool, tiny_model_path: Path) -> None:
+    async with serving(tiny_model_path, pool={"slots": 1}, tasks=HALF_AN_HOUR) as server:
+        server.brake.hold()
+        if not running:
+            await server.submit()
+            await server.started(1)
+        async with Client(server.url, token=TOKEN) as client:
+            follower = asyncio.create_task(_read(client, task_id := await server.submit()))
+            if running:
+                await server.started(1)
+            await asyncio.sleep(0)  # it asks for the stream
+            follower.cancel()
+            await asyncio.wait([follower])
+
+        async def gone() -> bool:
+            busy, waiting = await server.busy(), await server.total("queue_depth")
+            return (busy, waiting) == (0 if running else 1, 0)
+
+        await until(gone, "the task is gone")
+        assert (await server.events(task_id))[-1].data["finish_reason"] == "cancelled"
+
+
+async def test_a_submit_that_is_given_up_leaves_no_task_behind(tiny_model_path: Path) -> None:
+    async with serving(tiny_model_path, tasks=HALF_AN_HOUR) as server:
+        server.brake.hold()
+        async with Client(server.url, token=TOKEN) as client:
+            given_up = 0
+            for pause_s in (0, 0.0005, 0.001, 0.002):
+                submitting = asyncio.create_task(client.submit(prompt="the", max_tokens=400))
+                await asyncio.wait([submitting], timeout=pause_s)
+                if submitting.cancel():
+                    await asyncio.wait([submitting])
+                    given_up += 1
+        assert given_up
+        left = 4 - given_up
+
+        async def gone() -> bool:
+            return await server.busy() + await server.total("queue_depth") == left
+
+        await until(gone, "what was given up is gone")
+
+
+async def _free(server: Running) -> bool:
+    return await server.busy() == 0
+
+
+async def _read(client: Client, task_id: str) -> None:
+    async for _ in client.follow(task_id):
+        pass
 
 
 # --- how long it is kept ---------------------------------------------------------------------------------------------

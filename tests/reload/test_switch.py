@@ -236,8 +236,11 @@ async def test_references_that_lead_nowhere_are_400_and_leave_no_trace(root: Pat
         assert await states(server) == {"a": "Retired", "b": "Active"}
 
 
-async def test_a_checksum_beside_a_model(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_checksum_beside_a_model(
+    root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     digest = hashlib.sha256((root / "b.gguf").read_bytes()).hexdigest()
+    monkeypatch.setattr("orchd.pools.loading.DIGEST_LOG_S", 0.0)
     caplog.set_level(logging.INFO)
     async with serving(root / "a.gguf") as server:
         sidecar = root / "b.gguf.sha256"

@@ -14,7 +14,8 @@ import pytest
 from engines.api import DeviceSpec, Footprint, ModelSpec
 from engines.errors import LoadFailed
 from engines.llamacpp.model import LlamaModel
-from engines.llamacpp.vet import vet
+from engines.llamacpp.native.model import NativeModel
+from engines.llamacpp.vet import _sizes, vet
 from testkit import damaged_gguf
 from testkit.tiny_gguf import write_tiny_bert, write_tiny_llama, write_tiny_mamba, write_tiny_swa
 from tests.reload.forked import forked
@@ -144,6 +145,29 @@ def test_the_footprint_is_what_llama_cpp_then_takes(tmp_path: Path, write: objec
     assert found.weights == taken.weights
     assert found.cache == pytest.approx(taken.cache, rel=0.02, abs=2e4)  # llama.cpp tells hundredths of a MiB
     assert found.buffers == pytest.approx(taken.buffers, rel=0.02, abs=2e4)
+
+
+@pytest.mark.parametrize("swa_full", [True, False])
+@pytest.mark.parametrize("write", [write_tiny_llama, write_tiny_swa, write_tiny_mamba])
+def test_what_many_cells_take_follows_from_fewer(
+    tmp_path: Path, write: object, swa_full: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "m.gguf")  # type: ignore[operator]
+    spec = ModelSpec(path, slots=4, ctx=16384, batch=64, swa_full=swa_full)
+    model = NativeModel(path, no_alloc=True)
+    try:
+        exactly = _sizes(model, spec)
+        monkeypatch.setattr("engines.llamacpp.vet._MOST_CELLS", 4 * 4096)
+        cache, buffers, on_gpu = _sizes(model, spec)
+    finally:
+        model.close()
+    assert cache == pytest.approx(exactly[0], rel=0.02, abs=2e5)  # llama.cpp tells hundredths of a MiB
+    assert buffers == pytest.approx(exactly[1], rel=0.1, abs=2e5)
+    assert on_gpu == pytest.approx(exactly[2], rel=0.1, abs=2e5)
+
+
+def test_a_shape_of_terabytes_is_measured_in_seconds(tiny_model_path: Path) -> None:
+    assert vet(ModelSpec(tiny_model_path, slots=256, ctx=1 << 24), time_limit_s=30).cache >= 2**40
 
 
 def test_an_embedding_model_does_not_generate(tmp_path: Path) -> None:

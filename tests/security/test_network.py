@@ -14,7 +14,9 @@ def test_with_loopback_only_it_does_all_it_does_and_tries_nothing_else(tiny_mode
     """The kernel counts what finds no route out of the namespace: native code and name look-ups included."""
     namespace = ["unshare", "--map-root-user", "--net", "sh", "-ec", 'ip link set lo up; exec "$0" "$@"']
     if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("no network namespaces for this account")
+        pytest.skip(
+            "no network namespaces for this account; sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+        )
     command = [*namespace, sys.executable, "-m", "tests.security.namespaced", str(tmp_path), str(tiny_model_path)]
     done = subprocess.run(
         command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=90, check=False

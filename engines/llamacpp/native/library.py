@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import os
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import llama_cpp
@@ -28,8 +30,26 @@ def _on_log(level: int, text: bytes, _user_data: object) -> None:
 
 
 _keeping = ctypes.PyDLL(None, handle=llama_cpp.llama_cpp._lib._handle)
+
+
+def loaded(name: str) -> ctypes.CDLL:
+    """A library that `llama_cpp` has loaded, by its soname; its path would load another one, with its own state."""
+    return ctypes.CDLL(f"lib{name}.so.0", os.RTLD_NOLOAD | os.RTLD_NOW)
+
+
+def _load_backends() -> None:
+    """In a portable build each kind of CPU has a library of its own: ggml takes the best one that runs here.
+
+    Left to itself, it would look beside Python's program and in the working folder, and run what lies there.
+    """
+    folder = Path(llama_cpp.__file__).parent / "lib"
+    if any(folder.glob("libggml-cpu-*.so")):
+        loaded("ggml").ggml_backend_load_all_from_path(os.fsencode(folder))
+
+
 _log_callback = llama_cpp.llama_log_callback(_on_log)  # must stay referenced
 llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p(0))
+_load_backends()
 llama_cpp.llama_backend_init()
 
 version: str = llama_cpp.__version__

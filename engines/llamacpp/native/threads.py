@@ -15,6 +15,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from engines.llamacpp.native.library import loaded
+
 _MAX_THREADS = 512  # GGML_MAX_N_THREADS
 
 
@@ -31,9 +33,14 @@ class _Params(ctypes.Structure):
     )
 
 
-def _loaded(name: str) -> ctypes.CDLL:
-    """A library that `llama_cpp` has loaded, by its soname; its path would load another one, with its own state."""
-    return ctypes.CDLL(f"lib{name}.so.0", os.RTLD_NOLOAD | os.RTLD_NOW)
+def _cpu_function(name: str, result: Any, *arguments: Any) -> Any:
+    """A function of the CPU backend, which ggml knows by name whichever of its libraries was chosen."""
+    ggml = loaded("ggml")
+    ggml.ggml_backend_reg_by_name.restype = ctypes.c_void_p
+    ggml.ggml_backend_reg_get_proc_address.restype = ctypes.c_void_p
+    backend = ctypes.c_void_p(ggml.ggml_backend_reg_by_name(b"CPU"))
+    address = ggml.ggml_backend_reg_get_proc_address(backend, name.encode())
+    return ctypes.CFUNCTYPE(result, *arguments)(address)
 
 
 class ComputeThreads:
@@ -54,15 +61,16 @@ class ComputeThreads:
         self._callers_cpu = max(cpus, default=None)  # ggml takes them in ascending order, and the caller last
         self._kept: int | None = None  # the thread that stays there
         self._context = ctypes.c_void_p(context)
-        self._llama, self._ggml = _loaded("llama"), _loaded("ggml-cpu")
-        self._ggml.ggml_threadpool_new.restype = ctypes.c_void_p
+        self._llama = loaded("llama")
+        new_pool = _cpu_function("ggml_threadpool_new", ctypes.c_void_p, ctypes.POINTER(_Params))
+        self._free_pool = _cpu_function("ggml_threadpool_free", None, ctypes.c_void_p)
         self._pools: dict[int, Any] = {}
         for size in {1, count}:
             params = _Params(n_threads=size, poll=0, strict_cpu=True)
             if size > 1:
                 for cpu in cpus:
                     params.cpumask[cpu] = True
-            self._pools[size] = ctypes.c_void_p(self._ggml.ggml_threadpool_new(ctypes.byref(params)))
+            self._pools[size] = ctypes.c_void_p(new_pool(ctypes.byref(params)))
         self._used = 0
         self.use(count)
 
@@ -82,7 +90,7 @@ class ComputeThreads:
         """End the threads. Calling it again does nothing."""
         pools, self._pools = self._pools, {}
         for pool in pools.values():
-            self._ggml.ggml_threadpool_free(pool)
+            self._free_pool(pool)
 
 
 @contextlib.contextmanager

@@ -11,8 +11,9 @@ import typer
 from orchd.cli.chat import Chat, interruptible
 from orchd.cli.command import Command, examples, new_app
 from orchd.cli.conversation import Conversation
+from orchd.cli.exits import Exit
 from orchd.cli.options import ConfigOption, TokenFileOption, UrlOption
-from orchd.cli.outcome import Exit, ending
+from orchd.cli.outcome import ending
 from orchd.cli.target import find_target
 from orchd.cli.task_options import task_options, wait_seconds
 from orchd.client import Client, PoolHealth

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import typer
@@ -11,21 +12,24 @@ import typer
 from orchd.cli.check import Checkup
 from orchd.cli.command import WithModel, examples, new_app
 from orchd.cli.console import console_for
+from orchd.cli.exits import Exit
 from orchd.cli.options import (
     ConfigOption,
     CtxOption,
     DeviceOption,
+    HostOption,
     JsonOption,
     ModelOption,
+    PortOption,
     SlotsOption,
     TokenFileOption,
     pool_flags,
 )
-from orchd.cli.outcome import Exit, finish
+from orchd.cli.outcome import finish
 from orchd.cli.report import show
 from orchd.cli.terminal import print_json, status
 from orchd.settings.config import Config
-from orchd.settings.sources import load, working_folder
+from orchd.settings.sources import survey, working_folder
 
 app = new_app()
 
@@ -40,6 +44,8 @@ app = new_app()
 )
 def check(
     config: ConfigOption = None,
+    host: HostOption = None,
+    port: PortOption = None,
     token_file: TokenFileOption = None,
     model: ModelOption = None,
     device: DeviceOption = None,
@@ -47,25 +53,27 @@ def check(
     ctx: CtxOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Explain the configuration: devices, models, memory. Starts nothing.
+    """Explain the configuration: address, devices, models, memory. Starts nothing.
 
-    Exit code 0: 'orchd serve' can start with it. 1: a device or model cannot be used, or something does not fit.
-    2: the configuration itself is wrong.
+    Exit code 0: 'orchd serve' can start with it. 1: the address, a device or a model cannot be used, or something does
+    not fit. 2: the configuration itself is wrong.
     """
 
     async def command() -> Exit:
-        flags = pool_flags(model, device, slots, ctx)
-        settings = load(config_path=config, flags=flags, environ=os.environ, cwd=working_folder())
-        return _check(settings, token_file=token_file, as_json=as_json)
+        flags = pool_flags(model, device, slots, ctx) | {"server.host": host, "server.port": port}
+        settings, mistakes = survey(config_path=config, flags=flags, environ=os.environ, cwd=working_folder())
+        return _check(settings, mistakes, token_file=token_file, as_json=as_json)
 
     raise typer.Exit(finish(command))
 
 
-def _check(config: Config, *, token_file: Path | None, as_json: bool) -> Exit:
+def _check(config: Config, mistakes: Sequence[str], *, token_file: Path | None, as_json: bool) -> Exit:
     with status("checking devices and models"):
-        report = Checkup(config, os.environ, token_file=token_file).run()
+        report = Checkup(config, os.environ, token_file=token_file, mistakes=mistakes).run()
     if as_json:
         print_json(report)
     else:
         show(report, console_for(sys.stdout))
+    if mistakes:
+        return Exit.NO_ANSWER
     return Exit.OK if report.ok else Exit.FAILED

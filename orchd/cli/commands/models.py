@@ -14,8 +14,9 @@ from rich.text import Text
 from orchd.cli.catalog import Catalog, Entry, pool_of
 from orchd.cli.command import Command, examples, new_app
 from orchd.cli.console import console_for
+from orchd.cli.exits import Exit
 from orchd.cli.options import ConfigOption, ModelsDirOption
-from orchd.cli.outcome import Exit, ending
+from orchd.cli.outcome import ending
 from orchd.cli.terminal import print_json, status
 from orchd.machine.memory import gib
 from orchd.settings.sources import load, working_folder

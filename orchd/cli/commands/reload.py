@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from orchd.cli.command import Command, examples, new_app
+from orchd.cli.exits import Exit
 from orchd.cli.options import ConfigOption, JsonOption, TokenFileOption, UrlOption
-from orchd.cli.outcome import Exit, finish
+from orchd.cli.outcome import finish
 from orchd.cli.target import Target, find_target
 from orchd.cli.terminal import print_json, status
 

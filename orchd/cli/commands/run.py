@@ -10,8 +10,9 @@ import typer
 
 from orchd.cli.ask import ask
 from orchd.cli.command import Command, examples, new_app
+from orchd.cli.exits import Exit
 from orchd.cli.options import ConfigOption, TokenFileOption, UrlOption
-from orchd.cli.outcome import Exit, finish
+from orchd.cli.outcome import finish
 from orchd.cli.stdin import prompt_with_stdin
 from orchd.cli.target import find_target
 from orchd.cli.task_options import task_options, wait_seconds

@@ -9,17 +9,19 @@ import typer
 
 from orchd.cli.command import WithModel, examples, new_app
 from orchd.cli.console import ServeConsole, set_up_logging
+from orchd.cli.exits import Exit, complain
 from orchd.cli.options import (
     ConfigOption,
     CtxOption,
     DeviceOption,
+    HostOption,
     ModelOption,
     ModelsDirOption,
+    PortOption,
     SlotsOption,
     TokenFileOption,
     pool_flags,
 )
-from orchd.cli.outcome import Exit, complain
 from orchd.cli.streams import StandardStreams
 from orchd.errors import ConfigError
 from orchd.observer import Observer
@@ -43,19 +45,20 @@ app = new_app()
 def serve(
     context: typer.Context,
     config: ConfigOption = None,
-    host: Annotated[
-        str | None, typer.Option(metavar="HOST", help="Address to listen on. [dim]Default: 127.0.0.1[/]")
-    ] = None,
-    port: Annotated[
-        str | None, typer.Option(metavar="PORT", help="Port; 0 picks a free one. [dim]Default: 8737[/]")
-    ] = None,
+    host: HostOption = None,
+    port: PortOption = None,
     token_file: TokenFileOption = None,
     model: ModelOption = None,
     device: DeviceOption = None,
     slots: SlotsOption = None,
     ctx: CtxOption = None,
     models_dir: ModelsDirOption = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every decision.")] = False,
+    verbose: Annotated[
+        int,
+        typer.Option(
+            "--verbose", "-v", count=True, show_default=False, help="Log every decision; -vv: llama.cpp's log too."
+        ),
+    ] = 0,
 ) -> None:
     """Serve models until Ctrl-C.
 
@@ -70,7 +73,7 @@ def serve(
     if (streams := context.find_object(StandardStreams)) is not None:
         streams.write_aside()
     console = ServeConsole()
-    set_up_logging(console.err, verbose=verbose)
+    set_up_logging(console.err, verbosity=verbose)
     try:
         settings = load(config_path=config, flags=flags, environ=os.environ, cwd=working_folder())
         credentials = find_or_create_token(settings, token_file_flag=token_file, environ=os.environ)

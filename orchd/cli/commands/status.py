@@ -16,8 +16,9 @@ from rich.text import Text
 from orchd import __version__
 from orchd.cli.command import Command, examples, new_app
 from orchd.cli.console import console_for
+from orchd.cli.exits import Exit
 from orchd.cli.options import ConfigOption, JsonOption, TokenFileOption, UrlOption
-from orchd.cli.outcome import Exit, finish
+from orchd.cli.outcome import finish
 from orchd.cli.status import Look, PoolStatus, Status, status_of
 from orchd.cli.target import Target, find_target
 from orchd.cli.terminal import print_json
