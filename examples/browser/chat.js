@@ -10,6 +10,7 @@ const say = (text) => { $("live").textContent = text; };  // to screen readers, 
 let chat = null;      // { id, turns }; see turn.js
 let view = null;      // of its last turn
 let running = null;   // aborts the answer that is being streamed
+let slotIsFree = () => {};  // ends the wait for a full queue
 
 // --- settings -----------------------------------------------------------------------------------------------------------
 for (const id of ["url", "system", "priority", "max", "temperature"]) {
@@ -26,7 +27,11 @@ $("token").onchange = $("remember").onchange = () => {
 $("url").addEventListener("change", look);
 $("token").addEventListener("change", look);
 $("set").onclick = () => $("settings").showModal();
-$("settings").onclose = () => { look(); toPrompt(); };
+$("settings").onclose = () => {
+  document.activeElement.blur();  // Chromium gives the focus back, but without a caret if a button was clicked
+  toPrompt();
+  look();
+};
 
 document.documentElement.dataset.theme = localStorage.getItem("orchd.theme") ?? "";
 $("theme").onclick = () => {
@@ -54,6 +59,7 @@ async function look() {
     $("pools").hidden = ids.length < 2;
     const pool = pools.find((each) => each.id === $("pool").value) ?? pools[0];
     const sum = (what) => pool.replicas.reduce((total, replica) => total + replica[what], 0);
+    if (sum("busy") < sum("slots")) slotIsFree();
     const state = { ok: `${sum("busy")} of ${sum("slots")} slots busy`, loading: "loading the model" }[status] ?? status;
     show({ ok: "ok", loading: "loading" }[status] ?? "bad", [pool.model_id, state].filter(Boolean).join(" · "));
   } catch (error) {
@@ -128,15 +134,18 @@ async function stream(turn, view) {
   look();
 }
 
+const duration = (s) => s < 100 ? `${s} s` : s < 6000 ? `${Math.round(s / 60)} min` : `${Math.round(s / 3600)} h`;
+
 async function enqueue(server, turn, view, signal) {
   const onWait = ({ status, waitMs }) => {
     const why = status === 429 ? "The queue is full" : "No model is ready";
-    view.countdown(waitMs, (left) => `${why}; next try in ${left} s`);
-    say(`${why}; trying again.`);
+    view.countdown(waitMs, (left) => `${why}; next try in ${duration(left)}, or when a slot is free`);
+    say(`${why}; waiting.`);
+    return new Promise((resolve) => { slotIsFree = resolve; });
   };
   const { queue_position, predicted_start_ms } = await server.submit(turn.task, { signal, onWait });
   const place = queue_position ? `${queue_position} ahead in the queue` : "Next in the queue";
-  view.countdown(predicted_start_ms, (left) => left ? `${place} · starts in about ${left} s` : place);
+  view.countdown(predicted_start_ms, (left) => left ? `${place} · starts in about ${duration(left)}` : place);
   if (queue_position) say(`${place}.`);
 }
 
@@ -217,7 +226,8 @@ function ask(question) {
 
 /** Puts the focus back where it was lost; not on touch screens, where a keyboard would come up. */
 function toPrompt() {
-  if (document.activeElement === document.body && matchMedia("(pointer: fine)").matches) $("prompt").focus({ preventScroll: true });
+  const has = document.activeElement, lost = has === document.body || !has.checkVisibility();
+  if (lost && matchMedia("(pointer: fine)").matches) $("prompt").focus({ preventScroll: true });
 }
 
 $("form").onsubmit = (event) => {

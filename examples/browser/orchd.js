@@ -42,7 +42,10 @@ export class Orchd {
     throw await Refused.from(answer);
   }
 
-  /** Submits a task with a `task_id` of the caller's, and waits as long as the server says while it has no room. */
+  /**
+   * Submits a task with a `task_id` of the caller's, and waits as long as the server says while it has no room; `onWait`
+   * is told so, and may return a promise that ends this wait earlier.
+   */
   async submit(task, { signal, onWait } = {}) {
     for (;;) {
       const posted = this.#fetch("/v1/tasks", { method: "POST", body: JSON.stringify(task) });
@@ -54,8 +57,8 @@ export class Orchd {
       if (answer.status === 202) return answer.json();
       const refused = await Refused.from(answer);
       if (refused.waitMs === null) throw refused;
-      onWait?.(refused);
-      await pause(refused.waitMs, signal);
+      const early = onWait?.(refused);
+      await Promise.race([pause(refused.waitMs, signal), ...(early ? [early] : [])]);
     }
   }
 
