@@ -16,9 +16,10 @@ import jinja2
 import jinja2.runtime
 import jinja2.sandbox
 
+from engines.llamacpp.template_bounds import check_binary, check_filter, check_method
 from engines.llamacpp.template_globals import GenerationBlocks, to_json
 from engines.llamacpp.template_meter import Meter
-from engines.llamacpp.template_sizes import check_binary, check_filter, check_method, checked, size
+from engines.llamacpp.template_sizes import checked, size
 from engines.llamacpp.template_tree import ADDED, APPENDED, COMPARED, JOINED, MADE, TIMED, WRITTEN, rewritten
 
 METER = " meter"

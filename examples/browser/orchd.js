@@ -82,7 +82,7 @@ export class Orchd {
         }
         throw new Unreachable("the stream ended before the task did");
       } catch (error) {
-        if (signal?.aborted && last === null) this.#cancel(taskId);
+        if (signal?.aborted) this.#cancel(taskId);
         if (!(error instanceof Unreachable) || tries === RESUME_MS.length) throw error;
         onBroken?.(tries);
         await pause(RESUME_MS[tries++], signal);
@@ -95,9 +95,10 @@ export class Orchd {
     return fetch(`${this.url}/health`, { mode: "no-cors", signal: AbortSignal.timeout(5000) }).then(() => true, () => false);
   }
 
-  // A task that never had a listener runs to its end. Whoever stops waiting before there was one listens for a moment.
+  // A listener that grants the task no time after it has left: the slot is free at once, not after the server's grace for
+  // broken connections. It also ends a task that nobody has listened to yet, which would run to its end.
   #cancel(taskId) {
-    this.#fetch(`/v1/tasks/${taskId}/stream`, {}).then((answer) => answer.body?.cancel(), () => {});
+    this.#fetch(`/v1/tasks/${taskId}/stream?cancel_grace_s=0`, {}).then((answer) => answer.body?.cancel(), () => {});
   }
 
   async #fetch(path, { headers, ...options }) {

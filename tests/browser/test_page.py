@@ -48,7 +48,7 @@ def ask(page: Page, question: str) -> None:
 
 def answered(page: Page) -> str:
     """The last answer, when it is there."""
-    expect(page.locator("#send")).to_be_visible()
+    expect(page.locator("#send")).to_be_visible(timeout=60_000)
     return page.locator(".answer").last.text_content() or ""
 
 
@@ -132,7 +132,7 @@ def test_earlier_chats_are_offered_and_can_be_deleted(page: Page, site: int, ser
 
 
 def test_a_reload_takes_up_the_answer_that_is_being_written(page: Page, site: int, server: ServerProcess) -> None:
-    open_chat(page, site, server, most=3000)
+    open_chat(page, site, server, most=1500)
     with page.expect_request("**/v1/tasks") as sent:
         ask(page, "river")
     expect(page.locator(".answer")).not_to_be_empty()
