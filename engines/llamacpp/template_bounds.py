@@ -13,7 +13,7 @@ from typing import Any, Final
 from engines.llamacpp.template_sizes import ITEM_CHARS, MAX_CHARS, checked, depth, limit, refuse, size
 
 MAX_BITS = 4096
-"""Of whole numbers."""
+"""Most bits of a whole number."""
 
 _TEXTS = (str, list, tuple)
 _MOST_DIGITS = 1000  # behind a decimal point
@@ -70,7 +70,7 @@ def _check(bound: Callable[..., int] | None, args: Sequence[Any], kwargs: Mappin
 
 
 def _length(value: object) -> int:
-    """Of the value itself, whatever is inside of it."""
+    """The length of the value itself, without what is nested in it."""
     if isinstance(value, str):
         return len(value)
     return ITEM_CHARS * len(value) if isinstance(value, _TEXTS) else 0
@@ -85,7 +85,7 @@ def _lines(text: str) -> int:
 
 
 def _unbounded(*_: object, **__: object) -> int:
-    """It makes nothing that is longer than one of its arguments, or than what is made of each item by itself."""
+    """The result is never longer than one of the arguments, or than what is made of a single item."""
     return 0
 
 
@@ -154,7 +154,7 @@ def _number(value: object, *_: object, **__: object) -> int:
 
 
 def _searched(text: object, part: object = None, *_: object, **__: object) -> int:
-    """As long as a search from the end, or the end of what is stripped, can take at worst."""
+    """The worst case of a search from the end, or of finding where stripping ends."""
     return size(text) * size(part) // _COMPARED if part is not None else 0
 
 
@@ -234,7 +234,7 @@ _PATHS: Final[Mapping[str, int]] = {
     **dict.fromkeys(("unique", "min", "max", "join"), 2),
     "sort": 3,
 }
-"""Where the path of an attribute stands among the arguments."""
+"""Which argument, by position, is the path of an attribute."""
 
 _METHODS: Final[Mapping[str, Callable[..., int]]] = {
     **dict.fromkeys(("center", "ljust", "rjust", "zfill"), _widened),

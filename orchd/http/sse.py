@@ -30,7 +30,7 @@ def resume_from(last_event_id: str | None) -> int:
 async def send(
     request: web.Request, response: web.StreamResponse, log: EventLog, start: int, *, keep_alive_s: float = KEEP_ALIVE_S
 ) -> None:
-    """Send events from ``start`` on until the task has ended. A slow reader holds up nobody but itself.
+    """Send events from ``start`` on until the task has ended. A slow reader delays only itself.
 
     Args:
         request: The GET whose connection carries the events.
