@@ -6,6 +6,7 @@ import pytest
 from playwright.sync_api import Page
 
 from testkit.account import EXAMPLES, ServerProcess
+from testkit.process import free_port
 from tests.browser.conftest import FOREIGN, GRACE_S, LONG, events_of, open_plain, until
 from tests.browser.cutting_proxy import cutting
 
@@ -55,6 +56,9 @@ def test_the_snippet_for_the_console(page: Page, site: int, server: ServerProces
     assert answer["finish_reason"] in ("length", "stop")
     with pytest.raises(Exception, match="INVALID_PARAMS: "):
         page.evaluate(f"orchd.{ask}('x', {{ max_tokens: 0 }})")
+    page.evaluate("(url) => { orchd.url = url; }", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(Exception, match="is orchd serve running there"):
+        page.evaluate(f"orchd.{ask}('x')")
 
 
 def test_closing_the_tab_cancels_the_task(page: Page, site: int, server: ServerProcess) -> None:
