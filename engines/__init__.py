@@ -1,1 +1,1 @@
-"""Inference engines. Nothing here knows about HTTP, queues or orchd: lift the package out and use it elsewhere."""
+"""Inference engines. Nothing here knows about HTTP, queues or orchd, so other programs can use this package alone."""

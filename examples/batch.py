@@ -24,7 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from orchd.client import Client, ClientError, End, Priority, Refused, Token, raise_if_failed
+from orchd.client import Client, End, OrchdError, Priority, Refused, Token, raise_if_failed
 
 MAX_WAIT_S = 3600.0
 """How long one prompt may wait for room in the queue before the job gives up."""
@@ -146,5 +146,5 @@ if __name__ == "__main__":
         asyncio.run(main())
     except KeyboardInterrupt:
         sys.exit(130)
-    except ClientError as error:
-        sys.exit(str(error))
+    except (OrchdError, OSError, ValueError) as error:  # also an unreadable file, a full disk, a wrong --url
+        sys.exit(f"{error}\nStart it again to continue where it stopped.")

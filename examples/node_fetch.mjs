@@ -5,16 +5,29 @@ import { readFile } from "node:fs/promises";
 import { homedir } from "node:os";
 
 const url = process.env.ORCHD_URL ?? "http://127.0.0.1:8737";
-const state = process.env.XDG_STATE_HOME ?? `${homedir()}/.local/state`;
-const token = process.env.ORCHD_TOKEN ?? (await readFile(`${state}/orchd/token`, "utf8")).trim();
+const tokenFile = `${process.env.XDG_STATE_HOME ?? `${homedir()}/.local/state`}/orchd/token`;
+const token = process.env.ORCHD_TOKEN ?? (await readFile(tokenFile, "utf8").catch(() =>
+  quit(`no token in ${tokenFile}; start the server once with \`orchd serve\`, or set ORCHD_TOKEN`))).trim();
 const headers = { Authorization: `Bearer ${token}` };
+
+function quit(sentence) {
+  console.error(sentence);
+  process.exit(1);
+}
+
+/** The error envelope as a sentence: always code, message, engine. */
+async function refusal(answer) {
+  const { code, message } = await answer.json().catch(() => ({}));
+  return code ? `${code}: ${message}` : `${url} does not answer like orchd (status ${answer.status})`;
+}
 
 async function submit(task) {
   for (;;) {
     const answer = await fetch(`${url}/v1/tasks`, { method: "POST", headers, body: JSON.stringify(task) });
-    const body = await answer.json();
-    if (answer.status === 202) return body;
-    if (answer.status !== 429) throw new Error(`${body.code}: ${body.message}`);
+    if (answer.status === 202) return answer.json();
+    const sentence = await refusal(answer);
+    if (answer.status !== 429) throw new Error(sentence);
+    console.error(sentence);
     // The queue is full; the server says how long to wait.
     await new Promise((resolve) => setTimeout(resolve, Number(answer.headers.get("X-Backoff-Ms"))));
   }
@@ -22,7 +35,7 @@ async function submit(task) {
 
 async function* follow(taskId) {
   const answer = await fetch(`${url}/v1/tasks/${taskId}/stream`, { headers });
-  if (answer.status !== 200) throw new Error(`the stream returned status ${answer.status}`);
+  if (answer.status !== 200) throw new Error(await refusal(answer));
   let rest = "";
   for await (const chunk of answer.body.pipeThrough(new TextDecoderStream())) {
     const blocks = (rest + chunk).split("\n\n");
@@ -40,12 +53,19 @@ async function main(question) {
     if (event.type === "token") process.stdout.write(event.data.t);
     if (event.type === "end") {
       console.log(`\n[${event.data.finish_reason}, ${event.data.tokens_out} tokens]`);
-      if (event.data.error) throw new Error(event.data.error.message);
+      return event.data.error?.message;
     }
   }
+  return "the stream ended before the task did";
 }
 
-main(process.argv.slice(2).join(" ") || "Name three rivers.").catch((error) => {
-  console.error(error.message);
-  process.exitCode = 1;
-});
+// A failed fetch says why in its cause; a connection that was made and broke has none of these codes.
+const unreachable = ["ECONNREFUSED", "ENOTFOUND", "EHOSTUNREACH", "UND_ERR_CONNECT_TIMEOUT"];
+try {
+  const sentence = await main(process.argv.slice(2).join(" ") || "Name three rivers.");
+  if (sentence) quit(sentence);
+} catch (error) {
+  const code = error.cause?.code ?? error.cause?.message;
+  quit(unreachable.includes(code) ? `no answer from ${url} (${code}); is \`orchd serve\` running there?`
+    : code ? `the connection to ${url} failed: ${code}` : error.message);
+}

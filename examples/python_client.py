@@ -9,7 +9,7 @@ On the same machine and account as `orchd serve`, the client finds the address a
 import asyncio
 import sys
 
-from orchd.client import Busy, Client, ClientError
+from orchd.client import Client, OrchdError
 
 
 async def main(question: str) -> None:
@@ -18,6 +18,7 @@ async def main(question: str) -> None:
             messages=[{"role": "user", "content": question}],
             max_tokens=64,
             max_wait_s=30,  # if the queue is full, wait as long as the server says, at most 30 s in total
+            on_wait=lambda refusal, pause_s: print(refusal, file=sys.stderr),
         )
         async for text in answer:
             print(text, end="", flush=True)
@@ -27,7 +28,7 @@ async def main(question: str) -> None:
 if __name__ == "__main__":
     try:
         asyncio.run(main(" ".join(sys.argv[1:]) or "Name three rivers."))
-    except Busy as refusal:
-        sys.exit(f"the queue is still full: {refusal}")
-    except ClientError as error:  # every error of the client; each message says what to do
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OrchdError as error:  # every error of the client; each message says what to do
         sys.exit(str(error))

@@ -12,21 +12,22 @@ from pathlib import Path
 import httpx
 
 URL = os.environ.get("ORCHD_URL", "http://127.0.0.1:8737")
-STATE = Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local/state"))
-TOKEN = os.environ.get("ORCHD_TOKEN") or (STATE / "orchd/token").read_text().strip()
+TOKEN_FILE = Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local/state")) / "orchd/token"
 
 
 def main(question: str) -> None:
-    with httpx.Client(base_url=URL, headers={"Authorization": f"Bearer {TOKEN}"}) as http:
+    token = os.environ.get("ORCHD_TOKEN") or TOKEN_FILE.read_text().strip()
+    with httpx.Client(base_url=URL, headers={"Authorization": f"Bearer {token}"}) as http:
         answer = http.post("/v1/tasks", json={"messages": [{"role": "user", "content": question}], "max_tokens": 64})
         if answer.status_code != 202:
-            error = answer.json()  # always code, message, engine
-            sys.exit(f"{error['code']}: {error['message']}")
+            sys.exit(refusal(answer))
         task_id = answer.json()["task_id"]
 
         # The server sends at least a comment every 15 s, so 40 s of silence mean that the connection is broken.
         with http.stream("GET", f"/v1/tasks/{task_id}/stream", timeout=httpx.Timeout(5, read=40)) as stream:
-            stream.raise_for_status()
+            if stream.status_code != 200:
+                stream.read()
+                sys.exit(refusal(stream))
             kind = ""
             for line in stream.iter_lines():
                 name, _, value = line.partition(": ")
@@ -37,9 +38,27 @@ def main(question: str) -> None:
                 elif name == "data" and kind == "end":
                     end = json.loads(value)
                     print(f"\n[{end['finish_reason']}, {end['tokens_out']} tokens]")
-                    if "error" in end:
-                        sys.exit(f"{end['error']['code']}: {end['error']['message']}")
+                    sys.exit(end["error"]["message"] if "error" in end else 0)
+    sys.exit("the stream ended before the task did")
+
+
+def refusal(answer: httpx.Response) -> str:
+    """What the server's error envelope says: always code, message, engine."""
+    try:
+        error = answer.json()
+        return f"{error['code']}: {error['message']}"
+    except (ValueError, KeyError, TypeError):
+        return f"{URL} does not answer like orchd (status {answer.status_code})"
 
 
 if __name__ == "__main__":
-    main(" ".join(sys.argv[1:]) or "Name three rivers.")
+    try:
+        main(" ".join(sys.argv[1:]) or "Name three rivers.")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError:
+        sys.exit(f"no token in {TOKEN_FILE}; start the server once with `orchd serve`, or set ORCHD_TOKEN")
+    except httpx.ConnectError as error:
+        sys.exit(f"no answer from {URL} ({error}); is `orchd serve` running there?")
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        sys.exit(f"the connection to {URL} failed: {error or type(error).__name__}")

@@ -5,11 +5,11 @@ OrchdError                          a sentence for a person
 └── TaskError                       has a `Code`; becomes an error envelope
     ├── InvalidParams               INVALID_PARAMS
     ├── NotFound                    NOT_FOUND
-    ├── AdmissionReject             ADMISSION_REJECT, with the pause the client should make
+    ├── AdmissionReject             ADMISSION_REJECT, with how long the client should wait
     ├── PoolUnready                 POOL_UNREADY, loading or shutting down
     ├── PoolUnavailable             POOL_UNAVAILABLE, no replica left alive, or not this model
-    ├── WorkerReset                 WORKER_RESET, the step that carried the task failed
-    ├── DecodeTimeout               DECODE_TIMEOUT, the task was not done when its time was over
+    ├── WorkerReset                 WORKER_RESET, a step of the task failed
+    ├── DecodeTimeout               DECODE_TIMEOUT, the task did not finish in time
     ├── ReloadInProgress            RELOAD_IN_PROGRESS
     ├── ReloadFailed                RELOAD_FAILED, the old model still serves
     └── Internal                    INTERNAL
@@ -20,7 +20,7 @@ from __future__ import annotations
 import enum
 
 UNREADY_RETRY_S = 2.0
-"""Pause to suggest where no queue's speed says how long it will take."""
+"""How long to suggest waiting if no queue's speed says how long it will take."""
 
 
 class Code(str, enum.Enum):

@@ -36,7 +36,7 @@ class Metrics:
     Args:
         service: The one whose state is rendered.
         engine_version: Value of the label of that name.
-        telemetry: What is known of the GPUs; nobody is asked here. None where there are none.
+        telemetry: The latest readings of the GPUs; the driver is not asked here. None if there are no GPUs.
     """
 
     def __init__(self, service: Service, engine_version: str, telemetry: Telemetry | None = None) -> None:

@@ -1,4 +1,4 @@
-"""How a server that starts, serves and stops tells what it is doing."""
+"""How a server reports that it starts, serves and stops."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PoolSummary:
         replicas: The device of each replica, such as ``gpu:0`` or ``cpu``.
         slots: Tasks that run at the same time on each replica.
         ctx: Tokens per slot.
-        failure: Why it is not served, in one sentence; None where it is.
+        failure: Why it is not served, in one sentence; None if it is.
     """
 
     id: str
@@ -60,7 +60,7 @@ class Observer(Protocol):
         """It is loaded, and took so long."""
 
     def ready(self, summary: Summary) -> None:
-        """Every pool serves, or all that can; one at least does."""
+        """Every pool that can serve does, and at least one can."""
 
     def stopping(self, running: int) -> None:
         """Nothing more is admitted; `running` tasks may still finish."""
@@ -70,7 +70,7 @@ class Observer(Protocol):
 
 
 class Guarded:
-    """An observer that is told and never believed: what it raises goes to the log, and to nobody else.
+    """An observer that cannot do harm: what it raises goes to the log and nowhere else.
 
     `SystemExit` too: Rich raises it where a pipe's reader has left.
     """

@@ -1,12 +1,13 @@
 """Which rows the next step has: functions of plain values.
 
-llama.cpp computes the rows of a step in one pass where each slot's cache is next to the previous row's, as many rows of
-each slot, and in further passes what is left over. A pass reads all weights, a row adds little: that is why streams are
-in the order of their slots, and why those are kept side by side (`slots.find_reuse`, `compaction`). A pass looks at as
-many cells of every slot as the fullest one has: that is why a prompt gets a pass of its own, before the streams.
+llama.cpp computes rows of neighbouring slots in one pass, the same number of rows for each slot; the remaining rows
+take further passes. A pass reads all weights, and a row adds little: that is why streams are in the order of their
+slots, and why slots in use are kept side by side (`slots.find_reuse`, `compaction`). A pass reads as many cells of
+every slot as the fullest one has: that is why a prompt gets a pass of its own, before the streams.
 
-Since it has a pass of its own anyway, a prompt gains nothing from sharing a step with another one, and the streams wait
-for both: most steps have rows of one prompt. What makes larger chunks cheaper, the tile, is of one prompt's rows too.
+Because of that pass, a prompt gains nothing from sharing a step with another prompt, and the streams would wait for
+both, so most steps have rows of only one prompt. The tile, which makes larger chunks cheaper, also covers rows of one
+prompt.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ TILE = 64
 as much, but it makes no difference how many they are."""
 
 GRAIN = 32
-"""Chunks of more than a tile are a multiple of so many rows: llama.cpp keeps the graph of a step for one alike."""
+"""Chunks larger than a tile are a multiple of this many rows, because llama.cpp keeps the graph for equal steps."""
 
 WORTH_A_TILE = 24
-"""Where so many tokens fit, a whole tile is taken: it takes little longer than they and as many again would."""
+"""If this many tokens fit, a whole tile is taken: it takes little longer than twice as many tokens would."""
 
 PATIENCE = 2
-"""The oldest prompt lets others pass with so many rows for each of its last chunk: it keeps a third of the time."""
+"""The oldest prompt lets others pass with this many rows for each of its last chunk's: it keeps a third of the time."""
 
 PATIENCE_WITH_URGENT = 8
-"""The same for one that is not urgent and those that are: it keeps a ninth."""
+"""The same if the oldest is not urgent and the others are: it keeps a ninth."""
 
 
 class Demand(NamedTuple):

@@ -1,8 +1,8 @@
-"""What becomes of the memory of a slot in which a model has computed NaN.
+"""Cleans the memory of a slot in which a model has computed NaN.
 
-What a sequence may not see is masked: multiplied by 0. NaN times 0 is NaN, so the next sequence in a slot would inherit
-it from cells that were freed, or from a recurrent state that is scaled by 0 to begin anew. llama.cpp overwrites what a
-slot held by a copy of another slot, or empties all of them at once.
+Cells that a sequence may not see are masked: multiplied by 0. But NaN times 0 is NaN, so the next sequence in the slot
+would inherit it from freed cells, or from a recurrent state that is reset by multiplying it by 0. llama.cpp has two
+ways to overwrite a slot's memory: with a copy of another slot, or by clearing all slots at once.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Which running sequence moves where, so that the slots that work lie side by side: functions of plain values.
+"""Which running sequence moves where, so that the slots in use are neighbours: functions of plain values.
 
 llama.cpp computes the rows of neighbouring slots in one pass, and each pass reads all weights: see `batch`. Slots are
-given away side by side, but sequences end, and a conversation returns to the slot that knows it. Copying one slot's
-cache costs as much as some steps with one pass more: whoever knows how many says so (`Payback`).
+assigned side by side, but sequences end, and a conversation returns to the slot that has its prefix cached. Copying one
+slot's cache costs as much as several steps with one extra pass; the caller says how many (`Payback`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ WORTH_MOVING = 8
 """Output tokens that a sequence must have ahead of it, however little a copy costs."""
 
 Payback = Callable[[int], int]
-"""Steps with one pass less that a copy of a slot which holds so many tokens takes to pay."""
+"""For a number of tokens in a slot: after how many steps with one pass less a copy of that slot has paid off."""
 
 
 class Move(NamedTuple):
@@ -63,7 +63,7 @@ def find_move(slots: Sequence[Slot], *, payback: Payback) -> Move | None:
 
 
 def carry_out(move: Move, slots: Sequence[Slot]) -> None:
-    """Note a move in the slots; the caches themselves are copied by whoever owns them."""
+    """Note a move in the slots; the owner of the caches copies them."""
     source, target = slots[move.source], slots[move.target]
     cached, used, run = source.cached, source.used, source.run
     source.cached, source.used, source.run = [], 0, None

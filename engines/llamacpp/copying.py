@@ -19,7 +19,7 @@ class CopyCost:
         self._token_s = self._slot_s = 0.0
 
     def seconds(self, tokens: int, *, whole: bool) -> float:
-        """The price of a copy of so many tokens; 0 before the first was measured."""
+        """The price of a copy of this many tokens; 0 before the first was measured."""
         return self._slot_s if whole else self._token_s * tokens
 
     def observe(self, tokens: int, seconds: float, *, whole: bool) -> None:
@@ -47,7 +47,7 @@ class Copier:
         self._queued = 0
 
     def copy(self, source: int, target: int, tokens: int) -> None:
-        """Replace a slot's cache by a copy of another's, which holds so many tokens."""
+        """Replace a slot's cache by a copy of another's, which holds this many tokens."""
         began = self._clock()
         if self._context.copy_slot(source, target, tokens):
             self._copies.observe(tokens, self._clock() - began, whole=False)
@@ -64,12 +64,12 @@ class Copier:
         self._copies.observe(0, max(0.0, seconds / count), whole=True)
 
     def worth(self, tokens: int) -> int:
-        """Prompt tokens that a copy of a slot which holds so many must save to pay."""
+        """Prompt tokens that copying a slot with this many tokens must save to be worth it."""
         token_s = self._steps.token_s()
         return MIN_COPY if not token_s else max(MIN_COPY, math.ceil(self._seconds(tokens) / token_s))
 
     def payback(self, tokens: int) -> int:
-        """Steps with one pass less that a copy of a slot which holds so many takes to pay."""
+        """After how many steps with one pass less a copy of a slot with this many tokens has paid off."""
         stream_s = self._steps.stream_s()
         return 0 if not stream_s else math.ceil(self._seconds(tokens) / stream_s)
 

@@ -1,8 +1,8 @@
-"""A draw from the whole vocabulary, where no filter is left: the same token as llama.cpp draws, without its candidates.
+"""A draw from the whole vocabulary, without filters: the token that llama.cpp would draw, without its candidate list.
 
 llama.cpp adds the shares of all tokens by id, takes a random number between 0 and the sum, and adds again until it is
 reached. Here blocks of tokens are added first. Both sums round, and the exponentials differ in their last places, so
-near the border of two tokens the answer is None.
+near the border between two tokens the answer is None.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Uniforms:
 
 
 def draw(logits: Floats, peak: np.float32, uniform: float, *, temperature: float, scratch: Floats) -> int | None:
-    """The token that a random number stands for; None if that is not certain.
+    """The token that a random number selects; None if that is not certain.
 
     Args:
         logits: Of all tokens, shape (n_vocab,).

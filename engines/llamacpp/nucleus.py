@@ -1,9 +1,9 @@
 """How many of the most likely tokens ``top_p`` keeps: bounds that hold for llama.cpp's own sums, without its sort.
 
-llama.cpp adds floats one after another, by token id where nothing has sorted them yet, and then the shares of the
-ranked tokens until they reach ``top_p``. Adding a float rounds by no more than the half of a unit in the last place of
-the sum, and by no more than what is added; and a sum of larger floats is not smaller. Its exponentials are good to one
-unit in the last place, and numpy's to four.
+llama.cpp adds floats one after another, in the order of token ids if nothing has sorted them, and then adds the shares
+of the ranked tokens until they reach ``top_p``. Adding a float rounds by at most half a unit in the last place of the
+sum, and by at most the number that is added; and a sum of larger floats is not smaller. llama.cpp's exponentials are
+accurate to one unit in the last place, numpy's to four.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Where chat templates run: no way out of Jinja, no endless loop, no operation that takes all memory in one go.
 
-Time is looked at in every turn of a loop and in every call, lengths before every operation that makes something
-longer, and all that is made is counted. What a template can still do is to take a `Meter`'s time and memory, and that
-of the one operation in which it gets there.
+Time is checked in every turn of a loop and in every call, lengths before every operation that makes something longer,
+and everything that is made is counted. A template can still use all of a `Meter`'s time and memory, plus that of the
+one operation that exceeds them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import jinja2
 import jinja2.runtime
 import jinja2.sandbox
 
+from engines.llamacpp.template_bounds import check_binary, check_filter, check_method
 from engines.llamacpp.template_globals import GenerationBlocks, to_json
 from engines.llamacpp.template_meter import Meter
-from engines.llamacpp.template_sizes import check_binary, check_filter, check_method, checked, size
+from engines.llamacpp.template_sizes import checked, size
 from engines.llamacpp.template_tree import ADDED, APPENDED, COMPARED, JOINED, MADE, TIMED, WRITTEN, rewritten
 
 METER = " meter"
@@ -203,7 +204,7 @@ def _json(context: jinja2.runtime.Context, value: object, *args: Any, **kwargs: 
 
 
 def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that is refused where its result would be too long, and counted."""
+    """A filter whose result is counted, and which is refused if that would be too long."""
     wants = getattr(getattr(function, "jinja_pass_arg", None), "name", None)
 
     @functools.wraps(function)

@@ -7,7 +7,7 @@ For example, with a target of 100 ms beside watched streams, 500 ms beside none,
 - four streams take 20 ms: 80 tokens fit, and 20 are a light chunk, which makes the step twice as long;
 - they take 60 ms: 60 tokens fit, not 40, because a prompt always gets at least as much time as the streams;
 - they take 20 ms and another model on the device also reads a prompt: 40 tokens, as both share the 80 ms;
-- nobody waits for the four streams' next token: 480 tokens fit, and 25, a quarter of the target, are light;
+- no client waits for the four streams' next token: 480 tokens fit, and 25, a quarter of the target, are light;
 - nothing was measured yet: `MIN_CHUNK` tokens, whose step is the first measurement.
 """
 

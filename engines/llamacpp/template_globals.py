@@ -1,4 +1,4 @@
-"""What a chat template finds besides the messages, as ``transformers`` and llama.cpp give it."""
+"""The variables and functions that a chat template has besides the messages, as in ``transformers`` and llama.cpp."""
 
 from __future__ import annotations
 

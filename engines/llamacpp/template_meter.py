@@ -1,4 +1,4 @@
-"""What one rendering of a chat template may take: processor time, and memory."""
+"""The processor time and memory that one rendering of a chat template may take."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Meter:
             self.count(-sys.getsizeof(parts[0]))
 
     def holds(self, count: int) -> None:
-        """Count places for so many objects."""
+        """Count references to this many objects."""
         self.count(_ITEM_BYTES * count)
 
     def items(self, items: Iterable[object]) -> Iterator[object]:

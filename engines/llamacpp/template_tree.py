@@ -1,7 +1,7 @@
-"""What is put into a template before it is compiled, where Jinja lets nobody intercept.
+"""Changes a template before it is compiled, at the operations that Jinja offers no way to intercept.
 
-Filters in the places of loops, ``~``, slices, comparisons and whatever makes or writes something, so that `sandbox` can
-measure it. Their names have a space in front, so that no template can use or replace them.
+It puts filters around loops, ``~``, slices, comparisons and everything that makes or writes a value, so that `sandbox`
+can measure it. Their names have a space in front, so that no template can use or replace them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ COMPARED = " compared"
 """Of each side of a comparison, and of the keys of a dict, which are compared by their hash."""
 
 WRITTEN = " written"
-"""Of text that goes into a variable or a macro's result; what goes into the prompt is counted by whoever renders."""
+"""Of text that goes into a variable or a macro's result; the renderer counts what goes into the prompt."""
 
 JOINED = " joined"
 """Of a list, for ``~``."""
@@ -108,7 +108,7 @@ class _Rewriter(NodeTransformer):
 
     def visit_TemplateData(self, node: nodes.TemplateData) -> nodes.Node:
         if not self._aside:
-            return node  # whoever renders counts it
+            return node  # the renderer counts it
         return _filtered(nodes.Const(node.data, lineno=node.lineno), WRITTEN)
 
     def _visit(self, node: nodes.Node, *, aside: bool) -> nodes.Node:

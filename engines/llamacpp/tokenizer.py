@@ -1,13 +1,13 @@
-"""Text to tokens: `llama_tokenize` with what it leaves to its caller.
+"""Text to tokens: `llama_tokenize`, and the parts that it leaves to its caller.
 
-- It adds a space before each text that it is given, in vocabularies that want one before the first word. So a text that
-  goes on where another one ended is given with a character in front of it that takes the space, and whose tokens go.
-- It adds the beginning of a sequence even if the text has one, and an end of sequence that stands in the way of an
-  answer. So neither is asked for, and the first is put there where it is missing.
+- In vocabularies that put a space before the first word, it adds one to every text. So a text that continues another
+  one is passed with a character in front, which takes the space, and whose tokens are removed.
+- It adds a beginning of sequence even if the text has one, and an end of sequence that would prevent an answer. So it
+  is asked for neither, and a beginning is added here if it is missing.
 - Its regular expressions need stack for each character of a word, and a thread has enough for some 26,000. So long
-  texts get a thread of their own with as much as they may need. Pages of it that are not used take no memory.
-- SentencePiece vocabularies take time with the square of a text's length, and one kind of BPE with the square of a
-  number's. So long texts are cut where no token can reach across.
+  texts get a thread of their own with a stack that is large enough. Unused pages of it take no memory.
+- With SentencePiece vocabularies, time grows with the square of a text's length; with one kind of BPE, with the square
+  of a number's. So long texts are cut at places that no token reaches across.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class Tokenizer:
 
 
 def _on_stack(size: int, call: Callable[[], T]) -> T:
-    """What a call returns, or raises, on a thread with so many bytes of stack."""
+    """What a call returns, or raises, on a thread with a stack of this many bytes."""
     results: list[T] = []
     raised: list[BaseException] = []
 

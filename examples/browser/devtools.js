@@ -13,6 +13,8 @@ globalThis.orchd = {
       method: "POST",
       headers: { Authorization: `Bearer ${this.token}`, "Content-Type": "application/json" },
       body: JSON.stringify(task),
+    }).catch(() => {
+      throw new Error(`no answer from ${this.url} that this page may read; is orchd serve running there?`);
     });
     const body = await answer.json();
     if (!answer.ok) throw new Error(`${body.code}: ${body.message}`);

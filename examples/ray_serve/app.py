@@ -85,7 +85,7 @@ class Stepper(threading.Thread):
             listener.put_nowait(None)
 
 
-@serve.deployment(max_ongoing_requests=64)
+@serve.deployment(max_ongoing_requests=64, max_queued_requests=256)  # more than that gets status 503
 class Completions:
     """One model on one device."""
 
@@ -120,7 +120,10 @@ class Completions:
     async def _text(self, stepper: Stepper, sequence: Sequence) -> AsyncIterator[str]:
         listener = stepper.submit(sequence)
         try:
-            while event := await listener.get():
+            while True:
+                event = await listener.get()
+                if event is None:  # the answer cannot be finished: cut the connection, so that the client sees it
+                    raise RuntimeError("the engine failed; every running answer is lost")
                 yield event.text
                 if event.finish is not None:
                     stepper.listeners.pop(sequence.key, None)
@@ -131,8 +134,14 @@ class Completions:
 
 def app(args: dict[str, str]) -> serve.Application:
     """What `serve run` builds; `args` are the `name=value` of its command line."""
-    gpus = int(args.get("gpus", "1"))
-    threads = int(args.get("threads", "1"))
+    if "model" not in args:
+        raise SystemExit("which model? serve run examples.ray_serve.app:app model=/models/some.gguf")
+    numbers = {"gpus": 1, "replicas": 1, "threads": 1, "slots": 8, "ctx": 4096}
+    for name in numbers.keys() & args.keys():
+        if not args[name].isdigit():
+            raise SystemExit(f"{name}={args[name]} is not a whole number")
+        numbers[name] = int(args[name])
+    gpus, threads = numbers["gpus"], numbers["threads"]
     options = {"num_gpus": gpus, "num_cpus": threads if not gpus else 1}
-    deployment = Completions.options(num_replicas=int(args.get("replicas", "1")), ray_actor_options=options)
-    return deployment.bind(args["model"], gpus, int(args.get("slots", "8")), int(args.get("ctx", "4096")), threads)
+    deployment = Completions.options(num_replicas=numbers["replicas"], ray_actor_options=options)
+    return deployment.bind(args["model"], gpus, numbers["slots"], numbers["ctx"], threads)

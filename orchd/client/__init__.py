@@ -28,6 +28,7 @@ from orchd.client.errors import (
 )
 from orchd.client.transport import DEFAULT_URL
 from orchd.client.types import End, Event, Health, Reasoning, Started, TaskOptions, Token
+from orchd.errors import OrchdError
 from orchd.schemas import (
     Accepted,
     ErrorBody,
@@ -55,6 +56,7 @@ __all__ = [
     "NotFound",
     "NotReachable",
     "NotReady",
+    "OrchdError",
     "PoolHealth",
     "Priority",
     "Reasoning",

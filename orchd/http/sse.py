@@ -38,7 +38,7 @@ async def send(
     keep_alive_s: float = KEEP_ALIVE_S,
     progress_s: float = PROGRESS_S,
 ) -> None:
-    """Send events from ``start`` on until the task has ended. A slow reader holds up nobody but itself.
+    """Send events from ``start`` on until the task has ended. A slow reader delays only itself.
 
     While the task's prompt is processed, comments tell how far it is. They have no id and are not sent again.
 

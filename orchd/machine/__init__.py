@@ -1,1 +1,1 @@
-"""Devices and memory of the machine, and what is known of them."""
+"""The machine's devices and memory, and their state."""

@@ -1,6 +1,6 @@
-"""How much memory this process may still take on its host: what is there, and what control groups and rlimits allow.
+"""How much more memory this process may take on its host: what is free, within control groups and rlimits.
 
-A limit that is not respected is not an error that can be caught: the kernel ends the process.
+Exceeding a control group's limit is not an error that can be caught: the kernel ends the process.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What NVML says about the GPUs that are in use, once a second, on a thread of its own.
 
 Guarantees:
-- NVML is asked at most once a second, whoever wants to know and however often, and never on the caller's thread: a
-  driver that hangs or is being reset holds up nobody;
-- what is answered is at most `STALE_S` old; a GPU that cannot be asked has no reading, and nothing is raised.
+- NVML is read at most once a second, however many callers ask and however often, and never on a caller's thread: a
+  driver that hangs or is being reset delays no caller;
+- a reading is at most `STALE_S` old; a GPU that cannot be read has none, and nothing is raised.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Telemetry:
                 if error.value in _LOST:
                     lost[device] = str(error)
                 elif device in self._look.lost:
-                    lost[device] = self._look.lost[device]  # nobody has said that it is back
+                    lost[device] = self._look.lost[device]  # NVML has not said that it is back
             else:
                 self._note_answer(device)
         self._look = _Look(self._clock(), readings, lost)

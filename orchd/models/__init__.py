@@ -1,1 +1,1 @@
-"""Models on disk: which files, which names, which of them serve."""
+"""Models on disk: their files, their names, and which of them serve."""

@@ -1,4 +1,4 @@
-"""A pool's model on one of its devices, and who owns it there."""
+"""A pool's model on one of its devices, and its owner there."""
 
 from __future__ import annotations
 

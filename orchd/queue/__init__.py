@@ -1,1 +1,1 @@
-"""Who waits, who starts where, and what those that are refused are told. No HTTP, no model, no thread of its own."""
+"""Which tasks wait, which start and where, and what refused clients are told. No HTTP, no model, no thread."""

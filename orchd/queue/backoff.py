@@ -1,10 +1,10 @@
-"""How long a sender that finds the queue full is told to wait.
+"""How long a sender is told to wait if the queue is full.
 
-No place is reserved for a refused sender: the next one to arrive takes a free place. So a pause ends when a place is
-expected that no other sender will come back for. How many senders come back is learnt, because one that was refused may
-never return, and no other should wait on its account.
+No place is reserved for a refused sender: the next one to arrive takes a free place. So a sender is told to come back
+when a place is expected that no other sender will return for. How many return is learnt, because a refused sender may
+never come back, and then no other should wait because of it.
 
-For example, one slot comes free every second, and five senders are refused at once:
+For example, one slot becomes free every second, and five senders are refused at once:
 - nothing is known yet, so each is told to wait for the next place: 1.8 to 2.6 s;
 - if none of them comes back, the sixth is told the same, 2.5 s;
 - if all come back after 2 s, one is admitted, and the others, of which some may return again, are told 3.3 to 3.9 s;

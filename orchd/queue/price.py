@@ -1,11 +1,11 @@
-"""What tokens cost, in seconds, as the tasks that run show it. No lock, no clock.
+"""What tokens cost, in seconds, learnt from running tasks. No lock, no clock.
 
 A later output token costs more than an early one, because it attends to all before it: a line over the position, which
 changes slowly. What the other slots hold changes all of a replica's prices at once, and so does another program on the
-machine: so each task has its own *level*, which says by how much its last tokens were dearer than the line. Say a token
+machine: so each task has its own *level*, which says by how much its last tokens cost more than the line. Say a token
 costs 10 ms at position 0 and 20 ms at position 1,000, and a task's last tokens took twice that: then 1,000 more tokens
 from position 1,000 take 1,000 × 25 ms × 2 = 50 s. Tasks that have not begun get the level of the last tokens that were
-written while no slot was free, because that is how it is while anybody waits.
+written while no slot was free, because that is the case whenever a task waits.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from __future__ import annotations
 _FIRST_PROMPT_TOKEN_S = 0.002  # guesses, before anything was measured
 _FIRST_TOKEN_S = 0.02
 
-_LINE_TOKENS = 20_000  # the line forgets what was so many tokens ago
-_LEVEL_TOKENS = 64  # a task's level does so much sooner, since others come and go
-_FULL_TOKENS = 128  # and the level of all
-_OWN_TOKENS = 4  # a task's own level counts as much as all tasks' once it has written so many tokens
-_STRETCH = 16  # tokens that are looked at together, or what should be the time of so many: less says little
+_LINE_TOKENS = 20_000  # the line forgets what is older than this many tokens
+_LEVEL_TOKENS = 64  # a task's level forgets much sooner, because other tasks come and go
+_FULL_TOKENS = 128  # the level of all tasks
+_OWN_TOKENS = 4  # a task's own level counts as much as all tasks' once it has written this many tokens
+_STRETCH = 16  # tokens that are measured together, or the time that this many should take: less says little
 
 
 class _Sums:

@@ -13,7 +13,7 @@ from orchd.schemas import Priority
 
 _RANK = {Priority.INTERACTIVE: 0, Priority.BATCH: 1}
 _SMALL = 64
-"""A heap of so many entries is not worth rebuilding."""
+"""A heap with fewer entries than this is not worth rebuilding."""
 
 
 @dataclass(order=True, slots=True)
@@ -25,7 +25,7 @@ class _Entry:
 
 
 class TaskQueue:
-    """A heap. Iterating gives every waiting task in the order in which they start. Whoever owns it has the lock.
+    """A heap. Iterating gives every waiting task in the order in which they start. The caller holds the lock.
 
     A task that is removed from the middle leaves a dead entry behind, which goes when it comes up, or when most of a
     large heap is dead: `remove` is O(1) amortised.

@@ -1,1 +1,1 @@
-"""What the owner may set, where it comes from, and who may come in."""
+"""The settings, where they come from, and the token that opens the server."""

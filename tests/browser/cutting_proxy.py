@@ -45,7 +45,7 @@ class CuttingProxy:
                 cut = server in self._to_cut
                 client.sendall(data[:left] if cut else data)
                 left -= len(data) if cut else 0
-                if left <= 0:
+                if cut and left <= 0:
                     self._to_cut.remove(server)
                     self.cuts += 1
                     break

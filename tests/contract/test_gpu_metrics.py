@@ -12,13 +12,14 @@ from engines.api import DeviceSpec, ModelSpec, ProgressCallback
 from engines.llamacpp.model import LlamaModel
 from orchd.machine.devices import Device
 from testkit import harness
+from testkit.brake import BrakedEngine
 from tools import metrics_lint
 
 UTILIZATION = {0: 37, 1: 100}
 MODEL_BYTES = 5 * 2**30
 
 
-class _OnCpu(harness.BrakedEngine):
+class _OnCpu(BrakedEngine):
     def load(self, spec: ModelSpec, device: DeviceSpec, *, on_progress: ProgressCallback | None = None) -> LlamaModel:
         return super().load(spec, DeviceSpec("cpu", threads=1), on_progress=on_progress)
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from orchd.service import Service
-from testkit.harness import Brake, serving, until
+from testkit.brake import Brake
+from testkit.harness import serving, until
 from testkit.live import Answer, Live
 from tests.contract.forbidden import CDC, METHODS, words_in
 

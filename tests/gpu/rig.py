@@ -21,8 +21,9 @@ from orchd.machine import devices, telemetry
 from orchd.server import Server
 from orchd.settings.config import Config
 from orchd.settings.credentials import Credentials
+from testkit.brake import DEADLINE_S, Brake
 from testkit.fake_engine import FakeEngine, FakeModel
-from testkit.harness import DEADLINE_S, TOKEN, Brake, Running
+from testkit.harness import TOKEN, Running
 from testkit.nvml import Card, FakeNvml
 from testkit.observers import WhenReady
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from engines.api import Footprint, ModelSpec
-from testkit import harness
+from testkit import brake
 from testkit.harness import Running, serving, until
 from testkit.process import call, follow, orchd_serve, submit
 from tests.http.envelope import assert_envelope
@@ -35,14 +35,14 @@ async def test_a_task_of_another_pool_streams_on_and_the_bad_one_comes_up_by_a_r
     tiny_model_path: Path, other_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = damaged(other_model, tmp_path / "bad.gguf")
-    vet, may_vet = harness._vet.__wrapped__, threading.Event()
+    vet, may_vet = brake._vet.__wrapped__, threading.Event()
 
     def gated(spec: ModelSpec) -> Footprint:
         if spec.path == bad:
             assert may_vet.wait(20)
         return vet(spec)
 
-    monkeypatch.setattr(harness, "_vet", gated)
+    monkeypatch.setattr(brake, "_vet", gated)
     async with serving(tiny_model_path, bad, ready=False) as server:
 
         async def first_serves() -> bool:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from testkit.harness import Brake, Running, serving, text_of, until
+from testkit.brake import Brake
+from testkit.harness import Running, serving, text_of, until
 from tests.http.envelope import assert_envelope
 
 

@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from testkit.harness import Brake, Running, serving, until
+from testkit.brake import Brake
+from testkit.harness import Running, serving, until
 from tests.http.envelope import assert_envelope
 
 AT_ONCE_S = 0.5

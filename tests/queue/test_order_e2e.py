@@ -22,7 +22,7 @@ from orchd.queue.tasks import Task
 from orchd.server import Server
 from orchd.settings.config import Config, PoolConfig, QueueConfig, TasksConfig
 from orchd.settings.credentials import Credentials
-from testkit.harness import Brake, BrakedEngine
+from testkit.brake import Brake, BrakedEngine
 from testkit.observers import WhenReady
 
 TOKEN = "a-token-for-the-tests-of-order"

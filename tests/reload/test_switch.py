@@ -19,7 +19,8 @@ from engines.llamacpp.engine import LlamaCppEngine
 from engines.llamacpp.model import LlamaModel
 from orchd.errors import ConfigError
 from testkit import damaged_gguf, tiny_gguf
-from testkit.harness import TOKEN, Answer, Brake, Event, Running, engine_text, serving, text_of, until
+from testkit.brake import Brake
+from testkit.harness import TOKEN, Answer, Event, Running, engine_text, serving, text_of, until
 from testkit.tiny_gguf import PIECES, write_tiny_llama, write_tiny_swa
 
 PROMPTS = ("the people of the world", "she said that", "one two three")
