@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 ProgressCallback = Callable[[float], None]
 """Called with the share of the work done, 0.0 to 1.0, on the thread that does it. What it raises ends the work."""
@@ -24,6 +24,13 @@ TemplateArgument = bool | int | float | str
 """A variable that a task may give to its model's chat template."""
 
 NO_ARGUMENTS: Final[Mapping[str, TemplateArgument]] = {}
+
+Schema = Mapping[str, Any] | Literal[True]
+"""A JSON Schema; True stands for that of any object."""
+
+
+class Grammar(Protocol):
+    """A schema that was compiled by a `Vocab`, for sequences on models with that vocabulary. Serves any number."""
 
 
 class FinishReason(str, enum.Enum):
@@ -137,6 +144,7 @@ class Sequence:
         stop: The output ends before the first of these strings.
         sampling: How tokens are chosen.
         urgent: Its prompt is prefilled before those of sequences that are not.
+        grammar: What the output has to be; it ends there. With `SamplingParams.ignore_eos`, not before it has to.
     """
 
     key: str
@@ -145,6 +153,7 @@ class Sequence:
     stop: tuple[str, ...] = ()
     sampling: SamplingParams = field(default_factory=SamplingParams)
     urgent: bool = True
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True)
@@ -156,7 +165,9 @@ class StepEvent:
         text: Whole UTF-8 text, possibly empty: half a character and the beginning of a stop string are held back.
         index: Index of the last output token that ``text`` holds.
         tokens_out: Output tokens so far, the end-of-generation token not counted.
-        finish: Set on the last event of a sequence; `FinishReason.ERROR` where the model computed no number for it.
+        finish: Set on the last event of a sequence; `FinishReason.ERROR` where the model computed no number for it, or
+            its grammar could not be followed.
+        problem: Why not.
     """
 
     key: str
@@ -164,6 +175,7 @@ class StepEvent:
     index: int
     tokens_out: int
     finish: FinishReason | None = None
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -205,6 +217,12 @@ class Vocab(Protocol):
         Where the last message is the assistant's, ready for more of it. No text in a message, and none in an argument
         for the template, becomes a control token. Raises as `tokenize` does.
         """
+
+    def grammar(self, schema: Schema) -> Grammar:
+        """Compile a schema; the first time takes a second more. Raises `InvalidSchema`, which names the place."""
+
+    def opens_thinking(self, tokens: Seq[int]) -> bool:
+        """Whether a prompt ends inside of what the model only thinks."""
 
     def close(self) -> None:
         """Free the tokenizer. Calling it again does nothing."""

@@ -9,14 +9,16 @@ Assumes: one thread at a time calls it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
+from concurrent.futures import ThreadPoolExecutor
 
 from engines.api import ALONE, Beside, DeviceSpec, FinishReason, ModelSpec, ProgressCallback, Sequence, StepEvent
-from engines.errors import EngineError, LoadFailed
-from engines.llamacpp.chooser import Chooser
+from engines.errors import EngineError, InvalidSchema, LoadFailed
+from engines.llamacpp.chooser import NOTHING_SAID, SMALL, Chooser
 from engines.llamacpp.cleansing import cleanse
 from engines.llamacpp.copying import Copier
+from engines.llamacpp.grammar import Allowed, Follower, Grammar
 from engines.llamacpp.native.context import NativeContext
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.native.threads import free_to_move
@@ -65,6 +67,7 @@ class LlamaModel:
             self._context, self._slots, cost=cost, copier=self._copier, apart=self._native.is_recurrent
         )
         self._admissions = 0
+        self._masks = ThreadPoolExecutor(1, "masks")  # its thread starts with the first schema
 
     def _open_context(self, device: DeviceSpec) -> NativeContext:
         """A context that has shown that it works."""
@@ -106,13 +109,22 @@ class LlamaModel:
         slot = self._slots[reuse.slot]
         self._take_prefix(prompt, reuse)
         leader = find_leader(prompt, len(slot.cached), self._slots, urgent=sequence.urgent) if may_copy else None
-        sampler = None if is_argmax(sequence.sampling) else Sampler(sequence.sampling, prompt=prompt)
+        follower = self._follower(sequence)
+        follows = follower is not None
+        sampler = None if is_argmax(sequence.sampling) else Sampler(sequence.sampling, prompt=prompt, follows=follows)
         self._admissions += 1
         slot.used = self._admissions
-        slot.run = Run(sequence, self._admissions, OutputText(sequence.stop), sampler)
+        slot.run = Run(sequence, self._admissions, OutputText(sequence.stop), sampler, follower)
         if leader is not None:
             slot.run.leader, slot.run.shared = leader
         self._planner.slots_changed()
+
+    def _follower(self, sequence: Sequence) -> Follower | None:
+        if sequence.grammar is None:
+            return None
+        assert isinstance(sequence.grammar, Grammar)  # of this engine's `Vocab`
+        ignore_eos = sequence.sampling.ignore_eos
+        return Follower(sequence.grammar, self._masks, ends=self._pieces.ends, most=SMALL, to_the_end=ignore_eos)
 
     def _take_prefix(self, prompt: list[int], reuse: Reuse) -> None:
         """Make a slot hold the first tokens of a prompt, from its own cache or another's."""
@@ -175,10 +187,16 @@ class LlamaModel:
         if not outputs:
             return []
         running = [(slot, slot.run) for slot, _ in outputs if slot.run is not None]  # all of them: they were planned
-        tokens = self._chooser.choose(self._context.logits(len(outputs)), [run.sampler for _, run in running])
+        allowed, problems = _allowed([run for _, run in running])
+        samplers = [run.sampler for _, run in running]
+        tokens = self._chooser.choose(self._context.logits(len(outputs)), samplers, allowed)
         events = [
-            self._fail(slot, run) if token is None else self._accept(slot, run, token)
-            for (slot, run), token in zip(running, tokens, strict=True)
+            self._stop_following(slot, run, problems[row])
+            if row in problems
+            else self._fail(slot, run)
+            if token is None
+            else self._accept(slot, run, token)
+            for row, ((slot, run), token) in enumerate(zip(running, tokens, strict=True))
         ]
         if None in tokens:
             damaged = [slot for (slot, _), token in zip(running, tokens, strict=True) if token is None]
@@ -191,6 +209,11 @@ class LlamaModel:
         self._free(slot)
         return StepEvent(run.sequence.key, "", run.text.index, run.tokens_out, FinishReason.ERROR)
 
+    def _stop_following(self, slot: Slot, run: Run, problem: str) -> StepEvent:
+        """End a sequence whose grammar cannot be followed any further."""
+        self._free(slot)
+        return StepEvent(run.sequence.key, "", run.text.index, run.tokens_out, FinishReason.ERROR, problem)
+
     def _accept(self, slot: Slot, run: Run, token: int) -> StepEvent:
         """Take a sampled token in; frees the slot if it was the last."""
         piece = self._pieces[token]
@@ -198,11 +221,17 @@ class LlamaModel:
         if piece is None:
             text, finish = run.text.flush(), FinishReason.STOP
         else:
+            try:
+                complete = run.follower is not None and run.follower.take(token)
+            except InvalidSchema as error:
+                return self._stop_following(slot, run, str(error))
             run.tokens_out += 1
             run.next_token = token
             text = run.text.push(piece)
             if run.text.stopped:
                 finish = FinishReason.STOP
+            elif complete:
+                text, finish = text + run.text.flush(), FinishReason.STOP
             elif run.tokens_out >= run.sequence.max_tokens:
                 text, finish = text + run.text.flush(), FinishReason.LENGTH
         if finish is not None:
@@ -231,9 +260,25 @@ class LlamaModel:
             self._free(slot)
         self._context.close()
         self._native.close()
+        self._masks.shutdown(wait=False)
 
     def _free(self, slot: Slot) -> None:
         if slot.run is not None and slot.run.sampler is not None:
             slot.run.sampler.close()
         slot.run = None
         self._planner.slots_changed()
+
+
+def _allowed(running: Seq[Run]) -> tuple[Mapping[int, Allowed], Mapping[int, str]]:
+    """By row, the tokens that a grammar allows next, or why it cannot be followed any further."""
+    following = [(row, run.follower) for row, run in enumerate(running) if run.follower is not None]
+    if not following:
+        return NOTHING_SAID, {}
+    allowed: dict[int, Allowed] = {}
+    problems: dict[int, str] = {}
+    for row, follower in following:
+        try:
+            allowed[row] = follower.allowed()
+        except InvalidSchema as error:
+            problems[row] = str(error)
+    return allowed, problems

@@ -8,14 +8,26 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from engines.api import NO_ARGUMENTS, TemplateArgument
+from engines.api import NO_ARGUMENTS, Schema, TemplateArgument
 from engines.errors import EngineDead, InvalidPrompt
 from engines.llamacpp.chat import ChatTemplate
+from engines.llamacpp.grammar import Grammar, Grammars
 from engines.llamacpp.model_template import open_template, reason
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
+
+THINKING = (
+    b"<think>",
+    b"<thinking>",
+    b"<thought>",
+    b"<seed:think>",
+    b"[THINK]",
+    b"<|channel>thought",
+    b"<|START_THINKING|>",
+)
+"""What opens a model's thoughts."""
 
 
 class LlamaVocab:
@@ -35,6 +47,8 @@ class LlamaVocab:
         self._calls = 0
         self._closed = False
         self._tokenizer = Tokenizer(self._native)
+        ends = [token for token in range(self._native.n_vocab) if self._native.is_end(token)]
+        self._grammars = Grammars(path.name, self._all_pieces, ends)
         self._template: ChatTemplate | None = None
         self._no_chat = ""
         try:
@@ -59,6 +73,21 @@ class LlamaVocab:
             raise InvalidPrompt(self._no_chat)
         prompt = self._template.render(messages, arguments=arguments)
         return self._tokenize(prompt.text, prompt.cuts, at_most)
+
+    def grammar(self, schema: Schema) -> Grammar:
+        """See `engines.api.Vocab`."""
+        with self._open():
+            return self._grammars.compile(schema)
+
+    def opens_thinking(self, tokens: Sequence[int]) -> bool:
+        """See `engines.api.Vocab`."""
+        with self._open():
+            tail = b"".join(self._native.piece(token, special=True) for token in tokens[-8:])
+        return tail.rstrip().endswith(THINKING)
+
+    def _all_pieces(self) -> list[bytes | None]:
+        pieces = Pieces(self._native)
+        return [pieces[token] for token in range(self._native.n_vocab)]
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:
