@@ -22,12 +22,13 @@ from engines.api import (
     Footprint,
     ModelSpec,
     ProgressCallback,
+    Schema,
     Sequence,
     StepEvent,
     TemplateArgument,
     WaitCallback,
 )
-from engines.errors import InvalidPrompt, LoadFailed
+from engines.errors import InvalidPrompt, InvalidSchema, LoadFailed
 
 
 class Hang(Exception):
@@ -39,8 +40,16 @@ class Hang(Exception):
         self.release = threading.Event()
 
 
+@dataclass(frozen=True)
+class FakeGrammar:
+    """What was asked for, and by which vocabulary it was compiled."""
+
+    schema: Schema
+    vocab: FakeVocab
+
+
 class FakeVocab:
-    """One token a character; an empty prompt and one that holds ``refuse`` are refused."""
+    """One token a character; an empty prompt and what holds ``refuse`` are refused."""
 
     def __init__(self) -> None:
         self.closes = 0
@@ -58,6 +67,14 @@ class FakeVocab:
         at_most: int | None = None,
     ) -> list[int]:
         return self.tokenize("".join(f"{message['role']}:{message['content']}\n" for message in messages))
+
+    def grammar(self, schema: Schema) -> FakeGrammar:
+        if schema is not True and "refuse" in schema:
+            raise InvalidSchema("#: the fake vocabulary refuses this schema")
+        return FakeGrammar(schema, self)
+
+    def opens_thinking(self, tokens: Seq[int]) -> bool:
+        return "".join(map(chr, tokens)).endswith("<think>")
 
     def close(self) -> None:
         self.closes += 1

@@ -31,6 +31,12 @@ LIKELY = (1e-4, 1e-5, 1e-6)
 """Shares of all from which on tokens are ranked to find the limit of ``top_p``, until there are enough of them."""
 
 
+def _note(tokens: Seq[int | None], samplers: Seq[Sampler | None]) -> None:
+    for token, sampler in zip(tokens, samplers, strict=True):
+        if token is not None and sampler is not None:
+            sampler.took(token)
+
+
 NOTHING_SAID: Mapping[int, Allowed] = {}
 """Every token may be chosen."""
 
@@ -59,17 +65,8 @@ class Chooser:
         for row, sampler in zip(logits, samplers, strict=True):
             if sampler is not None:
                 sampler.adjust(row, ends=self._ends)
-        few: dict[int, Ids] = {}
-        for number, among in allowed.items():
-            if among.few is None:
-                logits[number, among.barred] = -np.inf
-            else:
-                few[number] = among.few
-        drawing = {
-            row: one
-            for row, one in enumerate(samplers)
-            if one is not None and one.native is not None and row not in few
-        }
+        few = _few(logits, allowed)
+        drawing = {row: one for row, one in enumerate(samplers) if one and one.native and row not in few}
         tokens: list[int | None] = [None] * len(logits)
         if len(drawing) + len(few) < len(tokens):
             best = logits.argmax(axis=1).tolist()  # the first NaN, if there is one
@@ -81,9 +78,7 @@ class Chooser:
                 tokens[row] = token
         for row, ids in few.items():
             tokens[row] = self._among(ids, logits[row, ids], samplers[row])
-        for token, sampler in zip(tokens, samplers, strict=True):
-            if token is not None and sampler is not None:
-                sampler.took(token)
+        _note(tokens, samplers)
         return tokens
 
     def _among(self, ids: Ids, logits: Floats, sampler: Sampler | None) -> int | None:
@@ -95,6 +90,17 @@ class Chooser:
             return int(ids[best])
         self._room[0].fill(ids, logits)
         return sampler.native.choose(self._room[0])
+
+
+def _few(logits: Floats, allowed: Mapping[int, Allowed]) -> dict[int, Ids]:
+    """The rows of which only a few tokens are allowed; from the others, those that are barred are taken away."""
+    few: dict[int, Ids] = {}
+    for row, among in allowed.items():
+        if among.few is None:
+            logits[row, among.barred] = -np.inf
+        else:
+            few[row] = among.few
+    return few
 
 
 class _Drawing:

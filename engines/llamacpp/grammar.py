@@ -8,34 +8,22 @@ computes.
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from engines.api import Schema
 from engines.errors import InvalidSchema
+from engines.llamacpp.json_schema import check, compiled, is_harmless
 from engines.llamacpp.native.guidance import GuidanceTokenizer, Matcher
+from engines.llamacpp.schema_vet import vet
 
 Ids = npt.NDArray[np.intp]
-Schema = Mapping[str, Any] | Literal[True]
-
-MAX_BYTES = 64 * 1024
-"""Of a schema as JSON."""
-MAX_DEPTH = 50
-"""Objects and arrays inside one another in a schema."""
-MAX_TRIES = 64
-"""Parts of a schema that are compiled by themselves to find the one that is not supported."""
-LARGE = 8 * 1024
-"""Bytes of a schema from which on nobody looks for that part."""
-
-STYLE = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False, "lenient": False}
-"""On one line, as most JSON is that models learnt from; a model that may write blanks can write them for ever."""
 
 
 class Grammars:
@@ -56,26 +44,21 @@ class Grammars:
 
     def compile(self, schema: Schema) -> Grammar:
         """See `engines.api.Vocab.grammar`."""
-        text = _checked({"type": "object"} if schema is True else schema)
         tokenizer = self._open()
-        try:
-            grammar = Grammar(tokenizer.matcher(text))
-            if not grammar.begin().mask().any():
-                raise InvalidSchema("no JSON is valid for it")
-            return grammar
-        except InvalidSchema as error:
-            place = _place(tokenizer, schema, error) if schema is not True and len(text) < LARGE else "#"
-            raise InvalidSchema(f"{place}: {_plain(error)}") from None
+        plain = {"type": "object"} if schema is True else schema
+        check(plain)
+        if not is_harmless(plain):
+            vet(plain)
+        return Grammar(compiled(plain, tokenizer))
 
     def _open(self) -> GuidanceTokenizer:
         with self._lock:
             if self._tokenizer is None:
                 pieces = self._pieces()
-                missing = set(map(chr, range(0x20, 0x7F))) - {
-                    chr(piece[0]) for piece in pieces if piece and len(piece) == 1
-                }
+                alone = {piece for piece in pieces if piece and len(piece) == 1}
+                missing = [chr(byte) for byte in range(0x20, 0x7F) if bytes([byte]) not in alone]
                 if missing or not self._ends:
-                    lack = f"no token for {min(missing)!r}" if missing else "no token that ends a text"
+                    lack = f"no token for {missing[0]!r}" if missing else "no token that ends a text"
                     raise InvalidSchema(f"{self._name} cannot write JSON: its vocabulary has {lack}")
                 tokens = [piece or b"\xff%d" % token for token, piece in enumerate(pieces)]
                 self._tokenizer = GuidanceTokenizer(tokens, ends=self._ends)
@@ -123,7 +106,11 @@ class Follower:
         self._next: Future[Allowed] = threads.submit(self._look)
 
     def allowed(self) -> Allowed:
-        """What may come next; waits for it. Raises `InvalidSchema` if that costs more than is allowed, or is nothing."""
+        """What may come next; waits for it.
+
+        Raises:
+            InvalidSchema: To find it would cost more than is allowed, or it is nothing.
+        """
         return self._next.result()
 
     def take(self, token: int) -> bool:
@@ -146,81 +133,3 @@ class Follower:
         if count <= self._most:
             return Allowed(np.flatnonzero(bits))
         return Allowed(None, np.flatnonzero(~bits))
-
-
-def _checked(schema: Mapping[str, Any]) -> str:
-    """A schema as llguidance takes it. Raises `InvalidSchema` if it is too large or too deep."""
-    level: list[Any] = [schema]
-    for _ in range(MAX_DEPTH):
-        level = [
-            child
-            for node in level
-            for child in (node.values() if isinstance(node, Mapping) else node)
-            if isinstance(child, (Mapping, list, tuple))
-        ]
-        if not level:
-            break
-    else:
-        raise InvalidSchema(
-            f"#: more than {MAX_DEPTH} objects and arrays are inside one another; send a flatter schema"
-        )
-    text = json.dumps({**schema, "x-guidance": STYLE}, ensure_ascii=False)
-    if len(text.encode()) > MAX_BYTES:
-        raise InvalidSchema(f"#: the schema has more than {MAX_BYTES} bytes; send a smaller one")
-    return text
-
-
-def _place(tokenizer: GuidanceTokenizer, schema: Mapping[str, Any], error: InvalidSchema) -> str:
-    """A JSON pointer to the innermost part of a schema that fails in the same way by itself."""
-    shared = {key: schema[key] for key in ("$defs", "definitions", "$schema") if key in schema}
-    place, node, tries = "#", schema, 0
-    while True:
-        for path, child in _parts(node):
-            tries += 1
-            if tries > MAX_TRIES:
-                return place
-            try:
-                tokenizer.matcher(json.dumps({**shared, **child, "x-guidance": STYLE}))
-            except InvalidSchema as again:
-                if str(again) == str(error):
-                    place, node = f"{place}/{path}", child
-                    break
-        else:
-            return place
-
-
-def _parts(node: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """The schemas directly inside a schema, with the way to each."""
-    parts: list[tuple[str, Mapping[str, Any]]] = []
-    for key, value in node.items():
-        name = _escaped(key)
-        if key in ("properties", "patternProperties", "$defs", "definitions") and isinstance(value, Mapping):
-            parts += [(f"{name}/{_escaped(each)}", part) for each, part in value.items() if isinstance(part, Mapping)]
-        elif key in ("items", "additionalProperties", "additionalItems", "not") and isinstance(value, Mapping):
-            parts.append((name, value))
-        elif key in ("anyOf", "oneOf", "allOf", "prefixItems", "items") and isinstance(value, (list, tuple)):
-            parts += [(f"{name}/{index}", part) for index, part in enumerate(value) if isinstance(part, Mapping)]
-    return parts
-
-
-def _escaped(key: str) -> str:
-    return key[:64].replace("~", "~0").replace("/", "~1")
-
-
-def _plain(error: InvalidSchema) -> str:
-    """What llguidance says, in one sentence of bearable length."""
-    text = str(error)
-    for said, plain in _WORDS:
-        text = text.replace(said, plain)
-    return text if len(text) <= 300 else f"{text[:297]}..."
-
-
-_WORDS = (
-    ("Unimplemented keys:", "not supported:"),
-    (
-        "oneOf constraints are not supported. Enable 'coerce_one_of' option to approximate oneOf with anyOf",
-        "oneOf is supported only where no value can match two of its schemas; use anyOf",
-    ),
-    ("initial lexer configuration (grammar) too big", "the schema is too complex; make it smaller"),
-    ("schema too large", "the schema is too complex; make it smaller"),
-)

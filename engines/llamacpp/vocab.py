@@ -18,15 +18,7 @@ from engines.llamacpp.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 
-THINKING = (
-    b"<think>",
-    b"<thinking>",
-    b"<thought>",
-    b"<seed:think>",
-    b"[THINK]",
-    b"<|channel>thought",
-    b"<|START_THINKING|>",
-)
+THINKING = tuple(b"<think> <thinking> <thought> <seed:think> [THINK] <|channel>thought <|START_THINKING|>".split())
 """What opens a model's thoughts."""
 
 

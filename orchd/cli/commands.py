@@ -21,6 +21,7 @@ from orchd import __version__
 from orchd.cli import actions
 from orchd.cli.actions import Exit, Target, complain, finish
 from orchd.cli.console import ServeConsole, set_up_logging
+from orchd.cli.schema_option import read_schema
 from orchd.cli.streams import OutputLost, StandardStreams
 from orchd.cli.versions import engine_versions
 from orchd.client import TaskOptions
@@ -230,6 +231,9 @@ def run(
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="Stop before this text; may be repeated.")
     ] = None,
+    json_schema: Annotated[
+        str | None, typer.Option(metavar="FILE|JSON", help="Answer with JSON for this schema; true: any object.")
+    ] = None,
     wait: Annotated[
         float, typer.Option(metavar="SECONDS", min=0, help="How long to wait for room in a full queue.")
     ] = 0,
@@ -251,6 +255,7 @@ def run(
         "pool_id": pool,
         "model_ref": model_ref,
         "chat_template_kwargs": dict(map(_template_argument, template_arg)) if template_arg else None,
+        "json_schema": None if json_schema is None else read_schema(json_schema),
         "priority": priority,
         "max_tokens": max_tokens,
         "seed": seed,

@@ -8,7 +8,6 @@ they are, and the queue goes on accepting.
 
 from __future__ import annotations
 
-import array
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from engines.errors import LoadFailed, OutOfDeviceMemory
 from orchd.errors import DecodeTimeout, ReloadFailed, TaskError
 from orchd.models.active_model import ActiveModel, is_short
+from orchd.models.prepared import Prepared
 from orchd.pools.pool import Pool, PoolState, one_sentence
 from orchd.pools.replica import Instance
 from orchd.queue.scheduler import Found
@@ -28,8 +28,8 @@ _log = logging.getLogger(__name__)
 FREED_WAIT_S = 10.0
 """How long freed memory may take to show as free."""
 
-Tokens = dict[str, "array.array[int] | TaskError"]
-"""By task id: its prompt in the new model's tokens, or why it cannot run on that model."""
+Prompts = dict[str, Prepared | TaskError]
+"""By task id: what it is to the new model, or why it cannot run on that model."""
 
 
 class Reload:
@@ -178,13 +178,13 @@ class Reload:
         finally:
             pool.takes_tasks.set()
 
-    async def _tokenize_waiting(self, new: ActiveModel) -> Tokens:
+    async def _tokenize_waiting(self, new: ActiveModel) -> Prompts:
         """Every waiting task's prompt: long ones on a thread; the loop has not run any further when this returns.
 
         Rounds are as long as what came in during the last one. Where tasks come faster than the new model's template
         renders them, the last round lets none in, because not even one conversation may be rendered on the loop.
         """
-        tokens: Tokens = {}
+        tokens: Prompts = {}
         loop, ctx = asyncio.get_running_loop(), self._pool.config.ctx
         for left in reversed(range(_MAX_ROUNDS)):
             if not left:
@@ -195,7 +195,7 @@ class Reload:
             tokens |= await loop.run_in_executor(new.long_prompts, _tokenize, new, waiting, ctx)
         return tokens | _tokenize(new, self._untokenized(tokens), ctx)
 
-    def _untokenized(self, tokens: Tokens) -> dict[str, TaskRequest]:
+    def _untokenized(self, tokens: Prompts) -> dict[str, TaskRequest]:
         """By task id. A task that starts meanwhile forgets its prompt, so this holds requests."""
         return {task.id: task.request for task in self._pool.scheduler.waiting() if task.id not in tokens}
 
@@ -207,12 +207,12 @@ def _unchanged(old: ActiveModel | None) -> str:
 _MAX_ROUNDS = 8  # each but the last leaves only what came in meanwhile
 
 
-def _tokenize(model: ActiveModel, requests: Mapping[str, TaskRequest], ctx: int) -> Tokens:
-    outcome: Tokens = {}
+def _tokenize(model: ActiveModel, requests: Mapping[str, TaskRequest], ctx: int) -> Prompts:
+    outcome: Prompts = {}
     for task_id, request in requests.items():
         try:
             model.check_ref(request)
-            outcome[task_id] = model.tokenize(request, ctx=ctx)
+            outcome[task_id] = model.prepare(request, ctx=ctx)
         except TaskError as error:
             outcome[task_id] = error
     return outcome

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from engines.api import FinishReason, SamplingParams, Sequence
+from engines.api import FinishReason, Grammar, SamplingParams, Sequence
 from orchd.errors import TaskError
 from orchd.queue.events import EventLog
 from orchd.schemas import Accepted, End, ErrorBody, Priority, Started, TaskRequest, Token
@@ -43,6 +43,7 @@ class Task:
         request: As it came in, for a reload tokenises it again; no longer waiting, without its prompt and other texts.
         pool_id: The pool that took it.
         tokens: The prompt in the pool's current vocabulary; no longer waiting, none.
+        grammar: Its schema, for the same vocabulary; likewise.
         accepted: The answer its sender got, kept for a retry with the same id.
         log: Its events. Event loop thread only, like `state`.
         tokens_out: Output tokens so far. Written by its worker, like what follows.
@@ -55,6 +56,7 @@ class Task:
     request: TaskRequest
     pool_id: str
     tokens: array.array[int]
+    grammar: Grammar | None = None
     accepted: Accepted | None = None
     state: TaskState = TaskState.WAITING
     log: EventLog = field(default_factory=EventLog)
@@ -95,6 +97,7 @@ class Task:
                 ignore_eos=request.ignore_eos,
             ),
             urgent=request.priority is Priority.INTERACTIVE,
+            grammar=self.grammar,
         )
 
     def start(self) -> None:
@@ -119,7 +122,7 @@ class Task:
             raise RuntimeError(f"task {self.id} cannot go from {self.state.name} to {to.name}")
         if self.state is TaskState.WAITING:  # its engine has what it needs, or will never need it
             self.request = self.request.without_prompt()
-            self.tokens = array.array("i")
+            self.tokens, self.grammar = array.array("i"), None
         self.state = to
 
 

@@ -22,7 +22,7 @@ Mask = npt.NDArray[np.uint32]
 
 
 class _Limits(ctypes.Structure):
-    """``LlgParserLimits``; 0 stands for the default."""
+    """``LlgParserLimits``."""
 
     _fields_ = (
         ("max_items_in_row", ctypes.c_size_t),
@@ -99,6 +99,7 @@ _consume = _declare(_short, "llg_matcher_consume_token", ctypes.c_int32, _POINTE
 _is_stopped = _declare(_short, "llg_matcher_is_stopped", ctypes.c_bool, _POINTER)
 
 _LIMITS = _Limits(
+    max_items_in_row=2_000,
     initial_lexer_fuel=200_000,
     step_lexer_fuel=100_000,
     step_max_items=20_000,
