@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 ProgressCallback = Callable[[float], None]
 """Called with the share of the work done, 0.0 to 1.0, on the thread that does it. What it raises ends the work."""
@@ -24,6 +24,13 @@ TemplateArgument = bool | int | float | str
 """A variable that a task may give to its model's chat template."""
 
 NO_ARGUMENTS: Final[Mapping[str, TemplateArgument]] = {}
+
+Schema = Mapping[str, Any] | Literal[True]
+"""A JSON Schema; True stands for that of any object."""
+
+
+class Grammar(Protocol):
+    """A schema that was compiled by a `Vocab`, for sequences on models with that vocabulary. Serves any number."""
 
 
 class FinishReason(str, enum.Enum):
@@ -157,6 +164,7 @@ class Sequence:
         reply: `Prompt.reply`.
         sampling: How tokens are chosen.
         urgent: Its prompt is prefilled before those of sequences that are not.
+        grammar: What the output has to be; it ends there. With `SamplingParams.ignore_eos`, not before it has to.
     """
 
     key: str
@@ -166,6 +174,7 @@ class Sequence:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     urgent: bool = True
     reply: str | None = None
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True)
@@ -194,6 +203,7 @@ class StepEvent:
     tokens_cached: int = 0
     reasoning: str = ""
     reasoning_index: int = -1
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -235,6 +245,12 @@ class Vocab(Protocol):
         Where the last message is the assistant's, ready for more of it. No text in a message, and none in an argument
         for the template, becomes a control token. Raises as `tokenize` does.
         """
+
+    def grammar(self, schema: Schema) -> Grammar:
+        """Compile a schema; the first time takes a second more. Raises `InvalidSchema`, which names the place."""
+
+    def opens_thinking(self, tokens: Seq[int]) -> bool:
+        """Whether a prompt ends inside of what the model only thinks."""
 
     def close(self) -> None:
         """Free the tokenizer. Calling it again does nothing."""

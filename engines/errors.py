@@ -3,6 +3,7 @@
 EngineError
 ├── InvalidPrompt        the input cannot be turned into tokens; refuse it, nothing was touched
 │   └── PromptTooLong        it would be more tokens than are of use
+├── InvalidSchema        no text can be held to it; refuse it, or end the sequence that cannot go on
 ├── LoadFailed           the model is not there; every handle made on the way has been closed
 │   └── OutOfDeviceMemory    same, and a smaller ``slots`` or ``ctx`` may succeed
 ├── DecodeFailed         this step is lost; ``LoadedModel.reset`` brings the model back empty
@@ -30,6 +31,10 @@ class PromptTooLong(InvalidPrompt):
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
         super().__init__(f"the prompt has more than {tokens} tokens")
+
+
+class InvalidSchema(EngineError):
+    """A JSON Schema that this model's output cannot be held to, or not for what it would cost."""
 
 
 class LoadFailed(EngineError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import hashlib
 import uuid
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -75,6 +75,9 @@ class TaskRequest(StrictWire, frozen=True, kw_only=True):
     chat_template_kwargs: TemplateArguments | None = None
     reasoning: bool = False
     max_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] = 256
+    json_schema: Annotated[
+        bool | dict[str, Any] | None, Meta(extra={"expected": "a JSON Schema, or true for any JSON object"})
+    ] = None
     stop: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=8)] = ()
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=5)] = 0.8
@@ -98,6 +101,7 @@ class TaskRequest(StrictWire, frozen=True, kw_only=True):
             prompt=None,
             messages=None,
             chat_template_kwargs=None,
+            json_schema=None,
             stop=(),
         )
 

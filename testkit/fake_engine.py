@@ -23,12 +23,13 @@ from engines.api import (
     ModelSpec,
     ProgressCallback,
     Prompt,
+    Schema,
     Sequence,
     StepEvent,
     TemplateArgument,
     WaitCallback,
 )
-from engines.errors import InvalidPrompt, LoadFailed
+from engines.errors import InvalidPrompt, InvalidSchema, LoadFailed
 
 
 class Hang(Exception):
@@ -40,8 +41,16 @@ class Hang(Exception):
         self.release = threading.Event()
 
 
+@dataclass(frozen=True)
+class FakeGrammar:
+    """What was asked for, and by which vocabulary it was compiled."""
+
+    schema: Schema
+    vocab: FakeVocab
+
+
 class FakeVocab:
-    """One token a character; an empty prompt and one that holds ``refuse`` are refused."""
+    """One token a character; an empty prompt and what holds ``refuse`` are refused."""
 
     def __init__(self) -> None:
         self.closes = 0
@@ -60,6 +69,14 @@ class FakeVocab:
     ) -> Prompt:
         text = "".join(f"{message['role']}:{message['content']}\n" for message in messages)
         return Prompt(self.tokenize(text), reply="")
+
+    def grammar(self, schema: Schema) -> FakeGrammar:
+        if schema is not True and "refuse" in schema:
+            raise InvalidSchema("#: the fake vocabulary refuses this schema")
+        return FakeGrammar(schema, self)
+
+    def opens_thinking(self, tokens: Seq[int]) -> bool:
+        return "".join(map(chr, tokens)).endswith("<think>")
 
     def close(self) -> None:
         self.closes += 1

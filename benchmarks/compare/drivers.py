@@ -55,6 +55,7 @@ class Task:
     max_tokens: int
     seed: int
     sampling: Mapping[str, float] = field(default_factory=lambda: SAMPLING)
+    json_schema: Mapping[str, Any] | None = None
 
 
 class Piece(NamedTuple):
@@ -131,6 +132,7 @@ class Orchd:
         body = {
             **{"task_id": task_id, "prompt": task.prompt, "max_tokens": task.max_tokens, "ignore_eos": True},
             **{"seed": task.seed, **task.sampling},
+            **({} if task.json_schema is None else {"json_schema": task.json_schema}),
         }
         async with _answer(session, "POST", "/v1/tasks", 202, json=body) as answer:
             await answer.read()
@@ -177,6 +179,7 @@ class LlamaServer:
         body = {
             **{"prompt": task.prompt, "n_predict": task.max_tokens, "ignore_eos": True, "stream": True},
             **{"seed": task.seed, "repeat_penalty": 1.0, **task.sampling},
+            **({} if task.json_schema is None else {"json_schema": task.json_schema}),
         }
         async with _answer(session, "POST", "/completion", 200, json=body) as response:
             yield response

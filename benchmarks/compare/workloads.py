@@ -96,6 +96,31 @@ async def decode(server: Running, work: Work, *, clients: int) -> Metrics:
     return summarise(await load.closed_loop(server, work.tasks(clients, each, 32, tokens)))
 
 
+PEOPLE: Final = {
+    "type": "array",
+    "minItems": 500,
+    "items": {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 40},
+            "age": {"type": "integer", "minimum": 0, "maximum": 150},
+            "city": {"type": "string", "maxLength": 40},
+            "job": {"enum": ["doctor", "teacher", "farmer", "student"]},
+        },
+        "required": ["name", "age", "city", "job"],
+        "additionalProperties": False,
+    },
+}
+"""More than any output here can hold, so that all are as long as those of `decode`."""
+
+
+async def json_by_schema(server: Running, work: Work, *, clients: int) -> Metrics:
+    """`decode` with a schema, to be compared with it too."""
+    tokens, each = (96, 1) if work.quick else (256, 2 if clients > 1 else 5)
+    tasks = [[replace(task, json_schema=PEOPLE) for task in own] for own in work.tasks(clients, each, 32, tokens)]
+    return summarise(await load.closed_loop(server, tasks))
+
+
 async def long_prompt(server: Running, work: Work) -> Metrics:
     """Four streams all the time; every 4 s a prompt of 1,000 tokens that shares nothing with an earlier one."""
     every_s, times = 4.0, 2 if work.quick else 4
@@ -197,6 +222,8 @@ SCENARIOS: Final = (
     Scenario("decode-1", "1 client", _REAL, functools.partial(decode, clients=1), _rate(1.0), _BOTH),
     Scenario("decode-4", "4 clients, unrelated prompts", _REAL, functools.partial(decode, clients=4), _rate(1.0)),
     Scenario("decode-8", "8 clients, unrelated prompts", _REAL, functools.partial(decode, clients=8), _rate(1.0)),
+    Scenario("json-1", "1 client, JSON by schema", _REAL, functools.partial(json_by_schema, clients=1), _rate(1.5)),
+    Scenario("json-8", "8 clients, JSON by schema", _REAL, functools.partial(json_by_schema, clients=8), _rate(1.5)),
     Scenario("poisson", "Poisson arrivals, 1.5 a second", _REAL, poisson, in_quick=False),
     Scenario(
         "long-prompt",

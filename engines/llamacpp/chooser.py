@@ -1,7 +1,8 @@
 """The next tokens of a step, from its logits.
 
 Guarantees: each is the token that llama.cpp's chain of samplers draws from all of its row (penalties, top-k, top-p,
-min-p, temperature, in this order), whatever other rows the step has. Where a few tokens are enough to know it, only
+min-p, temperature, in this order), or from those tokens of it that a grammar allows, whatever other rows the step has.
+Where a few tokens are enough to know it, only
 they are handed to llama.cpp; where they are not, because logits are equal or a sum is too near a limit, all are.
 """
 
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from engines.llamacpp import nucleus
 from engines.llamacpp.draw import draw
+from engines.llamacpp.grammar import Allowed
 from engines.llamacpp.native.sampler import Candidates, NativeSampler
 from engines.llamacpp.sampling import Sampler
 from engines.llamacpp.shortlist import Columns
@@ -29,6 +31,16 @@ LIKELY = (1e-4, 1e-5, 1e-6)
 """Shares of all from which on tokens are ranked to find the limit of ``top_p``, until there are enough of them."""
 
 
+def _note(tokens: Seq[int | None], samplers: Seq[Sampler | None]) -> None:
+    for token, sampler in zip(tokens, samplers, strict=True):
+        if token is not None and sampler is not None:
+            sampler.took(token)
+
+
+NOTHING_SAID: Mapping[int, Allowed] = {}
+"""Every token may be chosen."""
+
+
 class Chooser:
     """Chooses tokens for the sequences of one model.
 
@@ -40,19 +52,23 @@ class Chooser:
         self._ends = ends
         self._room = Candidates(), np.empty((2, 0), np.float32)
 
-    def choose(self, logits: Floats, samplers: Seq[Sampler | None]) -> list[int | None]:
+    def choose(
+        self, logits: Floats, samplers: Seq[Sampler | None], allowed: Mapping[int, Allowed] = NOTHING_SAID
+    ) -> list[int | None]:
         """A token for each row, None where its logits are not numbers.
 
         Args:
             logits: Shape (rows, n_vocab); changed.
             samplers: One for each row, which takes note of the token; None for the highest logit.
+            allowed: By row, the tokens to choose among, where these are not all.
         """
         for row, sampler in zip(logits, samplers, strict=True):
             if sampler is not None:
                 sampler.adjust(row, ends=self._ends)
-        drawing = {row: one for row, one in enumerate(samplers) if one is not None and one.native is not None}
+        few = _few(logits, allowed)
+        drawing = {row: one for row, one in enumerate(samplers) if one and one.native and row not in few}
         tokens: list[int | None] = [None] * len(logits)
-        if len(drawing) < len(tokens):
+        if len(drawing) + len(few) < len(tokens):
             best = logits.argmax(axis=1).tolist()  # the first NaN, if there is one
             tokens = [token if math.isfinite(logits[row, token]) else None for row, token in enumerate(best)]
         if drawing:
@@ -60,10 +76,31 @@ class Chooser:
                 self._room = Candidates(), np.empty((2, logits.shape[1]), np.float32)
             for row, token in _Drawing(logits, drawing, self._room).tokens().items():
                 tokens[row] = token
-        for token, sampler in zip(tokens, samplers, strict=True):
-            if token is not None and sampler is not None:
-                sampler.took(token)
+        for row, ids in few.items():
+            tokens[row] = self._among(ids, logits[row, ids], samplers[row])
+        _note(tokens, samplers)
         return tokens
+
+    def _among(self, ids: Ids, logits: Floats, sampler: Sampler | None) -> int | None:
+        """The token of a row of which only these may be chosen."""
+        best = int(logits.argmax())
+        if not math.isfinite(logits[best]):
+            return None
+        if sampler is None or sampler.native is None or len(ids) == 1:
+            return int(ids[best])
+        self._room[0].fill(ids, logits)
+        return sampler.native.choose(self._room[0])
+
+
+def _few(logits: Floats, allowed: Mapping[int, Allowed]) -> dict[int, Ids]:
+    """The rows of which only a few tokens are allowed; from the others, those that are barred are taken away."""
+    few: dict[int, Ids] = {}
+    for row, among in allowed.items():
+        if among.few is None:
+            logits[row, among.barred] = -np.inf
+        else:
+            few[row] = among.few
+    return few
 
 
 class _Drawing:

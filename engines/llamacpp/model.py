@@ -9,14 +9,16 @@ Assumes: one thread at a time calls it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
+from concurrent.futures import ThreadPoolExecutor
 
 from engines.api import ALONE, Beside, DeviceSpec, FinishReason, ModelSpec, ProgressCallback, Sequence, StepEvent
-from engines.errors import EngineError, LoadFailed
-from engines.llamacpp.chooser import Chooser
+from engines.errors import EngineError, InvalidSchema, LoadFailed
+from engines.llamacpp.chooser import NOTHING_SAID, SMALL, Chooser
 from engines.llamacpp.cleansing import cleanse
 from engines.llamacpp.copying import Copier
+from engines.llamacpp.grammar import Allowed, Follower, Grammar
 from engines.llamacpp.model_template import reasoning_style
 from engines.llamacpp.native.context import NativeContext
 from engines.llamacpp.native.model import NativeModel
@@ -79,6 +81,7 @@ class LlamaModel:
             checkpoints=self._checkpoints,
         )
         self._admissions = 0
+        self._masks = ThreadPoolExecutor(1, "masks")  # its thread starts with the first schema
 
     def _open_context(self, device: DeviceSpec) -> NativeContext:
         """A context that has shown that it works."""
@@ -131,11 +134,13 @@ class LlamaModel:
         self._take_prefix(prompt, reuse, entry)
         may_follow = not self._native.is_recurrent
         leader = find_leader(prompt, len(slot.cached), self._slots, urgent=sequence.urgent) if may_follow else None
-        sampler = None if is_argmax(sequence.sampling) else Sampler(sequence.sampling, prompt=prompt)
+        follower = self._follower(sequence)
+        follows = follower is not None
+        sampler = None if is_argmax(sequence.sampling) else Sampler(sequence.sampling, prompt=prompt, follows=follows)
         self._admissions += 1
         slot.used = self._admissions
         text = OutputText(sequence.stop, self._style, sequence.reply)
-        slot.run = Run(sequence, self._admissions, text, sampler, cached=len(slot.cached))
+        slot.run = Run(sequence, self._admissions, text, sampler, follower, cached=len(slot.cached))
         if leader is not None:
             slot.run.leader, slot.run.shared = leader
         self._planner.slots_changed()
@@ -150,6 +155,13 @@ class LlamaModel:
         elif reuse.stored and (entry is None or not self._saver.restore(slot, entry)):
             keep = 0
         slot.cached = prompt[: self._cut(reuse.slot, keep)]
+
+    def _follower(self, sequence: Sequence) -> Follower | None:
+        if sequence.grammar is None:
+            return None
+        assert isinstance(sequence.grammar, Grammar)  # of this engine's `Vocab`
+        ignore_eos = sequence.sampling.ignore_eos
+        return Follower(sequence.grammar, self._masks, ends=self._pieces.ends, most=SMALL, to_the_end=ignore_eos)
 
     def _release_followers(self) -> None:
         """Let runs go on whose leader has prefilled what they share, or will not any more."""
@@ -231,10 +243,16 @@ class LlamaModel:
         if not outputs:
             return []
         running = [(slot, slot.run) for slot, _ in outputs if slot.run is not None]  # all of them: they were planned
-        tokens = self._chooser.choose(self._context.logits(len(outputs)), [run.sampler for _, run in running])
+        allowed, problems = _allowed([run for _, run in running])
+        samplers = [run.sampler for _, run in running]
+        tokens = self._chooser.choose(self._context.logits(len(outputs)), samplers, allowed)
         events = [
-            self._fail(slot, run) if token is None else self._accept(slot, run, token)
-            for (slot, run), token in zip(running, tokens, strict=True)
+            self._stop_following(slot, run, problems[row])
+            if row in problems
+            else self._fail(slot, run)
+            if token is None
+            else self._accept(slot, run, token)
+            for row, ((slot, run), token) in enumerate(zip(running, tokens, strict=True))
         ]
         if None in tokens:
             damaged = [slot for (slot, _), token in zip(running, tokens, strict=True) if token is None]
@@ -247,6 +265,11 @@ class LlamaModel:
         self._free(slot)
         return _event(run, finish=FinishReason.ERROR)
 
+    def _stop_following(self, slot: Slot, run: Run, problem: str) -> StepEvent:
+        """End a sequence whose grammar cannot be followed any further."""
+        self._free(slot)
+        return _event(run, finish=FinishReason.ERROR, problem=problem)
+
     def _accept(self, slot: Slot, run: Run, token: int) -> StepEvent:
         """Take a sampled token in; frees the slot if it was the last."""
         piece = self._pieces[token]
@@ -255,11 +278,15 @@ class LlamaModel:
         if piece is None:
             finish = FinishReason.STOP
         else:
+            try:
+                complete = run.follower is not None and run.answering and run.follower.take(token)
+            except InvalidSchema as error:
+                return self._stop_following(slot, run, str(error))
             run.tokens_out += 1
             run.next_token = token
             text = output.push(piece.data, shown=piece.shown, marks=piece.special)
             reasoning = output.reasoning
-            if output.stopped:
+            if output.stopped or complete:
                 finish = FinishReason.STOP
             elif run.tokens_out >= run.sequence.max_tokens:
                 finish = FinishReason.LENGTH
@@ -292,6 +319,7 @@ class LlamaModel:
             self._free(slot)
         self._context.close()
         self._native.close()
+        self._masks.shutdown(wait=False)
 
     def _free(self, slot: Slot) -> None:
         if slot.run is not None and slot.run.sampler is not None:
@@ -307,6 +335,7 @@ def _event(
     reasoning: str = "",
     tokens_read: int | None = None,
     finish: FinishReason | None = None,
+    problem: str = "",
 ) -> StepEvent:
     """What is told of a run; all of its prompt has been processed unless ``tokens_read`` says otherwise."""
     return StepEvent(
@@ -319,4 +348,20 @@ def _event(
         tokens_cached=run.cached,
         reasoning=reasoning,
         reasoning_index=run.text.reasoning_index,
+        problem=problem,
     )
+
+
+def _allowed(running: Seq[Run]) -> tuple[Mapping[int, Allowed], Mapping[int, str]]:
+    """By row, the tokens that a grammar allows next, or why it cannot be followed any further."""
+    following = [(row, run.follower) for row, run in enumerate(running) if run.follower is not None and run.answering]
+    if not following:
+        return NOTHING_SAID, {}
+    allowed: dict[int, Allowed] = {}
+    problems: dict[int, str] = {}
+    for row, follower in following:
+        try:
+            allowed[row] = follower.allowed()
+        except InvalidSchema as error:
+            problems[row] = str(error)
+    return allowed, problems

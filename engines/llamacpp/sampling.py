@@ -30,6 +30,11 @@ def is_argmax(params: SamplingParams) -> bool:
 class Sampler:
     """How the next token of one sequence is chosen.
 
+    Args:
+        params: As they were asked for.
+        prompt: Its tokens.
+        follows: Whether a grammar says which tokens are allowed, the ends among them.
+
     Attributes:
         top_k: Tokens to keep, 0 for all.
         top_p: As a float in C, 1 for off.
@@ -40,8 +45,9 @@ class Sampler:
         missed: How many of them have been used that it has not drawn itself.
     """
 
-    def __init__(self, params: SamplingParams, *, prompt: Sequence[int] = ()) -> None:
+    def __init__(self, params: SamplingParams, *, prompt: Sequence[int] = (), follows: bool = False) -> None:
         self._params = params
+        self._never_ends = params.ignore_eos and not follows
         self.top_k, self.temperature = params.top_k, params.temperature
         self.top_p, self.min_p = float(np.float32(params.top_p)), float(np.float32(params.min_p))
         self.native: NativeSampler | None = None
@@ -52,7 +58,7 @@ class Sampler:
             self.native = NativeSampler(
                 top_k=self.top_k, top_p=self.top_p, min_p=self.min_p, temperature=self.temperature, seed=seed
             )
-            if not self.top_k and self.top_p == 1 and not self.min_p:
+            if not self.top_k and self.top_p == 1 and not self.min_p and not follows:
                 self.uniforms = Uniforms(seed)
         self._recent: deque[int] | None = None
         if params.repeat_penalty != 1:
@@ -60,7 +66,7 @@ class Sampler:
 
     def adjust(self, logits: npt.NDArray[np.float32], *, ends: Sequence[int]) -> None:
         """Rule out the ends of generation, and divide the logits of the last tokens as llama.cpp does; in place."""
-        if self._params.ignore_eos:
+        if self._never_ends:
             for token in ends:  # a handful; an array of them as index takes four times as long
                 logits[token] = -np.inf
         if self._recent:

@@ -7,6 +7,8 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from engines.api import Sequence
+from engines.llamacpp.channels import Phase
+from engines.llamacpp.grammar import Follower
 from engines.llamacpp.sampling import Sampler
 from engines.llamacpp.text import OutputText
 
@@ -29,6 +31,7 @@ class Run:
         order: Admission order, lower is older.
         text: Output as it may be shown.
         sampler: None where the highest logit decides.
+        follower: None where any token may come next.
         next_token: Sampled but not yet fed to the model; None while the prompt is being prefilled.
         tokens_out: Output tokens so far.
         leader: A run that is prefilling a prefix of this prompt; until it has, this one waits instead of doing it too.
@@ -42,6 +45,7 @@ class Run:
     order: int
     text: OutputText
     sampler: Sampler | None
+    follower: Follower | None = None
     next_token: int | None = None
     tokens_out: int = 0
     leader: Run | None = None
@@ -49,6 +53,11 @@ class Run:
     chunk: int = 0
     passed: int = 0
     cached: int = 0
+
+    @property
+    def answering(self) -> bool:
+        """Whether its next token can be part of the answer; a schema says nothing about reasoning."""
+        return self.text.phase is not Phase.REASONING
 
     @property
     def decoding(self) -> bool:

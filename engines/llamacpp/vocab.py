@@ -9,15 +9,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from engines.api import NO_ARGUMENTS, Prompt, TemplateArgument
+from engines.api import NO_ARGUMENTS, Prompt, Schema, TemplateArgument
 from engines.errors import EngineDead, InvalidPrompt
 from engines.llamacpp.channels import Style
 from engines.llamacpp.chat import ChatTemplate
+from engines.llamacpp.grammar import Grammar, Grammars
 from engines.llamacpp.model_template import open_template, reason, reasoning_style
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
+
+THINKING = tuple(b"<think> <thinking> <thought> <seed:think> [THINK] <|channel>thought <|START_THINKING|>".split())
+"""What opens a model's thoughts."""
 
 
 class LlamaVocab:
@@ -38,6 +42,8 @@ class LlamaVocab:
         self._closed = False
         self._tokenizer = Tokenizer(self._native)
         self._style = reasoning_style(self._native)
+        ends = [token for token in range(self._native.n_vocab) if self._native.is_end(token)]
+        self._grammars = Grammars(path.name, self._all_pieces, ends)
         self._template: ChatTemplate | None = None
         self._no_chat = ""
         try:
@@ -63,6 +69,23 @@ class LlamaVocab:
         prompt = self._template.render(messages, arguments=arguments)
         reply = "" if self._style is None else self._style.begun(prompt.head, prompt.continued)
         return Prompt(self._tokenize(prompt.text, prompt.cuts, at_most), reply)
+
+    def grammar(self, schema: Schema) -> Grammar:
+        """See `engines.api.Vocab`."""
+        with self._open():
+            return self._grammars.compile(schema)
+
+    def opens_thinking(self, tokens: Sequence[int]) -> bool:
+        """See `engines.api.Vocab`."""
+        if self._style is not None:
+            return False
+        with self._open():
+            tail = b"".join(self._native.piece(token, special=True) for token in tokens[-8:])
+        return tail.rstrip().endswith(THINKING)
+
+    def _all_pieces(self) -> list[bytes | None]:
+        pieces = (Pieces(self._native, None)[token] for token in range(self._native.n_vocab))
+        return [piece.data if piece is not None and piece.shown else None for piece in pieces]
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:

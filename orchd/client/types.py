@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from orchd import schemas
 
@@ -16,6 +16,7 @@ class TaskOptions(TypedDict, total=False):
     priority: schemas.Priority | Literal["interactive", "batch"] | None
     chat_template_kwargs: Mapping[str, bool | int | float | str] | None
     reasoning: bool | None
+    json_schema: Mapping[str, Any] | bool | None
     max_tokens: int | None
     stop: Sequence[str] | None
     seed: int | None

@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engines.api import Footprint, Prompt, Vocab
-from engines.errors import InvalidPrompt, LoadFailed, PromptTooLong
+from engines.api import Footprint, Grammar, Prompt, Vocab
+from engines.errors import InvalidPrompt, InvalidSchema, LoadFailed, PromptTooLong
 from orchd.errors import UNREADY_RETRY_S, InvalidParams, PoolUnavailable
 from orchd.models import files, references
+from orchd.models.prepared import Prepared
 from orchd.schemas import TaskRequest
 
 _log = logging.getLogger(__name__)
@@ -27,6 +28,10 @@ one thread's share of the processor and of Python's lock, and shorter ones pass 
 
 TEMPLATE_THREADS = 2
 """How many conversations are rendered at the same time; others wait, and nothing else waits for them."""
+
+SCHEMA_THREADS = 2
+"""How many schemas are compiled at the same time; only tasks with a schema wait for them. The first of a model takes a
+second for its vocabulary, a hostile one as long as `engines.llamacpp.schema_vet` lets it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,12 +64,17 @@ class ActiveModel(VettedModel):
         vocab: Its tokenizer, shared by every replica.
         long_prompts: The thread for them; it ends with the last reference to this.
         conversations: The threads for those that are not as long; likewise.
+        schemas: The threads for tasks with a schema; likewise.
     """
 
     vocab: Vocab
     long_prompts: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "long prompts"), repr=False)
     conversations: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(TEMPLATE_THREADS, "conversations"), repr=False
+    )
+
+    schemas: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(SCHEMA_THREADS, "schemas"), repr=False
     )
 
     def is_named(self, model_ref: str) -> bool:
@@ -79,14 +89,39 @@ class ActiveModel(VettedModel):
                 retry_after_s=UNREADY_RETRY_S,
             )
 
-    async def tokenize_aside(self, request: TaskRequest, *, ctx: int) -> Prompt:
-        """As `tokenize`, for the event loop, which goes on meanwhile unless it is soon done."""
+    async def prepare_aside(self, request: TaskRequest, *, ctx: int) -> Prepared:
+        """As `prepare`, for the event loop, which goes on meanwhile unless it is soon done."""
         if is_short(request):
-            return self.tokenize(request, ctx=ctx)
+            return self.prepare(request, ctx=ctx)
         threads = None if request.messages is None else self.conversations
+        if request.json_schema is not None:
+            threads = self.schemas
         if request.prompt_chars > LONG_CHARS:
             threads = self.long_prompts
-        return await asyncio.get_running_loop().run_in_executor(threads, lambda: self.tokenize(request, ctx=ctx))
+        return await asyncio.get_running_loop().run_in_executor(threads, lambda: self.prepare(request, ctx=ctx))
+
+    def prepare(self, request: TaskRequest, *, ctx: int) -> Prepared:
+        """What the request is to this model.
+
+        Raises:
+            InvalidParams: The model refuses its prompt or its schema, or the prompt does not fit.
+        """
+        prompt = self.tokenize(request, ctx=ctx)
+        return Prepared(prompt, self._grammar(request, prompt))
+
+    def _grammar(self, request: TaskRequest, prompt: Prompt) -> Grammar | None:
+        schema = request.json_schema
+        if schema is None:
+            return None
+        if request.messages is not None and self.vocab.opens_thinking(prompt.tokens):
+            raise InvalidParams(
+                f"json_schema: {self.id} would think before it answers, and that is not JSON; turn its thinking off, "
+                'often with chat_template_kwargs {"enable_thinking": false}'
+            )
+        try:
+            return self.vocab.grammar(schema if isinstance(schema, dict) else True)
+        except InvalidSchema as error:
+            raise InvalidParams(f"json_schema: {error}") from None
 
     def tokenize(self, request: TaskRequest, *, ctx: int) -> Prompt:
         """The request's prompt in this model's tokens.
@@ -127,6 +162,6 @@ class ActiveModel(VettedModel):
 
 def is_short(*requests: TaskRequest) -> bool:
     """Whether the prompts may be tokenised on the event loop, all together."""
-    return all(request.messages is None for request in requests) and (
+    return all(request.messages is None and request.json_schema is None for request in requests) and (
         sum(request.prompt_chars for request in requests) <= INLINE_CHARS
     )

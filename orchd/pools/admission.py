@@ -18,6 +18,8 @@ def check_input(request: TaskRequest) -> None:
     """Refuse a request that says two things at once, or nothing. Raises `InvalidParams`."""
     if (request.prompt is None) == (request.messages is None):
         raise InvalidParams("prompt, messages: exactly one of the two is required")
+    if request.json_schema is False:
+        raise InvalidParams("json_schema: false allows nothing; send a JSON Schema or true, or leave it out")
     if request.chat_template_kwargs is None:
         return
     if request.messages is None:
@@ -87,10 +89,10 @@ def check_open(pool: Pool) -> None:
 
 
 async def prepare(pool: Pool, request: TaskRequest) -> Task:
-    """A task with its prompt in the tokens of the model that the pool serves when this returns.
+    """A task that is ready for the model that the pool serves when this returns.
 
     Raises:
-        InvalidParams: The model refuses the prompt, or it does not fit.
+        InvalidParams: The model refuses the prompt or the schema, or the prompt does not fit.
         PoolUnavailable: A reload meanwhile took away the model it asked for.
     """
     task_id = str(request.task_id or uuid.uuid4())
@@ -99,11 +101,11 @@ async def prepare(pool: Pool, request: TaskRequest) -> Task:
         assert model is not None  # `check_open` saw to it
         model.check_ref(request)
         try:
-            prompt = await model.tokenize_aside(request, ctx=pool.config.ctx)
+            prepared = await model.prepare_aside(request, ctx=pool.config.ctx)
         except EngineDead:
             if pool.model is model:
                 raise
             continue  # a reload closed the vocabulary meanwhile
         await pool.takes_tasks.wait()
         if pool.model is model:
-            return Task(task_id, request, pool.id, prompt)
+            return Task(task_id, request, pool.id, prepared.prompt, prepared.grammar)

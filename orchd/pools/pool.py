@@ -8,12 +8,12 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
-from engines.api import Prompt
 from engines.errors import LoadFailed, OutOfDeviceMemory
 from orchd.errors import TaskError
 from orchd.machine.devices import Device
 from orchd.machine.telemetry import Telemetry
 from orchd.models.active_model import ActiveModel, VettedModel
+from orchd.models.prepared import Prepared
 from orchd.pools.loading import PoolLoader
 from orchd.pools.replica import Instance, Replica
 from orchd.pools.reports import ReplicaDown, Report
@@ -162,7 +162,7 @@ class Pool:
         saved = sum(instance.model.saved_bytes for instance in instances if instance is not None)
         await self.loader.check_fit(model, leaving=leaving, leaving_saved=saved)
 
-    def switch(self, model: ActiveModel, instances: Sequence[Instance | None], prompts: Mapping[str, Prompt]) -> None:
+    def switch(self, model: ActiveModel, instances: Sequence[Instance | None], prompts: Mapping[str, Prepared]) -> None:
         """Serve a model from now on, with these prompts for the waiting tasks: one assignment under one lock.
 
         A replica whose instance is None has no model.

@@ -13,10 +13,10 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from engines.api import Prompt
 from engines.errors import LoadFailed, OutOfDeviceMemory
 from orchd.errors import DecodeTimeout, ReloadFailed, TaskError
 from orchd.models.active_model import ActiveModel, is_short
+from orchd.models.prepared import Prepared
 from orchd.pools.pool import Pool, PoolState, one_sentence
 from orchd.pools.replica import Instance
 from orchd.queue.scheduler import Found
@@ -28,8 +28,8 @@ _log = logging.getLogger(__name__)
 FREED_WAIT_S = 10.0
 """How long freed memory may take to show as free."""
 
-Prompts = dict[str, Prompt | TaskError]
-"""By task id: its prompt as the new model reads it, or why it cannot run on that model."""
+Prompts = dict[str, Prepared | TaskError]
+"""By task id: what it is to the new model, or why it cannot run on that model."""
 
 
 class Reload:
@@ -212,7 +212,7 @@ def _tokenize(model: ActiveModel, requests: Mapping[str, TaskRequest], ctx: int)
     for task_id, request in requests.items():
         try:
             model.check_ref(request)
-            outcome[task_id] = model.tokenize(request, ctx=ctx)
+            outcome[task_id] = model.prepare(request, ctx=ctx)
         except TaskError as error:
             outcome[task_id] = error
     return outcome

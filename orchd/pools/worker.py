@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from engines.api import ALONE, Beside, FinishReason, LoadedModel, StepEvent
 from engines.errors import EngineDead, EngineError
-from orchd.errors import Internal, TaskError, WorkerReset
+from orchd.errors import Internal, InvalidParams, TaskError, WorkerReset
 from orchd.pools.replica import Instance, Replica
 from orchd.pools.reports import Begun, Ended, InstanceClosed, Progress, ReplicaDown, Report
 from orchd.queue.tasks import Task
@@ -38,6 +38,10 @@ def _discard(reports: list[Report]) -> None:
 
 def _no_numbers() -> TaskError:
     return Internal("the model computed no valid next token (NaN or infinity); its file may be damaged")
+
+
+def _no_more(problem: str) -> TaskError:
+    return InvalidParams(f"json_schema: the text cannot go on: {problem}; make the schema simpler")
 
 
 def _not_started() -> TaskError:
@@ -222,9 +226,9 @@ class Worker:
             self._reports.append(Progress(task, event.text, event.index, first=not task.shown))
             task.shown = True
         if event.finish is FinishReason.ERROR:
-            _log.error("task %s ended on %s: the model computed NaN or infinity", task.id, self.device)
+            _log.error("task %s ended on %s: %s", task.id, self.device, event.problem or "NaN or infinity computed")
             del instance.tasks[event.key]
-            self._finish(replica, task, event.finish, _no_numbers())
+            self._finish(replica, task, event.finish, _no_more(event.problem) if event.problem else _no_numbers())
         elif event.finish is not None:
             del instance.tasks[event.key]
             replica.setbacks = 0

@@ -213,4 +213,4 @@ class Plan:
 
 
 def _is_fixed(task: Task) -> bool:
-    return task.request.ignore_eos and not task.request.stop
+    return task.request.ignore_eos and not task.request.stop and task.grammar is None

@@ -30,8 +30,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
 
-from engines.api import Prompt
 from orchd.errors import AdmissionReject
+from orchd.models.prepared import Prepared
 from orchd.queue.backoff import Backoff
 from orchd.queue.forecast import Forecast, Plan, Running
 from orchd.queue.placement import Load, least_loaded
@@ -208,12 +208,12 @@ class Scheduler(Generic[T]):
         _wake(chosen)
         return hanging
 
-    def switch(self, instances: Sequence[T | None], prompts: Mapping[str, Prompt]) -> None:
+    def switch(self, instances: Sequence[T | None], prompts: Mapping[str, Prepared]) -> None:
         """Give every replica another instance at once, None for none, and waiting tasks the prompts that go with it."""
         with self._lock:
-            for task_id, prompt in prompts.items():
+            for task_id, (prompt, grammar) in prompts.items():
                 if (task := self._queue.get(task_id)) is not None:
-                    task.prompt = prompt
+                    task.prompt, task.grammar = prompt, grammar
             for slots, instance in zip(self.replicas, instances, strict=True):
                 slots.instance, slots.ready = instance, instance is not None
             chosen = self._replicas_changed()

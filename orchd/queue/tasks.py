@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
-from engines.api import FinishReason, Prompt, SamplingParams, Sequence
+from engines.api import FinishReason, Grammar, Prompt, SamplingParams, Sequence
 from orchd.errors import TaskError
 from orchd.queue.events import EventLog
 from orchd.schemas import Accepted, End, ErrorBody, Priority, Reasoning, Started, TaskRequest, Token
@@ -43,6 +43,7 @@ class Task:
         request: As it came in, for a reload tokenises it again; no longer waiting, without its prompt and other texts.
         pool_id: The pool that took it.
         prompt: In the pool's current vocabulary; no longer waiting, empty.
+        grammar: Its schema, for the same vocabulary; likewise.
         accepted: The answer its sender got, kept for a retry with the same id.
         log: Its events. Event loop thread only, like `state`.
         tokens_in: Prompt tokens; 0 while it waits.
@@ -58,6 +59,7 @@ class Task:
     request: TaskRequest
     pool_id: str
     prompt: Prompt
+    grammar: Grammar | None = None
     accepted: Accepted | None = None
     state: TaskState = TaskState.WAITING
     log: EventLog = field(default_factory=EventLog)
@@ -112,6 +114,7 @@ class Task:
                 ignore_eos=request.ignore_eos,
             ),
             urgent=request.priority is Priority.INTERACTIVE,
+            grammar=self.grammar,
         )
 
     def start(self) -> None:
@@ -150,7 +153,7 @@ class Task:
         if self.state is TaskState.WAITING:  # its engine has what it needs, or will never need it
             self.request = self.request.without_prompt()
             self.tokens_in = len(self.tokens)
-            self.prompt = Prompt(())
+            self.prompt, self.grammar = Prompt(()), None
         self.state = to
 
 

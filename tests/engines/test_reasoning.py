@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gguf import TokenType
@@ -83,7 +85,7 @@ class Thinker:
         """What comes of these tokens as reasoning and answer, and how it ended."""
         script = [*self.tokens(*texts), *[EOS] * ends]
         rest = iter(script)
-        monkeypatch.setattr(self.model._chooser, "choose", lambda logits, samplers: [next(rest)])
+        monkeypatch.setattr(self.model._chooser, "choose", lambda logits, samplers, allowed: [next(rest)])
         self.model.admit(api.Sequence("a", prompt.tokens, len(script), stop=stop, reply=prompt.reply))
         events = list(itertools.chain.from_iterable(iter(self._step, None)))
         assert all(event.reasoning_index < event.tokens_out and event.index < event.tokens_out for event in events)
@@ -262,3 +264,41 @@ def test_whatever_a_model_writes_comes_out_on_one_side_or_the_other(tmp_path: Pa
                 seen = [getattr(event, index) for event in events if getattr(event, name)]
                 assert seen == sorted(set(seen))
             assert events[-1].finish in (FinishReason.LENGTH, FinishReason.STOP)
+
+
+@KNOWN
+@pytest.mark.parametrize(
+    ("template", "written"),
+    [
+        (OPENS, (" a", "{", "</think>")),
+        (HARMONY, ("<|channel|>", "analysis", "<|message|>", " a", "<|end|>", *AGAIN, "final", "<|message|>")),
+    ],
+    ids=["opened by the template", "harmony"],
+)
+def test_a_schema_is_about_the_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, written: Write, kind: TokenType | None
+) -> None:
+    """The test writes the reasoning; then the model goes on, which writes garbage unless it is forced."""
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 9}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    with thinker(tmp_path, template, kind) as model:
+        script = model.tokens(*written)
+        choose = model.model._chooser.choose
+
+        def scripted(*row: Any) -> list[int | None]:
+            return [script.pop(0)] if script else choose(*row)
+
+        monkeypatch.setattr(model.model._chooser, "choose", scripted)
+        prompt = model.vocab.tokenize_chat([USER])
+        grammar = model.vocab.grammar(schema)
+        model.model.admit(replace(sequence(prompt.tokens, 200, reply=prompt.reply), grammar=grammar))
+        events = list(itertools.chain.from_iterable(iter(model._step, None)))
+        answer = json.loads("".join(event.text for event in events))
+    assert set(answer) == {"a"}
+    assert answer["a"] in range(10)
+    assert events[-1].finish is FinishReason.STOP
+    assert "a" in "".join(event.reasoning for event in events)

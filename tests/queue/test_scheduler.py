@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from engines.api import Prompt
 from orchd.errors import AdmissionReject
+from orchd.models.prepared import Prepared
 from orchd.queue.scheduler import Found, Scheduler
 from orchd.queue.tasks import Task
 from orchd.schemas import Priority
@@ -159,7 +160,8 @@ def test_a_switch_changes_every_host_at_once_and_the_prompts_of_those_that_wait(
     taken = take_all(scheduler)
     submit(scheduler, *(waiting := [make_task(prompt="a") for _ in range(4)]))
     new = Prompt([7])
-    scheduler.switch(["new 0", None, "new 2"], {task.id: new for task in [started, waiting[0], waiting[2]]})
+    prompts = {task.id: Prepared(new, None) for task in [started, waiting[0], waiting[2]]}
+    scheduler.switch(["new 0", None, "new 2"], prompts)
     assert taken == [started]
     assert [task.prompt is new for task in [started, *waiting]] == [False, True, False, True, False]
     assert [(slots.instance, slots.ready) for slots in scheduler.replicas] == [

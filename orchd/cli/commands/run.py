@@ -13,6 +13,7 @@ from orchd.cli.command import Command, examples, new_app
 from orchd.cli.exits import Exit
 from orchd.cli.options import ConfigOption, TokenFileOption, UrlOption
 from orchd.cli.outcome import finish
+from orchd.cli.schema_option import read_schema
 from orchd.cli.stdin import prompt_with_stdin
 from orchd.cli.target import find_target
 from orchd.cli.task_options import task_options, wait_seconds
@@ -75,6 +76,9 @@ def run(
     stop: Annotated[
         list[str] | None, typer.Option(metavar="TEXT", help="Stop before this text; may be repeated.")
     ] = None,
+    json_schema: Annotated[
+        str | None, typer.Option(metavar="FILE|JSON", help="Answer with JSON for this schema; true: any object.")
+    ] = None,
     wait: Annotated[str, typer.Option(metavar="SECONDS", help="How long to wait for room in a full queue.")] = "0",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
     url: UrlOption = None,
@@ -99,6 +103,7 @@ def run(
             temperature=temperature,
             stop=stop or None,
             reasoning=reasoning or None,
+            json_schema=None if json_schema is None else read_schema(json_schema),
         )
         max_wait_s = wait_seconds(wait)
         target = find_target(url, config, token_file)
