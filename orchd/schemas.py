@@ -146,6 +146,13 @@ class Token(Wire, frozen=True, kw_only=True):
     i: int
 
 
+class Reasoning(Wire, frozen=True, kw_only=True):
+    """Data of a ``token`` event of what the model thinks before it answers; only for a task that asked for it."""
+
+    r: str
+    i: int
+
+
 class End(Wire, frozen=True, kw_only=True, omit_defaults=True):
     """Data of the ``end`` event.
 
@@ -156,6 +163,8 @@ class End(Wire, frozen=True, kw_only=True, omit_defaults=True):
         error: What went wrong, where ``finish_reason`` is ``error``.
     """
 
+    tokens_in: int = 0
+    tokens_cached: int = 0
     tokens_out: int
     decode_ms: int
     finish_reason: FinishReason

@@ -21,6 +21,7 @@ from orchd import __version__
 from orchd.cli import actions
 from orchd.cli.actions import Exit, Target, complain, finish
 from orchd.cli.console import ServeConsole, set_up_logging
+from orchd.cli.openai import openai
 from orchd.cli.streams import OutputLost, StandardStreams
 from orchd.cli.versions import engine_versions
 from orchd.client import TaskOptions
@@ -333,6 +334,15 @@ def check(
         return actions.check(settings, token_file=token_file, as_json=as_json)
 
     raise typer.Exit(finish(command))
+
+
+app.command(
+    "openai",
+    epilog=_examples(
+        "orchd openai",
+        "orchd openai --port 9001 --url http://127.0.0.1:9000",
+    ),
+)(openai)
 
 
 def _flags(model: str | None, device: list[str] | None, slots: int | None, ctx: int | None) -> dict[str, object]:

@@ -27,7 +27,7 @@ from orchd.client.errors import (
     Unauthorized,
 )
 from orchd.client.transport import DEFAULT_URL
-from orchd.client.types import End, Event, Health, Started, TaskOptions, Token
+from orchd.client.types import End, Event, Health, Reasoning, Started, TaskOptions, Token
 from orchd.schemas import (
     Accepted,
     ErrorBody,
@@ -57,6 +57,7 @@ __all__ = [
     "NotReady",
     "PoolHealth",
     "Priority",
+    "Reasoning",
     "Refused",
     "ReloadFailed",
     "ReloadInProgress",

@@ -24,9 +24,9 @@ from orchd.client.errors import (
     TaskCancelled,
     TaskFailed,
 )
-from orchd.client.sse import SseReader
+from orchd.client.sse import ServerEvent, SseReader
 from orchd.client.transport import LOST, Transport, read, reason
-from orchd.client.types import End, Event, Health, Started, TaskOptions, Token
+from orchd.client.types import AnyToken, End, Event, Health, Started, TaskOptions, Token
 from orchd.errors import Code
 from orchd.schemas import (
     Accepted,
@@ -45,9 +45,9 @@ _RESUME_PAUSES_S: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Before each try to take up a stream. Together they stay below the default `tasks.cancel_grace_s`, so that a
 task whose connection breaks is followed again before the server cancels it."""
 
-_DECODERS: Final[Mapping[str, msgspec.json.Decoder[Event]]] = {
+_DECODERS: Final[Mapping[str, msgspec.json.Decoder[Started | AnyToken | End]]] = {
     "started": msgspec.json.Decoder(Started),
-    "token": msgspec.json.Decoder(Token),
+    "token": msgspec.json.Decoder(AnyToken),
     "end": msgspec.json.Decoder(End),
 }
 
@@ -251,13 +251,17 @@ class Client:
     def _events(self, reader: SseReader, chunk: bytes) -> list[Event]:
         """The events that a chunk completes; types this client does not know are left out."""
         try:
-            return [
-                msgspec.structs.replace(decoder.decode(raw.data), event_id=raw.id)
-                for raw in reader.feed(chunk)
-                if (decoder := _DECODERS.get(raw.event)) is not None
-            ]
+            return [event for raw in reader.feed(chunk) if (event := _decode(raw)) is not None]
         except (ValueError, msgspec.DecodeError) as error:
             raise self._http.bad_answer(str(error)) from error
+
+
+def _decode(raw: ServerEvent) -> Event | None:
+    decoder = _DECODERS.get(raw.event)
+    if decoder is None:
+        return None
+    data = decoder.decode(raw.data)
+    return data.event(raw.id) if isinstance(data, AnyToken) else msgspec.structs.replace(data, event_id=raw.id)
 
 
 def raise_if_failed(end: End, *, task_id: str) -> None:

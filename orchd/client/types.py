@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from orchd import schemas
 
@@ -15,6 +15,8 @@ class TaskOptions(TypedDict, total=False):
     model_ref: str | None
     priority: schemas.Priority | Literal["interactive", "batch"] | None
     chat_template_kwargs: Mapping[str, bool | int | float | str] | None
+    json_schema: Mapping[str, Any] | bool | None
+    reasoning: bool | None
     max_tokens: int | None
     stop: Sequence[str] | None
     seed: int | None
@@ -50,11 +52,33 @@ class Token(schemas.Token, frozen=True, kw_only=True):
         return self.t
 
 
+class Reasoning(schemas.Reasoning, frozen=True, kw_only=True):
+    """A piece of what the model thinks before it answers; only for a task with ``reasoning=True``."""
+
+    event_id: str | None = None
+
+
+class AnyToken(schemas.Wire, frozen=True, kw_only=True):
+    """Data of a ``token`` event before it is known which of the two it is."""
+
+    i: int
+    t: str | None = None
+    r: str | None = None
+
+    def event(self, event_id: str | None) -> Token | Reasoning:
+        """What it is. Raises `ValueError` if it is neither."""
+        if self.t is not None:
+            return Token(t=self.t, i=self.i, event_id=event_id)
+        if self.r is not None:
+            return Reasoning(r=self.r, i=self.i, event_id=event_id)
+        raise ValueError("a token event without text")
+
+
 class End(schemas.End, frozen=True, kw_only=True):
     """How the task ended."""
 
     event_id: str | None = None
 
 
-Event = Started | Token | End
+Event = Started | Token | Reasoning | End
 """What a task's stream consists of: one `Started`, any number of `Token`, one `End`."""

@@ -1,0 +1,148 @@
+"""The bridge's handlers: requests in OpenAI's shape to tasks, and what these write back."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from orchd.client import Client
+from orchd.errors import InvalidParams, TaskError
+from orchd.http.body import read_body
+from orchd.http.sse import HEADERS
+from orchd.openai import errors
+from orchd.openai.answers import Model, ModelList
+from orchd.openai.models import Models
+from orchd.openai.replies import ChatReply, Head, Reply, TextReply
+from orchd.openai.running import Run, Step, running
+from orchd.openai.tasks import Job, chat_jobs, completion_jobs
+from orchd.openai.wire import ChatRequest, CompletionRequest, Request
+from orchd.settings.strict import explain
+
+_RequestT = TypeVar("_RequestT", ChatRequest, CompletionRequest)
+
+_decode_chat = msgspec.json.Decoder(ChatRequest)
+_decode_completion = msgspec.json.Decoder(CompletionRequest)
+_encode = msgspec.json.Encoder().encode
+
+_KEEP_ALIVE: Final = b": keep-alive\n\n"
+_DONE: Final = b"data: [DONE]\n\n"
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """What the handlers share.
+
+    Attributes:
+        client: Of the server.
+        models: The names that it knows.
+        began: When this process began, in seconds since 1970.
+    """
+
+    client: Client
+    models: Models
+    began: int = field(default_factory=lambda: int(time.time()))
+
+
+BRIDGE = web.AppKey("bridge", Bridge)
+
+
+async def chat(request: web.Request) -> web.StreamResponse:
+    """``POST /v1/chat/completions``."""
+    wanted = _decode(await read_body(request), _decode_chat)
+    target = await request.app[BRIDGE].models.find(wanted.model)
+    jobs = chat_jobs(wanted, target)
+    return await _answer(request, wanted, jobs, ChatReply(_head("chatcmpl", target.model, wanted)))
+
+
+async def completion(request: web.Request) -> web.StreamResponse:
+    """``POST /v1/completions``."""
+    wanted = _decode(await read_body(request), _decode_completion)
+    target = await request.app[BRIDGE].models.find(wanted.model)
+    jobs = completion_jobs(wanted, target)
+    return await _answer(request, wanted, jobs, TextReply(_head("cmpl", target.model, wanted)))
+
+
+async def models(request: web.Request) -> web.Response:
+    """``GET /v1/models``."""
+    bridge = request.app[BRIDGE]
+    return _json(ModelList(data=tuple(Model(id=name, created=bridge.began) for name in await bridge.models.names())))
+
+
+async def model(request: web.Request) -> web.Response:
+    """``GET /v1/models/{model}``."""
+    bridge = request.app[BRIDGE]
+    name = request.match_info["model"]
+    await bridge.models.find(name)
+    return _json(Model(id=name, created=bridge.began))
+
+
+async def not_available(request: web.Request) -> web.Response:
+    """What OpenAI has and orchd has not."""
+    raise InvalidParams(f"{request.path} is not available: orchd writes text; use /v1/chat/completions")
+
+
+def _decode(body: bytes, decoder: msgspec.json.Decoder[_RequestT]) -> _RequestT:
+    try:
+        return decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise explain(error, decoder.type) from None
+
+
+def _head(kind: str, model: str, request: Request) -> Head:
+    with_usage = request.stream_options is not None and bool(request.stream_options.include_usage)
+    return Head(f"{kind}-{uuid.uuid4().hex}", int(time.time()), model, with_usage)
+
+
+async def _answer(request: web.Request, wanted: Request, jobs: Sequence[Job], reply: Reply) -> web.StreamResponse:
+    async with running(request.app[BRIDGE].client, jobs) as run:
+        if wanted.stream:
+            with_usage = wanted.stream_options is not None and bool(wanted.stream_options.include_usage)
+            return await _stream(request, run, jobs, reply, with_usage=with_usage)
+        steps: list[Step] = []
+        async for more in run.steps():
+            steps += more
+        return _json(reply.whole(jobs, steps, run.usage()))
+
+
+async def _stream(
+    request: web.Request, run: Run, jobs: Sequence[Job], reply: Reply, *, with_usage: bool
+) -> web.StreamResponse:
+    response = web.StreamResponse(headers=HEADERS)
+    await response.prepare(request)
+    await response.write(b"".join(map(_event, reply.opening(jobs))))
+    try:
+        async for steps in run.steps():
+            await response.write(b"".join(_event(reply.chunk(step)) for step in steps) or _KEEP_ALIVE)
+    except TaskError as error:
+        await response.write(errors.event(error))
+    else:
+        usage = _event(reply.usage(run.usage())) if with_usage else b""
+        await response.write(usage + _DONE)
+    await response.write_eof()
+    return response
+
+
+def _event(chunk: object) -> bytes:
+    return b"data: %b\n\n" % _encode(chunk)
+
+
+def _json(body: object) -> web.Response:
+    return web.Response(body=_encode(body), content_type="application/json")
+
+
+ROUTES: Final = (
+    web.get("/v1/models", models, allow_head=False),
+    web.get("/v1/models/{model:.+}", model, allow_head=False),
+    web.post("/v1/chat/completions", chat),
+    web.post("/v1/completions", completion),
+    *(
+        web.post(f"/v1/{path}", not_available)
+        for path in ("embeddings", "images/{rest:.*}", "audio/{rest:.*}", "moderations", "responses")
+    ),
+)
