@@ -148,9 +148,18 @@ class Run:
             items = [await self._queue.get()]
             while not self._queue.empty():
                 items.append(self._queue.get_nowait())
-            steps = [step for item in items if item is not None for step in self._steps(*item)]
+            steps: list[Step] = []
+            failure: FromServer | None = None
+            for job, event in filter(None, items):
+                try:
+                    steps += self._steps(job, event)
+                except FromServer as error:  # what was written before it is told before it
+                    failure = error
+                    break
             self.going -= sum(step.finish is not None for step in steps)
             yield steps
+            if failure is not None:
+                raise failure
 
     def usage(self) -> Usage:
         """Of all that has ended."""
