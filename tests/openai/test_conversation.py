@@ -20,7 +20,7 @@ CALLS = {
         {"id": "2", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}},
     ],
 }
-RETURNED = [
+RETURNED: list[dict[str, Any]] = [
     {"role": "tool", "tool_call_id": "2", "content": "sun"},
     {"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": "rain"}]},
 ]

@@ -71,7 +71,7 @@ async def test_a_server_with_another_token_is_not_the_clients_fault(server: Stan
 async def test_a_task_that_fails(
     server: StandIn, bridge: Bridge, reason: str, error: dict[str, Any], status: int, code: str
 ) -> None:
-    writing(server, "Hel", reason=reason, **({"error": error} if error else {}))
+    writing(server, "Hel", reason=reason, error=error or None)
     whole = await bridge.chat()
     assert (whole.status, whole.error["code"], whole.error["type"]) == (status, code, "server_error")
     streamed = await bridge.chat(stream=True)
