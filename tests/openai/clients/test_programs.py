@@ -17,7 +17,10 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (CLIENTS / "bin").is_dir(), reason="needs the clients: make test-openai"),
 ]
-needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="there is no Node.js here")
+needs_node = pytest.mark.skipif(
+    shutil.which("node") is None or not (CLIENTS / "node_modules" / "openai").is_dir(),
+    reason="needs Node.js and npm, and then: make test-openai",
+)
 
 RIVER = "name='Rhine' length_km=1"
 
