@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 from orchd.openai.answers import Delta, FunctionDelta, ToolCallDelta
@@ -50,10 +51,16 @@ class PlainReader:
 
 
 class DecisionReader:
-    """The text is a reply or calls, as the schema has them."""
+    """The text is a reply or calls, as the schema has them.
 
-    def __init__(self) -> None:
+    Args:
+        stop: Texts before the first of which a reply ends. What the model writes after that is left out: the server
+            cannot look for them in JSON, where they may be written in other ways.
+    """
+
+    def __init__(self, stop: Sequence[str] = ()) -> None:
         self.calls = 0
+        self._stop = _Stop(stop)
         self._rest = ""
         self._value = _Value()
         self._string: _String | None = None
@@ -82,7 +89,7 @@ class DecisionReader:
     def _reply(self, deltas: list[Delta]) -> bool:
         raw, self._rest = self._value.take(self._rest)
         text = raw if self._string is None else self._string.take(raw, done=self._value.done)
-        if text:
+        if text := self._stop.take(text, done=self._value.done):
             deltas.append(Delta(content=text))
         return False
 
@@ -173,3 +180,35 @@ class _String:
             return inside
         text: str = json.loads(f'"{inside[:end]}"', strict=False)
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+class _Stop:
+    """Ends a text before the first of several others."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = stop
+        self._held = ""
+        self._over = False
+
+    def take(self, text: str, *, done: bool) -> str:
+        """What more of the text is certain to come before them."""
+        if self._over or not self._stop:
+            return "" if self._over else text
+        text = self._held + text
+        found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
+        self._over = done or bool(found)
+        end = min(found) if found else len(text) if done else len(text) - self._begun(text)
+        self._held = text[end:]
+        return text[:end]
+
+    def _begun(self, text: str) -> int:
+        """How many characters at the end may be the beginning of one of them."""
+        longest = max(map(len, self._stop)) - 1
+        return next(
+            (
+                size
+                for size in range(min(longest, len(text)), 0, -1)
+                if any(stop.startswith(text[-size:]) for stop in self._stop)
+            ),
+            0,
+        )

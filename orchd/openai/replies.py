@@ -31,7 +31,7 @@ class Head:
     """What every answer and every chunk begins with.
 
     Attributes:
-        id: Of the request.
+        id: Of the request, without its prefix.
         created: When it came, in seconds since 1970.
         model: Who answers.
         with_usage: Whether chunks have a field for usage, which only the last one fills.
@@ -57,8 +57,8 @@ class Reply(Protocol):
     def chunk(self, step: Step) -> object:
         """A step as a chunk."""
 
-    def usage(self, usage: Usage) -> object:
-        """The last chunk."""
+    def closing(self, usage: Usage) -> list[object]:
+        """Chunks after everything is written."""
 
     def whole(self, jobs: Sequence[Job], steps: Sequence[Step], usage: Usage) -> object:
         """All steps as one answer."""
@@ -73,16 +73,15 @@ class ChatReply:
     def opening(self, jobs: Sequence[Job]) -> list[object]:
         """The role of each choice."""
         delta = Delta(role="assistant", content="")
-        return [self._chunk(ChunkChoice(index=job.index, delta=delta)) for job in jobs]
+        return [self._chunk((ChunkChoice(index=job.index, delta=delta),)) for job in jobs]
 
     def chunk(self, step: Step) -> object:
         """A step as a chunk."""
-        return self._chunk(ChunkChoice(index=step.index, delta=step.delta, finish_reason=step.finish))
+        return self._chunk((ChunkChoice(index=step.index, delta=step.delta, finish_reason=step.finish),))
 
-    def usage(self, usage: Usage) -> object:
-        """The last chunk."""
-        head = self._head
-        return ChatChunk(id=head.id, created=head.created, model=head.model, choices=(), usage=usage)
+    def closing(self, usage: Usage) -> list[object]:
+        """Usage, if it was asked for."""
+        return [self._chunk((), usage)] if self._head.with_usage else []
 
     def whole(self, jobs: Sequence[Job], steps: Sequence[Step], usage: Usage) -> object:
         """All steps as one answer."""
@@ -91,11 +90,19 @@ class ChatReply:
             for job, one in zip(jobs, _gathered(jobs, steps), strict=True)
         )
         head = self._head
-        return ChatCompletion(id=head.id, created=head.created, model=head.model, choices=choices, usage=usage)
+        return ChatCompletion(
+            id=f"chatcmpl-{head.id}", created=head.created, model=head.model, choices=choices, usage=usage
+        )
 
-    def _chunk(self, choice: ChunkChoice) -> ChatChunk:
+    def _chunk(self, choices: tuple[ChunkChoice, ...], usage: Usage | None = None) -> ChatChunk:
         head = self._head
-        return ChatChunk(id=head.id, created=head.created, model=head.model, choices=(choice,), usage=head.no_usage)
+        return ChatChunk(
+            id=f"chatcmpl-{head.id}",
+            created=head.created,
+            model=head.model,
+            choices=choices,
+            usage=usage or head.no_usage,
+        )
 
 
 class TextReply:
@@ -106,16 +113,16 @@ class TextReply:
 
     def opening(self, jobs: Sequence[Job]) -> list[object]:
         """Each prompt that is to be repeated."""
-        return [self._text((TextChoice(index=job.index, text=job.echo),), None) for job in jobs if job.echo]
+        return [self._text((TextChoice(index=job.index, text=job.echo),)) for job in jobs if job.echo]
 
     def chunk(self, step: Step) -> object:
         """A step as a chunk."""
         text = step.delta.content or ""
-        return self._text((TextChoice(index=step.index, text=text, finish_reason=step.finish),), None)
+        return self._text((TextChoice(index=step.index, text=text, finish_reason=step.finish),))
 
-    def usage(self, usage: Usage) -> object:
-        """The last chunk."""
-        return self._text((), usage)
+    def closing(self, usage: Usage) -> list[object]:
+        """Usage, if it was asked for."""
+        return [self._text((), usage)] if self._head.with_usage else []
 
     def whole(self, jobs: Sequence[Job], steps: Sequence[Step], usage: Usage) -> object:
         """All steps as one answer."""
@@ -125,10 +132,10 @@ class TextReply:
         )
         return self._text(choices, usage)
 
-    def _text(self, choices: tuple[TextChoice, ...], usage: Usage | None) -> TextCompletion:
+    def _text(self, choices: tuple[TextChoice, ...], usage: Usage | None = None) -> TextCompletion:
         head = self._head
         return TextCompletion(
-            id=head.id, created=head.created, model=head.model, choices=choices, usage=usage or head.no_usage
+            id=f"cmpl-{head.id}", created=head.created, model=head.model, choices=choices, usage=usage or head.no_usage
         )
 
 

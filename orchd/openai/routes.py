@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -17,11 +18,11 @@ from orchd.http.body import read_body
 from orchd.http.sse import HEADERS
 from orchd.openai import errors
 from orchd.openai.answers import Model, ModelList
-from orchd.openai.models import Models
+from orchd.openai.models import Models, Target
 from orchd.openai.replies import ChatReply, Head, Reply, TextReply
 from orchd.openai.running import Run, Step, running
 from orchd.openai.tasks import Job, chat_jobs, completion_jobs
-from orchd.openai.wire import ChatRequest, CompletionRequest, Request
+from orchd.openai.wire import ChatRequest, CompletionRequest
 from orchd.settings.strict import explain
 
 _RequestT = TypeVar("_RequestT", ChatRequest, CompletionRequest)
@@ -29,6 +30,9 @@ _RequestT = TypeVar("_RequestT", ChatRequest, CompletionRequest)
 _decode_chat = msgspec.json.Decoder(ChatRequest)
 _decode_completion = msgspec.json.Decoder(CompletionRequest)
 _encode = msgspec.json.Encoder().encode
+
+LARGE_BODY_BYTES: Final = 64 * 1024
+"""Beyond this, a request is not made into tasks on the event loop: schemas of tools are walked through."""
 
 _KEEP_ALIVE: Final = b": keep-alive\n\n"
 _DONE: Final = b"data: [DONE]\n\n"
@@ -54,18 +58,12 @@ BRIDGE = web.AppKey("bridge", Bridge)
 
 async def chat(request: web.Request) -> web.StreamResponse:
     """``POST /v1/chat/completions``."""
-    wanted = _decode(await read_body(request), _decode_chat)
-    target = await request.app[BRIDGE].models.find(wanted.model)
-    jobs = chat_jobs(wanted, target)
-    return await _answer(request, wanted, jobs, ChatReply(_head("chatcmpl", target.model, wanted)))
+    return await _answer(request, _decode_chat, chat_jobs, ChatReply)
 
 
 async def completion(request: web.Request) -> web.StreamResponse:
     """``POST /v1/completions``."""
-    wanted = _decode(await read_body(request), _decode_completion)
-    target = await request.app[BRIDGE].models.find(wanted.model)
-    jobs = completion_jobs(wanted, target)
-    return await _answer(request, wanted, jobs, TextReply(_head("cmpl", target.model, wanted)))
+    return await _answer(request, _decode_completion, completion_jobs, TextReply)
 
 
 async def models(request: web.Request) -> web.Response:
@@ -94,25 +92,32 @@ def _decode(body: bytes, decoder: msgspec.json.Decoder[_RequestT]) -> _RequestT:
         raise explain(error, decoder.type) from None
 
 
-def _head(kind: str, model: str, request: Request) -> Head:
-    with_usage = request.stream_options is not None and bool(request.stream_options.include_usage)
-    return Head(f"{kind}-{uuid.uuid4().hex}", int(time.time()), model, with_usage)
-
-
-async def _answer(request: web.Request, wanted: Request, jobs: Sequence[Job], reply: Reply) -> web.StreamResponse:
-    async with running(request.app[BRIDGE].client, jobs) as run:
+async def _answer(
+    request: web.Request,
+    decoder: msgspec.json.Decoder[_RequestT],
+    jobs_of: Callable[[_RequestT, Target], list[Job]],
+    reply_as: Callable[[Head], Reply],
+) -> web.StreamResponse:
+    bridge = request.app[BRIDGE]
+    body = await read_body(request)
+    wanted = _decode(body, decoder)
+    target = await bridge.models.find(wanted.model)
+    if len(body) > LARGE_BODY_BYTES:
+        jobs = await asyncio.to_thread(jobs_of, wanted, target)
+    else:
+        jobs = jobs_of(wanted, target)
+    with_usage = wanted.stream_options is not None and bool(wanted.stream_options.include_usage)
+    reply = reply_as(Head(uuid.uuid4().hex, int(time.time()), target.model, with_usage))
+    async with running(bridge.client, jobs) as run:
         if wanted.stream:
-            with_usage = wanted.stream_options is not None and bool(wanted.stream_options.include_usage)
-            return await _stream(request, run, jobs, reply, with_usage=with_usage)
+            return await _stream(request, run, jobs, reply)
         steps: list[Step] = []
         async for more in run.steps():
             steps += more
         return _json(reply.whole(jobs, steps, run.usage()))
 
 
-async def _stream(
-    request: web.Request, run: Run, jobs: Sequence[Job], reply: Reply, *, with_usage: bool
-) -> web.StreamResponse:
+async def _stream(request: web.Request, run: Run, jobs: Sequence[Job], reply: Reply) -> web.StreamResponse:
     response = web.StreamResponse(headers=HEADERS)
     await response.prepare(request)
     await response.write(b"".join(map(_event, reply.opening(jobs))))
@@ -122,8 +127,7 @@ async def _stream(
     except TaskError as error:
         await response.write(errors.event(error))
     else:
-        usage = _event(reply.usage(run.usage())) if with_usage else b""
-        await response.write(usage + _DONE)
+        await response.write(b"".join(map(_event, reply.closing(run.usage()))) + _DONE)
     await response.write_eof()
     return response
 

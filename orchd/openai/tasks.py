@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -71,8 +70,6 @@ def chat_jobs(request: ChatRequest, target: Target) -> list[Job]:
     _check(request)
     schema = _schema(request)
     tools = plan(request, reply={"type": "string"} if schema is None else schema)
-    if tools is not None and _stop(request):
-        raise InvalidParams("stop: not available together with tools; leave one of the two out")
     turns = conversation(request.messages, instructions=None if tools is None else tools.instructions())
     options = _options(request, target)
     options["reasoning"] = True
@@ -82,9 +79,18 @@ def chat_jobs(request: ChatRequest, target: Target) -> list[Job]:
     most = request.max_completion_tokens or request.max_tokens
     prompt_bytes = sum(len(turn["content"].encode()) for turn in turns)
     budgets = output_budgets(target.ctx, prompt_bytes) if most is None else (most,)
-    reader: Callable[[], Reader] = PlainReader if tools is None else DecisionReader
+    stop = options["stop"] or ()
+    if tools is not None:
+        options["stop"] = None  # the reader looks for it
     return [
-        Job(index, 0, _seeded(options, request.seed, index), budgets, reader(), messages=turns)
+        Job(
+            index,
+            0,
+            _seeded(options, request.seed, index),
+            budgets,
+            PlainReader() if tools is None else DecisionReader(stop),
+            messages=turns,
+        )
         for index in range(request.n or 1)
     ]
 

@@ -191,6 +191,19 @@ async def test_a_reply_where_calls_were_possible(server: StandIn, bridge: Bridge
     assert choice["finish_reason"] == "stop"
 
 
+async def test_a_reply_ends_before_a_stop_text_where_calls_were_possible(server: StandIn, bridge: Bridge) -> None:
+    writing(server, *pieces('{"content":"It rains.\\n\\nOr not."}'))
+    [choice] = (await bridge.chat(tools=[TOOL], stop=["Snow", "\n\n"])).json()["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("It rains.", "stop")
+    assert "stop" not in task(server)
+
+
+async def test_a_long_request_is_answered_too(server: StandIn, bridge: Bridge) -> None:
+    writing(server, *pieces(CALL))
+    many = [TOOL, *({"function": {"name": f"f{n}", "description": "x" * 1000}} for n in range(100))]
+    assert (await bridge.chat(tools=many)).json()["choices"][0]["finish_reason"] == "tool_calls"
+
+
 async def test_without_a_limit_the_answer_may_fill_the_context(server: StandIn, bridge: Bridge) -> None:
     too_long = "the prompt's more than 200 tokens and max_tokens 256 do not fit into a slot's context of 512; shorten"
     server.on("POST /v1/tasks", s.refuse(400, "INVALID_PARAMS", too_long))
@@ -234,7 +247,6 @@ async def test_a_limit_is_kept(server: StandIn, bridge: Bridge) -> None:
         ),
         ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content", "expected a string or a list"),
         ({"tool_choice": "perhaps"}, "tool_choice", "is not one of auto, none, required"),
-        ({"tools": [TOOL], "stop": "x"}, "stop", "not available together with tools"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema.schema is required"),
         ({"model": None}, "model", "expected a string"),
     ],

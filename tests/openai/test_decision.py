@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -22,8 +23,8 @@ NAMES = st.from_regex(r"\A[A-Za-z0-9_-]{1,10}\Z")
 CUTS = st.lists(st.integers(0, 200), max_size=12)
 
 
-def read(text: str, cuts: list[int]) -> list[Delta]:
-    reader = DecisionReader()
+def read(text: str, cuts: list[int], stop: Sequence[str] = ()) -> list[Delta]:
+    reader = DecisionReader(stop)
     ends = sorted({cut for cut in cuts if cut < len(text)} | {len(text)})
     begins = [0, *ends]
     return [delta for begin, end in zip(begins, ends, strict=False) for delta in reader.feed(text[begin:end])]
@@ -109,3 +110,9 @@ def test_a_call_is_told_with_its_name() -> None:
     [begin, more] = reader.feed('ments":{"city":"Pa')
     assert calls([begin, more]) == [("weather", '{"city":"Pa')]
     assert reader.calls == 1
+
+
+@given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3), CUTS)
+def test_a_reply_ends_before_the_first_stop_text(text: str, stop: list[str], cuts: list[int]) -> None:
+    first = min([at for one in stop if (at := text.find(one)) >= 0], default=len(text))
+    assert content(read(json.dumps({"content": text}), cuts, stop)) == text[:first]
