@@ -127,6 +127,20 @@ class SamplingParams:
 
 
 @dataclass(frozen=True)
+class Prompt:
+    """What a model reads.
+
+    Attributes:
+        tokens: All of it.
+        reply: What it already holds of the reply to a conversation: the template's markup, the beginning of an answer,
+            or nothing. None where it is no conversation: then the output is not told apart into reasoning and answer.
+    """
+
+    tokens: Seq[int]
+    reply: str | None = None
+
+
+@dataclass(frozen=True)
 class Sequence:
     """One prompt to be continued.
 
@@ -134,7 +148,8 @@ class Sequence:
         key: The caller's name for it; unique among the sequences running on a model.
         tokens: The prompt; at least one token.
         max_tokens: Output tokens, at least 1; ``len(tokens) + max_tokens <= ModelSpec.ctx``.
-        stop: The output ends before the first of these strings.
+        stop: The answer ends before the first of these strings, whether the model's tokens for it are shown or not.
+        reply: `Prompt.reply`.
         sampling: How tokens are chosen.
         urgent: Its prompt is prefilled before those of sequences that are not.
     """
@@ -145,6 +160,7 @@ class Sequence:
     stop: tuple[str, ...] = ()
     sampling: SamplingParams = field(default_factory=SamplingParams)
     urgent: bool = True
+    reply: str | None = None
 
 
 @dataclass(frozen=True)
@@ -153,10 +169,15 @@ class StepEvent:
 
     Attributes:
         key: `Sequence.key`.
-        text: Whole UTF-8 text, possibly empty: half a character and the beginning of a stop string are held back.
+        text: Whole UTF-8 text of the answer, possibly empty: half a character and the beginning of a stop string or of
+            a marker are held back.
         index: Index of the last output token that ``text`` holds.
         tokens_out: Output tokens so far, the end-of-generation token not counted.
         finish: Set on the last event of a sequence; `FinishReason.ERROR` where the model computed no number for it.
+        tokens_read: Prompt tokens processed so far; a prompt that takes several steps gets an event in each.
+        tokens_cached: Those of them that were not computed again.
+        reasoning: The same of what the model thinks; it comes before ``text``.
+        reasoning_index: Index of the last output token that ``reasoning`` holds.
     """
 
     key: str
@@ -164,6 +185,10 @@ class StepEvent:
     index: int
     tokens_out: int
     finish: FinishReason | None = None
+    tokens_read: int = 0
+    tokens_cached: int = 0
+    reasoning: str = ""
+    reasoning_index: int = -1
 
 
 @dataclass(frozen=True)
@@ -199,8 +224,8 @@ class Vocab(Protocol):
         *,
         arguments: Mapping[str, TemplateArgument] = NO_ARGUMENTS,
         at_most: int | None = None,
-    ) -> list[int]:
-        """Tokens of a conversation (``role``, ``content``) as the model's template writes it, ready for the reply.
+    ) -> Prompt:
+        """A conversation (``role``, ``content``) as the model's template writes it, ready for the reply.
 
         Where the last message is the assistant's, ready for more of it. No text in a message, and none in an argument
         for the template, becomes a control token. Raises as `tokenize` does.

@@ -73,6 +73,7 @@ class TaskRequest(StrictWire, frozen=True, kw_only=True):
     prompt: Annotated[str, Meta(min_length=1)] | None = None
     messages: Annotated[tuple[Message, ...], Meta(min_length=1)] | None = None
     chat_template_kwargs: TemplateArguments | None = None
+    reasoning: bool = False
     max_tokens: Annotated[int, Meta(ge=1, le=2**31 - 1)] = 256
     stop: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...], Meta(max_length=8)] = ()
     seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None
@@ -140,7 +141,7 @@ class Started(Wire, frozen=True, kw_only=True):
 
 
 class Token(Wire, frozen=True, kw_only=True):
-    """Data of a ``token`` event: whole UTF-8 text, and the index of the last token in it."""
+    """Data of a ``token`` event: whole UTF-8 text of the answer, and the index of the last token in it."""
 
     t: str
     i: int
@@ -157,14 +158,16 @@ class End(Wire, frozen=True, kw_only=True, omit_defaults=True):
     """Data of the ``end`` event.
 
     Attributes:
+        tokens_in: Prompt tokens.
+        tokens_cached: Those of them that were found in a cache and not computed again.
         tokens_out: Output tokens, the end-of-generation token not counted.
         decode_ms: From the first output token to the end.
         finish_reason: Why it ended.
         error: What went wrong, where ``finish_reason`` is ``error``.
     """
 
-    tokens_in: int = 0
-    tokens_cached: int = 0
+    tokens_in: int
+    tokens_cached: int
     tokens_out: int
     decode_ms: int
     finish_reason: FinishReason

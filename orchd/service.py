@@ -235,7 +235,8 @@ class Service:
             if report.task.state is TaskState.ENDED:
                 return  # it was ended when its worker hung
             if isinstance(report, Progress):
-                report.task.token(report.text, report.index)
+                show = report.task.reason if report.reasoning else report.task.token
+                show(report.text, report.index)
             elif isinstance(report, Begun):
                 report.task.start()
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import itertools
 
+from engines.api import Prompt
 from orchd.errors import TaskError
 from orchd.queue.tasks import Task
 from orchd.schemas import Priority, TaskRequest
@@ -29,11 +30,14 @@ def make_task(
     pool_id: str = "default",
     prompt: str = "x",
     ignore_eos: bool = False,
+    reasoning: bool = False,
 ) -> Task:
     number = next(_numbers)
-    request = TaskRequest(priority=priority, prompt=prompt, max_tokens=max_tokens, ignore_eos=ignore_eos)
+    request = TaskRequest(
+        priority=priority, prompt=prompt, max_tokens=max_tokens, ignore_eos=ignore_eos, reasoning=reasoning
+    )
     task_id = f"00000000-0000-4000-8000-{number:012d}"
-    return Task(task_id, request, pool_id, array.array("i", [ord(char) for char in prompt]))
+    return Task(task_id, request, pool_id, Prompt(array.array("i", [ord(char) for char in prompt])))
 
 
 def pause_of(refusal: TaskError) -> float:

@@ -22,6 +22,7 @@ from engines.api import (
     Footprint,
     ModelSpec,
     ProgressCallback,
+    Prompt,
     Sequence,
     StepEvent,
     TemplateArgument,
@@ -56,8 +57,9 @@ class FakeVocab:
         *,
         arguments: Mapping[str, TemplateArgument] = NO_ARGUMENTS,
         at_most: int | None = None,
-    ) -> list[int]:
-        return self.tokenize("".join(f"{message['role']}:{message['content']}\n" for message in messages))
+    ) -> Prompt:
+        text = "".join(f"{message['role']}:{message['content']}\n" for message in messages)
+        return Prompt(self.tokenize(text), reply="")
 
     def close(self) -> None:
         self.closes += 1
@@ -73,6 +75,7 @@ class FakeModel:
         admit_faults: Task key to what its admission raises.
         reset_faults: What the next resets raise.
         beside: What the model was told in each step that the others do.
+        thinks: How many tokens of a reply to a conversation are reasoning.
         heartbeat: See `engines.api.LoadedModel`; it counts where a test lets it.
     """
 
@@ -89,6 +92,7 @@ class FakeModel:
         self.stepped: list[tuple[str, ...]] = []
         self.cancelled: list[str] = []
         self.beside: list[Beside] = []
+        self.thinks = 0
         self.heartbeat = 0
         self.resets = 0
         self.closes = 0
@@ -143,7 +147,10 @@ class FakeModel:
         if made + 1 == sequence.max_tokens:
             finish = FinishReason.LENGTH
             del self.running[key]
-        return StepEvent(key, f"<{sequence.tokens[0]}.{made}>", made, made + 1, finish)
+        text = f"<{sequence.tokens[0]}.{made}>"
+        if sequence.reply is not None and made < self.thinks:
+            return StepEvent(key, "", -1, made + 1, finish, reasoning=text, reasoning_index=made)
+        return StepEvent(key, text, made, made + 1, finish)
 
     def cancel(self, key: str) -> bool:
         self.cancelled.append(key)

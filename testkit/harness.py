@@ -267,7 +267,13 @@ def _event(block: str) -> Event:
 
 
 def text_of(events: list[Event]) -> str:
-    return "".join(event.data["t"] for event in events if event.kind == "token")
+    """The answer."""
+    return "".join(event.data.get("t", "") for event in events if event.kind == "token")
+
+
+def reasoning_of(events: list[Event]) -> str:
+    """What the model thought."""
+    return "".join(event.data.get("r", "") for event in events if event.kind == "token")
 
 
 async def until(condition: Callable[[], Any], what: str) -> None:

@@ -132,8 +132,18 @@ def token(number: int, text: str) -> bytes:
     return event(number, "token", {"t": text, "i": number - 1})
 
 
+def reasoning(number: int, text: str) -> bytes:
+    return event(number, "token", {"r": text, "i": number - 1})
+
+
 def end(number: int, finish_reason: str = "stop", **more: object) -> bytes:
-    figures = {"tokens_out": number - 1, "decode_ms": 12, "finish_reason": finish_reason}
+    figures = {
+        "tokens_in": 5,
+        "tokens_cached": 2,
+        "tokens_out": number - 1,
+        "decode_ms": 12,
+        "finish_reason": finish_reason,
+    }
     return event(number, "end", figures | more)
 
 

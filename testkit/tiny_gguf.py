@@ -12,7 +12,7 @@ The weights are noise, shaped so that tests can rely on what llama.cpp does with
 from __future__ import annotations
 
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +67,7 @@ def write_tiny_llama(
     *,
     seed: int = 0,
     pieces: Sequence[str] = PIECES,
+    more: Mapping[str, TokenType] | None = None,
     chat_template: str | int | list[str] | None = CHATML,
     n_ctx_train: int = CONTEXT,
     dtype: type[np.float32] | type[np.float16] = np.float32,
@@ -82,6 +83,7 @@ def write_tiny_llama(
         path: Where to; replaced if it exists.
         seed: Of the weights.
         pieces: The normal tokens, ids from `FIRST_PIECE`: another tuple or order is another tokenizer.
+        more: Further tokens, behind the normal ones, with their types; the model writes them as often.
         chat_template: None leaves the key out; what is no text is as damaged files have it.
         n_ctx_train: The context length that the file claims.
         dtype: Of the matrices.
@@ -95,8 +97,9 @@ def write_tiny_llama(
     layers, heads, kv_heads = (1, 1, 1) if least else (LAYERS, HEADS, KV_HEADS)
     file.describe(name=name, n_ctx_train=n_ctx_train, layers=layers)
     file.attention(heads=heads, kv_heads=kv_heads)
-    file.vocabulary(pieces, chat_template)
-    file.matrix("token_embd", len(pieces) + FIRST_PIECE, EMBEDDING, rms=1.0)
+    count = len(pieces) + len(more or {})
+    file.vocabulary(pieces, chat_template, more or {})
+    file.matrix("token_embd", count + FIRST_PIECE, EMBEDDING, rms=1.0)
     for layer in range(layers):
         block = f"blk.{layer}"
         file.norm(f"{block}.attn_norm", EMBEDDING)
@@ -105,7 +108,7 @@ def write_tiny_llama(
         file.matrix(f"{block}.attn_v", kv_heads * HEAD, EMBEDDING)
         file.matrix(f"{block}.attn_output", EMBEDDING, heads * HEAD)
         file.feed_forward(block)
-    file.head(len(pieces), eog_likely=eog_likely, bytes_likely=bytes_likely, nan=nan_weights)
+    file.head(count, eog_likely=eog_likely, bytes_likely=bytes_likely, nan=nan_weights)
     return file.finish()
 
 
@@ -220,15 +223,21 @@ class _TinyFile:
         self.writer.add_value_length(HEAD)
         self.writer.add_rope_dimension_count(HEAD)
 
-    def vocabulary(self, pieces: Sequence[str], chat_template: str | int | list[str] | None) -> None:
+    def vocabulary(
+        self,
+        pieces: Sequence[str],
+        chat_template: str | int | list[str] | None,
+        more: Mapping[str, TokenType] | None = None,
+    ) -> None:
+        more = more or {}
         special = [("<unk>", TokenType.UNKNOWN), ("<s>", TokenType.CONTROL), ("</s>", TokenType.CONTROL)]
         special += [(f"<0x{byte:02X}>", TokenType.BYTE) for byte in range(256)]
         special += [("<|im_start|>", TokenType.CONTROL), ("<|im_end|>", TokenType.CONTROL)]
         self.writer.add_tokenizer_model("llama")
         self.writer.add_tokenizer_pre("default")
-        self.writer.add_token_list([text for text, _ in special] + list(pieces))
-        self.writer.add_token_scores([0.0] * len(special) + [-float(rank) for rank in range(len(pieces))])
-        self.writer.add_token_types([kind for _, kind in special] + [TokenType.NORMAL] * len(pieces))
+        self.writer.add_token_list([*(text for text, _ in special), *pieces, *more])
+        self.writer.add_token_scores([0.0] * len(special) + [-float(rank) for rank in range(len(pieces) + len(more))])
+        self.writer.add_token_types([*(kind for _, kind in special), *[TokenType.NORMAL] * len(pieces), *more.values()])
         self.writer.add_unk_token_id(UNKNOWN)
         self.writer.add_bos_token_id(BOS)
         self.writer.add_eos_token_id(EOS)

@@ -18,7 +18,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.api import DeviceSpec, ModelSpec
+from engines.api import DeviceSpec, ModelSpec, Prompt
 from orchd.machine.devices import gpu_index, usable_cores
 from orchd.pools.replica import Instance, Replica
 from orchd.pools.reports import Report
@@ -91,7 +91,7 @@ def share_outside_decode(model: Path, device: str, *, slots: int, steps: int) ->
         request = TaskRequest(prompt="any", max_tokens=tokens, ignore_eos=True)
         prompt = array.array("i", itertools.islice(itertools.cycle(range(100 + number, 250)), PROMPT_TOKENS))
         with scheduler.reservation(request.priority):
-            scheduler.submit(Task(str(uuid.UUID(int=number)), request, "default", prompt))
+            scheduler.submit(Task(str(uuid.UUID(int=number)), request, "default", Prompt(prompt)))
     for _ in range(WARM_UP_STEPS):
         worker.round()
     decoded[0] = 0.0

@@ -19,6 +19,9 @@ from engines.llamacpp.template_meter import Meter
 MAX_CHARS = 16 * 2**20
 """Longest prompt a template may write, in characters."""
 
+HEAD_CHARS = 256
+"""How much of a prompt tells how a reply begins."""
+
 TIME_LIMIT_S = 2.0
 """Processor time that a template may take."""
 
@@ -34,10 +37,15 @@ class Prompt:
     Attributes:
         text: All of it.
         cuts: Places where it is to be cut, so that what users wrote stays text; found as they are asked for, once.
+        head: The end of what the template wrote before the reply that the model is to write or to continue; where users
+            wrote what could mark that, it has other characters.
+        continued: What the reply already says.
     """
 
     text: str
     cuts: Iterator[int]
+    head: str = ""
+    continued: str = ""
 
 
 class ChatTemplate:
@@ -119,9 +127,9 @@ class ChatTemplate:
             [*contents, *texts.values()], plain=[*plain, *[frozenset[str]()] * len(texts)]
         )
         contents, values = marked[: len(messages)], marked[len(messages) :]
-        end = None
+        end, written = None, ""
         if messages and messages[-1]["role"] == "assistant":
-            end = secrets.token_hex(16)
+            end, written = secrets.token_hex(16), contents[-1]
             contents[-1] += end + _BLANK
         rendered = self._write(
             {
@@ -141,7 +149,9 @@ class ChatTemplate:
         if end is not None:
             rendered = _before(end, rendered)
         text = marks.taken_from(rendered)
-        return Prompt(text, self._controls.cuts(rendered, text))
+        head = rendered if end is None else _without(written, rendered)
+        continued = "" if end is None else messages[-1]["content"]
+        return Prompt(text, self._controls.cuts(rendered, text), head[-HEAD_CHARS:], continued)
 
     def _writes(self, probe: str, messages: Sequence[Mapping[str, str]]) -> bool:
         try:
@@ -207,3 +217,11 @@ def _before(mark: str, text: str) -> str:
             "end with a message of the user"
         )
     return text if rest.startswith(_BLANK) else text.rstrip()
+
+
+def _without(written: str, text: str) -> str:
+    """What a template wrote before the last message; nothing where it has changed that."""
+    for ending in (written, written.rstrip(), written.strip()):
+        if text.endswith(ending):
+            return text[: len(text) - len(ending)]
+    return ""

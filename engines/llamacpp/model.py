@@ -17,6 +17,7 @@ from engines.errors import EngineError, LoadFailed
 from engines.llamacpp.chooser import Chooser
 from engines.llamacpp.cleansing import cleanse
 from engines.llamacpp.copying import Copier
+from engines.llamacpp.model_template import reasoning_style
 from engines.llamacpp.native.context import NativeContext
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.native.threads import free_to_move
@@ -56,7 +57,8 @@ class LlamaModel:
         except BaseException:
             self._native.close()
             raise
-        self._pieces = Pieces(self._native)
+        self._style = reasoning_style(self._native)
+        self._pieces = Pieces(self._native, self._style)
         self._chooser = Chooser(self._pieces.ends)
         self._slots = [Slot(index) for index in range(spec.slots)]
         cost = StepCost(spec.step_target_s, self._context.n_rows, lone_s=spec.lone_step_s)
@@ -109,7 +111,8 @@ class LlamaModel:
         sampler = None if is_argmax(sequence.sampling) else Sampler(sequence.sampling, prompt=prompt)
         self._admissions += 1
         slot.used = self._admissions
-        slot.run = Run(sequence, self._admissions, OutputText(sequence.stop), sampler)
+        text = OutputText(sequence.stop, self._style, sequence.reply)
+        slot.run = Run(sequence, self._admissions, text, sampler, cached=len(slot.cached))
         if leader is not None:
             slot.run.leader, slot.run.shared = leader
         self._planner.slots_changed()
@@ -134,6 +137,7 @@ class LlamaModel:
             reuse = find_donor(prompt, slot, self._slots, worth=self._copier.worth)
             if reuse is not None:
                 self._take_prefix(prompt, reuse)
+                run.cached = len(slot.cached)
 
     def _kept(self, slot: int, keep: int) -> int:
         """Cut a slot's cache to ``keep`` tokens, or empty it if it cannot go back that far; returns how many are left.
@@ -168,7 +172,13 @@ class LlamaModel:
         self._planner.done(step, self._clock() - started)
         if step.prefill_tokens:
             self._release_followers()  # before a leader that ends leaves its slot to somebody else
+            return self._sample(step.outputs) + self._reading()
         return self._sample(step.outputs)
+
+    def _reading(self) -> list[StepEvent]:
+        """How far the prompts are that are not done."""
+        running = [(slot, slot.run) for slot in self._slots if slot.run is not None]
+        return [_event(run, tokens_read=len(slot.cached)) for slot, run in running if not run.decoding]
 
     def _sample(self, outputs: Seq[tuple[Slot, int]]) -> list[StepEvent]:
         """The next token of each of these slots, from the logits of a row."""
@@ -189,25 +199,29 @@ class LlamaModel:
         """End a sequence for which the model has computed NaN or infinity instead of logits."""
         slot.cached.clear()
         self._free(slot)
-        return StepEvent(run.sequence.key, "", run.text.index, run.tokens_out, FinishReason.ERROR)
+        return _event(run, finish=FinishReason.ERROR)
 
     def _accept(self, slot: Slot, run: Run, token: int) -> StepEvent:
         """Take a sampled token in; frees the slot if it was the last."""
         piece = self._pieces[token]
-        finish = None
+        output, finish = run.text, None
+        text = reasoning = ""
         if piece is None:
-            text, finish = run.text.flush(), FinishReason.STOP
+            finish = FinishReason.STOP
         else:
             run.tokens_out += 1
             run.next_token = token
-            text = run.text.push(piece)
-            if run.text.stopped:
+            text = output.push(piece.data, shown=piece.shown, marks=piece.special)
+            reasoning = output.reasoning
+            if output.stopped:
                 finish = FinishReason.STOP
             elif run.tokens_out >= run.sequence.max_tokens:
-                text, finish = text + run.text.flush(), FinishReason.LENGTH
+                finish = FinishReason.LENGTH
         if finish is not None:
+            text += output.flush()
+            reasoning += output.reasoning
             self._free(slot)
-        return StepEvent(run.sequence.key, text, run.text.index, run.tokens_out, finish)
+        return _event(run, text=text, reasoning=reasoning, finish=finish)
 
     def cancel(self, key: str) -> bool:
         """See `engines.api.LoadedModel`."""
@@ -237,3 +251,25 @@ class LlamaModel:
             slot.run.sampler.close()
         slot.run = None
         self._planner.slots_changed()
+
+
+def _event(
+    run: Run,
+    *,
+    text: str = "",
+    reasoning: str = "",
+    tokens_read: int | None = None,
+    finish: FinishReason | None = None,
+) -> StepEvent:
+    """What is told of a run; all of its prompt has been processed unless ``tokens_read`` says otherwise."""
+    return StepEvent(
+        run.sequence.key,
+        text,
+        run.text.index,
+        run.tokens_out,
+        finish,
+        tokens_read=len(run.sequence.tokens) if tokens_read is None else tokens_read,
+        tokens_cached=run.cached,
+        reasoning=reasoning,
+        reasoning_index=run.text.reasoning_index,
+    )

@@ -1,8 +1,9 @@
-"""The chat template in a model's file: found, compiled, tried out."""
+"""The chat template in a model's file: found, compiled, tried out; and what it tells of how the model reasons."""
 
 from __future__ import annotations
 
 from engines.errors import InvalidPrompt
+from engines.llamacpp.channels import Style, find_style
 from engines.llamacpp.chat import ChatTemplate
 from engines.llamacpp.native.model import NativeModel
 
@@ -28,6 +29,11 @@ def open_template(native: NativeModel) -> ChatTemplate:
     )
     template.try_out()
     return template
+
+
+def reasoning_style(native: NativeModel) -> Style | None:
+    """How the model marks its reasoning; None where that is not known."""
+    return find_style(native.chat_template or "", is_token=native.has_token)
 
 
 def reason(error: InvalidPrompt) -> str:

@@ -32,6 +32,7 @@ class Run:
         shared: Length of that prefix.
         chunk: Rows of the last chunk of its prompt; 0 before the first.
         passed: Rows that other prompts got since.
+        cached: Prompt tokens that were found in a cache.
     """
 
     sequence: Sequence
@@ -44,6 +45,7 @@ class Run:
     shared: int = 0
     chunk: int = 0
     passed: int = 0
+    cached: int = 0
 
     @property
     def decoding(self) -> bool:

@@ -7,11 +7,13 @@ import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from engines.api import NO_ARGUMENTS, TemplateArgument
+from engines.api import NO_ARGUMENTS, Prompt, TemplateArgument
 from engines.errors import EngineDead, InvalidPrompt
+from engines.llamacpp.channels import Style
 from engines.llamacpp.chat import ChatTemplate
-from engines.llamacpp.model_template import open_template, reason
+from engines.llamacpp.model_template import open_template, reason, reasoning_style
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.tokenizer import Tokenizer
 
@@ -35,6 +37,7 @@ class LlamaVocab:
         self._calls = 0
         self._closed = False
         self._tokenizer = Tokenizer(self._native)
+        self._style = reasoning_style(self._native)
         self._template: ChatTemplate | None = None
         self._no_chat = ""
         try:
@@ -53,12 +56,13 @@ class LlamaVocab:
         *,
         arguments: Mapping[str, TemplateArgument] = NO_ARGUMENTS,
         at_most: int | None = None,
-    ) -> list[int]:
+    ) -> Prompt:
         """See `engines.api.Vocab`."""
         if self._template is None:
             raise InvalidPrompt(self._no_chat)
         prompt = self._template.render(messages, arguments=arguments)
-        return self._tokenize(prompt.text, prompt.cuts, at_most)
+        reply = "" if self._style is None else self._style.begun(prompt.head, prompt.continued)
+        return Prompt(self._tokenize(prompt.text, prompt.cuts, at_most), reply)
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:
@@ -89,16 +93,40 @@ class LlamaVocab:
                 self._native.close()
 
 
-class Pieces(dict[int, "bytes | None"]):
-    """Token to the bytes it stands for, None for one that ends the generation. Filled as tokens come up."""
+class Piece(NamedTuple):
+    """What a token stands for.
 
-    def __init__(self, native: NativeModel) -> None:
+    Attributes:
+        data: Its bytes.
+        shown: Whether they are shown: they are, but for control tokens that do not mark reasoning.
+        special: Whether a text that spells the token always becomes it.
+    """
+
+    data: bytes
+    shown: bool
+    special: bool
+
+
+class Pieces(dict[int, "Piece | None"]):
+    """Token to what it stands for, None for one that ends the generation. Filled as tokens come up.
+
+    Args:
+        native: The model that has them.
+        style: How it marks its reasoning.
+    """
+
+    def __init__(self, native: NativeModel, style: Style | None) -> None:
         super().__init__()
         self._native = native
+        self._marks = () if style is None else style.tokens
         self.ends = tuple(token for token in range(native.n_vocab) if native.is_end(token))
         """Every token that ends the generation; looked for now, because it would hold up a step (0.3 µs a token)."""
 
-    def __missing__(self, token: int) -> bytes | None:
-        piece = None if token in self.ends else self._native.piece(token, special=False)
+    def __missing__(self, token: int) -> Piece | None:
+        native = self._native
+        piece = None
+        if token not in self.ends:
+            shown = not native.is_control(token) or native.text(token) in self._marks
+            piece = Piece(native.piece(token, special=True), shown, native.is_special(token))
         self[token] = piece
         return piece

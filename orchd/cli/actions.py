@@ -31,6 +31,7 @@ from orchd.client import (
     Health,
     Message,
     NotReachable,
+    Reasoning,
     Refused,
     TaskOptions,
     Token,
@@ -178,7 +179,9 @@ async def run(
 ) -> Exit:
     """Submits a task and prints its text as it comes, or with `as_json` one object at its end."""
     text: list[str] = []
+    reasoning: list[str] = []
     end: End | None = None
+    printer = None if as_json else _Printer()
     async with target.client() as client:
         with _Waiting() as waiting:
             accepted = await client.submit(
@@ -190,24 +193,34 @@ async def run(
                     waiting.over()
                     if isinstance(event, Token):
                         text.append(event.text)
-                        if not as_json:
-                            _print_piece(event.text)
+                        if printer is not None:
+                            printer.answer(event.text)
+                    elif isinstance(event, Reasoning):
+                        reasoning.append(event.text)
+                        if printer is not None:
+                            printer.reasoning(event.text)
                     elif isinstance(event, End):
                         end = event
     if end is None:
         raise BadAnswer("the server closed the task's stream without an end event")
-    if as_json:
+    if printer is not None:
+        printer.close()
+    else:
         answer = {
             "task_id": accepted.task_id,
             "text": "".join(text),
+            **({"reasoning": "".join(reasoning)} if options.get("reasoning") else {}),
             "finish_reason": end.finish_reason,
             "tokens_out": end.tokens_out,
             "decode_ms": end.decode_ms,
         }
         _print_json(answer if end.error is None else answer | {"error": end.error})
-    elif text and sys.stdout.isatty() and not text[-1].endswith("\n"):
-        print()
     raise_if_failed(end, task_id=accepted.task_id)
+    if printer is not None and not text and end.finish_reason == "length":
+        complain(
+            f"no answer within {end.tokens_out} tokens: the model was probably still thinking; raise "
+            "--max-tokens, or try --template-arg enable_thinking=false"
+        )
     return Exit.OK
 
 
@@ -245,9 +258,36 @@ def _status(line: str) -> AbstractContextManager[object]:
     return err.status(Text(line)) if err.is_terminal and not err.is_dumb_terminal else nullcontext()
 
 
-def _print_piece(text: str) -> None:
-    sys.stdout.write(text.translate(_PICTURES) if sys.stdout.isatty() else text)
-    sys.stdout.flush()
+class _Printer:
+    """A task's text as it comes: the answer on stdout, and reasoning on stderr, dim where that is a terminal."""
+
+    def __init__(self) -> None:
+        self._last = ""  # of the answer
+        self._thinks = False
+        err = console_for(sys.stderr)
+        self._dim = ("\x1b[2m", "\x1b[22m") if err.is_terminal and not err.is_dumb_terminal else ("", "")
+
+    def reasoning(self, text: str) -> None:
+        text = text.translate(_PICTURES) if sys.stderr.isatty() else text
+        print(text.join(self._dim), end="", file=sys.stderr, flush=True)
+        self._thinks = True
+
+    def answer(self, text: str) -> None:
+        self._end_reasoning("\n\n")
+        sys.stdout.write(text.translate(_PICTURES) if sys.stdout.isatty() else text)
+        sys.stdout.flush()
+        self._last = text
+
+    def close(self) -> None:
+        """The next line of a terminal is a new one."""
+        self._end_reasoning("\n")
+        if self._last and sys.stdout.isatty() and not self._last.endswith("\n"):
+            print()
+
+    def _end_reasoning(self, with_text: str) -> None:
+        if self._thinks:
+            print(with_text, end="", file=sys.stderr, flush=True)
+            self._thinks = False
 
 
 def _print_json(answer: object) -> None:

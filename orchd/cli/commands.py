@@ -205,6 +205,7 @@ def health(
         "git diff | orchd run --system 'Write a commit message for this diff.' -",
         "orchd run --raw --temperature 0 'Once upon a time'",
         "orchd run --template-arg enable_thinking=false 'Name three rivers.'",
+        "orchd run --reasoning --max-tokens 2000 'Name three rivers.' > answer.txt",
         "orchd run --priority batch --wait 60 --json 'Name three rivers.' | jq -r .text",
     )
 )
@@ -218,6 +219,9 @@ def run(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Variable for the model's chat template; may be repeated."),
     ] = None,
+    reasoning: Annotated[
+        bool, typer.Option("--reasoning", help="Show what the model thinks before it answers, on stderr.")
+    ] = False,
     pool: Annotated[str | None, typer.Option(metavar="POOL", help="Pool; required if the server has several.")] = None,
     model_ref: Annotated[str | None, typer.Option(metavar="MODEL", help="Only this model may answer.")] = None,
     priority: Annotated[Priority | None, typer.Option(help="Interactive tasks start before all batch tasks.")] = None,
@@ -248,10 +252,13 @@ def run(
         raise typer.BadParameter("needs the chat template, which --raw skips", param_hint="--system")
     if raw and template_arg:
         raise typer.BadParameter("needs the chat template, which --raw skips", param_hint="--template-arg")
+    if raw and reasoning:
+        raise typer.BadParameter("needs the chat template, which --raw skips", param_hint="--reasoning")
     options: TaskOptions = {
         "pool_id": pool,
         "model_ref": model_ref,
         "chat_template_kwargs": dict(map(_template_argument, template_arg)) if template_arg else None,
+        "reasoning": reasoning or None,
         "priority": priority,
         "max_tokens": max_tokens,
         "seed": seed,

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, closing
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
@@ -135,7 +136,9 @@ class Client:
                 on_wait(refusal, pause_s)
             await asyncio.sleep(pause_s)
 
-    async def follow(self, task_id: str, *, last_event_id: str | None = None) -> AsyncGenerator[Event, None]:
+    async def follow(
+        self, task_id: str, *, last_event_id: str | None = None, on_prompt: Callable[[int, int], object] | None = None
+    ) -> AsyncGenerator[Event, None]:
         """Yields the task's events up to and with its `End`, each once, over broken connections too.
 
         Closing the iterator closes the connection, and a task that nobody follows any more is cancelled by
@@ -146,6 +149,7 @@ class Client:
             task_id: From `Accepted`.
             last_event_id: Resume after this event. After the `End` there is nothing more, and nothing is
                 yielded.
+            on_prompt: Called while a long prompt is processed, with the tokens processed so far and all of them.
 
         Raises:
             NotFound: The server does not know the task, or knows it no longer.
@@ -158,7 +162,7 @@ class Client:
                 if response is None:
                     return
                 with closing(response):
-                    reader = SseReader()
+                    reader = SseReader(on_comment=partial(_tell_prompt, on_prompt) if on_prompt else None)
                     async for chunk in response.content.iter_any():
                         for event in self._events(reader, chunk):
                             tries, last_event_id = 0, event.event_id
@@ -181,9 +185,10 @@ class Client:
         task_id: str | None = None,
         max_wait_s: float = 0.0,
         on_wait: Callable[[Refused, float], None] | None = None,
+        on_prompt: Callable[[int, int], object] | None = None,
         **options: Unpack[TaskOptions],
     ) -> AsyncGenerator[str, None]:
-        """Submits and follows: yields the text, piece by piece.
+        """Submits and follows: yields the answer, piece by piece; what the model thinks comes with `follow` only.
 
         Raises:
             TaskFailed: The task ended with an error, or (`TaskCancelled`) was cancelled.
@@ -197,7 +202,7 @@ class Client:
             on_wait=on_wait,
             **options,
         )
-        async with aclosing(self.follow(accepted.task_id)) as events:
+        async with aclosing(self.follow(accepted.task_id, on_prompt=on_prompt)) as events:
             async for event in events:
                 if isinstance(event, Token):
                     yield event.text
@@ -254,6 +259,13 @@ class Client:
             return [event for raw in reader.feed(chunk) if (event := _decode(raw)) is not None]
         except (ValueError, msgspec.DecodeError) as error:
             raise self._http.bad_answer(str(error)) from error
+
+
+def _tell_prompt(on_prompt: Callable[[int, int], object], comment: str) -> None:
+    """Pass on what a comment such as ``prompt 1024/6000`` says; others say nothing."""
+    read, slash, total = comment.removeprefix("prompt ").partition("/")
+    if comment.startswith("prompt ") and read.isdecimal() and total.isdecimal() and slash:
+        on_prompt(int(read), int(total))
 
 
 def _decode(raw: ServerEvent) -> Event | None:

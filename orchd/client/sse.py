@@ -6,6 +6,7 @@ what a broken connection leaves half-sent is never delivered.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 _BOM = b"\xef\xbb\xbf"
@@ -27,10 +28,16 @@ class ServerEvent:
 
 
 class SseReader:
-    """Feed it chunks in order; it hands back the events that each chunk completed."""
+    """Feed it chunks in order; it hands back the events that each chunk completed.
 
-    def __init__(self, *, max_event_bytes: int = 1 << 20) -> None:
+    Args:
+        max_event_bytes: Longest event.
+        on_comment: Called with each comment's text.
+    """
+
+    def __init__(self, *, max_event_bytes: int = 1 << 20, on_comment: Callable[[str], object] | None = None) -> None:
         self._max_event_bytes = max_event_bytes
+        self._on_comment = on_comment
         self._partial = b""
         self._after_cr = False
         self._first_line = True
@@ -75,7 +82,9 @@ class SseReader:
             self._event = value
         elif name == b"id" and "\0" not in value:
             self._id = value
-        return None  # comments (an empty name), `retry` and fields nobody knows
+        elif not name and self._on_comment is not None:
+            self._on_comment(value)
+        return None  # `retry`, and fields nobody knows
 
     def _dispatch(self) -> ServerEvent | None:
         data, event = self._data, self._event

@@ -42,7 +42,7 @@ class Started(schemas.Started, frozen=True, kw_only=True):
 
 
 class Token(schemas.Token, frozen=True, kw_only=True):
-    """A piece of text."""
+    """A piece of the answer."""
 
     event_id: str | None = None
 
@@ -56,6 +56,11 @@ class Reasoning(schemas.Reasoning, frozen=True, kw_only=True):
     """A piece of what the model thinks before it answers; only for a task with ``reasoning=True``."""
 
     event_id: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The piece."""
+        return self.r
 
 
 class AnyToken(schemas.Wire, frozen=True, kw_only=True):
@@ -81,4 +86,4 @@ class End(schemas.End, frozen=True, kw_only=True):
 
 
 Event = Started | Token | Reasoning | End
-"""What a task's stream consists of: one `Started`, any number of `Token`, one `End`."""
+"""What a task's stream consists of: one `Started`, any number of `Token` and `Reasoning`, one `End`."""

@@ -86,7 +86,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
             return web.Response(status=204)  # tells EventSource not to come back
         response = web.StreamResponse(headers=sse.HEADERS)
         await response.prepare(request)
-        await sse.send(request, response, task.log, start)
+        await sse.send(request, response, task, start)
         return response
 
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engines.api import Footprint, Vocab
+from engines.api import Footprint, Prompt, Vocab
 from engines.errors import InvalidPrompt, LoadFailed, PromptTooLong
 from orchd.errors import UNREADY_RETRY_S, InvalidParams, PoolUnavailable
 from orchd.models import files, references
@@ -70,7 +70,7 @@ class ActiveModel:
                 retry_after_s=UNREADY_RETRY_S,
             )
 
-    async def tokenize_aside(self, request: TaskRequest, *, ctx: int) -> array.array[int]:
+    async def tokenize_aside(self, request: TaskRequest, *, ctx: int) -> Prompt:
         """As `tokenize`, for the event loop, which goes on meanwhile unless it is soon done."""
         if is_short(request):
             return self.tokenize(request, ctx=ctx)
@@ -79,7 +79,7 @@ class ActiveModel:
             threads = self.long_prompts
         return await asyncio.get_running_loop().run_in_executor(threads, lambda: self.tokenize(request, ctx=ctx))
 
-    def tokenize(self, request: TaskRequest, *, ctx: int) -> array.array[int]:
+    def tokenize(self, request: TaskRequest, *, ctx: int) -> Prompt:
         """The request's prompt in this model's tokens.
 
         Raises:
@@ -92,13 +92,13 @@ class ActiveModel:
         most = max(0, ctx - request.max_tokens)
         try:
             if request.messages is not None:
-                tokens = self.vocab.tokenize_chat(
+                prompt = self.vocab.tokenize_chat(
                     [{"role": message.role, "content": message.content} for message in request.messages],
                     arguments=request.chat_template_kwargs or {},
                     at_most=most,
                 )
             else:
-                tokens = self.vocab.tokenize(request.prompt or "", at_most=most)
+                prompt = Prompt(self.vocab.tokenize(request.prompt or "", at_most=most))
         except PromptTooLong as error:
             raise InvalidParams(
                 f"the prompt's more than {error.tokens} tokens and max_tokens {request.max_tokens} do not fit into "
@@ -108,12 +108,12 @@ class ActiveModel:
             if error.__cause__ is not None:
                 _log.warning("%s: %s: %r", self.id, error, error.__cause__)
             raise InvalidParams(str(error)) from None
-        if len(tokens) + request.max_tokens > ctx:
+        if len(prompt.tokens) + request.max_tokens > ctx:
             raise InvalidParams(
-                f"the prompt's {len(tokens)} tokens and max_tokens {request.max_tokens} do not fit into "
+                f"the prompt's {len(prompt.tokens)} tokens and max_tokens {request.max_tokens} do not fit into "
                 f"a slot's context of {ctx}; shorten the prompt or lower max_tokens"
             )
-        return array.array("i", tokens)
+        return Prompt(array.array("i", prompt.tokens), prompt.reply)
 
 
 def is_short(*requests: TaskRequest) -> bool:

@@ -95,11 +95,11 @@ async def prepare(pool: Pool, request: TaskRequest) -> Task:
         assert model is not None  # `check_open` saw to it
         model.check_ref(request)
         try:
-            tokens = await model.tokenize_aside(request, ctx=pool.config.ctx)
+            prompt = await model.tokenize_aside(request, ctx=pool.config.ctx)
         except EngineDead:
             if pool.model is model:
                 raise
             continue  # a reload closed the vocabulary meanwhile
         await pool.takes_tasks.wait()
         if pool.model is model:
-            return Task(task_id, request, pool.id, tokens)
+            return Task(task_id, request, pool.id, prompt)

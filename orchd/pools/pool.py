@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import array
 import asyncio
 import enum
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
+from engines.api import Prompt
 from engines.errors import LoadFailed, OutOfDeviceMemory
 from orchd.errors import TaskError
 from orchd.machine.devices import Device
@@ -162,9 +162,7 @@ class Pool:
             )
         await self.loader.check_fit(model, leaving=leaving)
 
-    def switch(
-        self, model: ActiveModel, instances: Sequence[Instance | None], tokens: Mapping[str, array.array[int]]
-    ) -> None:
+    def switch(self, model: ActiveModel, instances: Sequence[Instance | None], prompts: Mapping[str, Prompt]) -> None:
         """Serve a model from now on, with these prompts for the waiting tasks: one assignment under one lock.
 
         A replica whose instance is None has no model.
@@ -172,7 +170,7 @@ class Pool:
         self.model = model
         self.failure = None
         self.state = PoolState.SERVING
-        self.scheduler.switch(instances, tokens)
+        self.scheduler.switch(instances, prompts)
         for replica, instance in zip(self.replicas, instances, strict=True):
             if instance is not None:
                 replica.worker.adopt(replica, instance)

@@ -8,12 +8,12 @@ they are, and the queue goes on accepting.
 
 from __future__ import annotations
 
-import array
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from engines.api import Prompt
 from engines.errors import LoadFailed, OutOfDeviceMemory
 from orchd.errors import DecodeTimeout, ReloadFailed, TaskError
 from orchd.models.active_model import ActiveModel, is_short
@@ -28,8 +28,8 @@ _log = logging.getLogger(__name__)
 FREED_WAIT_S = 10.0
 """How long freed memory may take to show as free."""
 
-Tokens = dict[str, "array.array[int] | TaskError"]
-"""By task id: its prompt in the new model's tokens, or why it cannot run on that model."""
+Prompts = dict[str, Prompt | TaskError]
+"""By task id: its prompt as the new model reads it, or why it cannot run on that model."""
 
 
 class Reload:
@@ -164,40 +164,40 @@ class Reload:
         """Re-tokenise what waits, then hand over everything at once."""
         pool = self._pool
         try:
-            tokens = await self._tokenize_waiting(new)
+            prompts = await self._tokenize_waiting(new)
             for task in pool.scheduler.waiting():
-                outcome = tokens.get(task.id)
+                outcome = prompts.get(task.id)
                 if isinstance(outcome, TaskError) and pool.scheduler.cancel(task) is Found.WAITING:
                     self._refuse(task, outcome)
         except BaseException:
             pool.loader.discard_instances(instances)
             raise
         else:
-            ready = {key: value for key, value in tokens.items() if not isinstance(value, TaskError)}
+            ready = {key: value for key, value in prompts.items() if not isinstance(value, TaskError)}
             pool.switch(new, instances, ready)
         finally:
             pool.takes_tasks.set()
 
-    async def _tokenize_waiting(self, new: ActiveModel) -> Tokens:
+    async def _tokenize_waiting(self, new: ActiveModel) -> Prompts:
         """Every waiting task's prompt: long ones on a thread; the loop has not run any further when this returns.
 
         Rounds are as long as what came in during the last one. Where tasks come faster than the new model's template
         renders them, the last round lets none in, because not even one conversation may be rendered on the loop.
         """
-        tokens: Tokens = {}
+        prompts: Prompts = {}
         loop, ctx = asyncio.get_running_loop(), self._pool.config.ctx
         for left in reversed(range(_MAX_ROUNDS)):
             if not left:
                 self._pool.takes_tasks.clear()
-            waiting = self._untokenized(tokens)
+            waiting = self._untokenized(prompts)
             if is_short(*waiting.values()):
                 break
-            tokens |= await loop.run_in_executor(new.long_prompts, _tokenize, new, waiting, ctx)
-        return tokens | _tokenize(new, self._untokenized(tokens), ctx)
+            prompts |= await loop.run_in_executor(new.long_prompts, _tokenize, new, waiting, ctx)
+        return prompts | _tokenize(new, self._untokenized(prompts), ctx)
 
-    def _untokenized(self, tokens: Tokens) -> dict[str, TaskRequest]:
+    def _untokenized(self, prompts: Prompts) -> dict[str, TaskRequest]:
         """By task id. A task that starts meanwhile forgets its prompt, so this holds requests."""
-        return {task.id: task.request for task in self._pool.scheduler.waiting() if task.id not in tokens}
+        return {task.id: task.request for task in self._pool.scheduler.waiting() if task.id not in prompts}
 
 
 def _unchanged(old: ActiveModel | None) -> str:
@@ -207,8 +207,8 @@ def _unchanged(old: ActiveModel | None) -> str:
 _MAX_ROUNDS = 8  # each but the last leaves only what came in meanwhile
 
 
-def _tokenize(model: ActiveModel, requests: Mapping[str, TaskRequest], ctx: int) -> Tokens:
-    outcome: Tokens = {}
+def _tokenize(model: ActiveModel, requests: Mapping[str, TaskRequest], ctx: int) -> Prompts:
+    outcome: Prompts = {}
     for task_id, request in requests.items():
         try:
             model.check_ref(request)

@@ -26,12 +26,14 @@ class Progress:
         text: What may be shown.
         index: Of the last token that it holds.
         first: Whether none was shown before.
+        reasoning: Whether it is no part of the answer.
     """
 
     task: Task
     text: str
     index: int
     first: bool = False
+    reasoning: bool = False
 
 
 @dataclass(frozen=True)

@@ -210,8 +210,14 @@ class Worker:
     def _note(self, replica: Replica, instance: Instance, task: Task, event: StepEvent) -> None:
         replica.tokens_out += event.tokens_out - task.tokens_out
         task.tokens_out = event.tokens_out
-        if task.first_token_at is None and event.finish is not FinishReason.ERROR:
+        task.tokens_read, task.tokens_cached = event.tokens_read, event.tokens_cached
+        if task.first_token_at is None and (event.tokens_out or event.finish is FinishReason.STOP):
             task.first_token_at = self._clock()
+        if event.reasoning and task.request.reasoning:
+            self._reports.append(
+                Progress(task, event.reasoning, event.reasoning_index, first=not task.shown, reasoning=True)
+            )
+            task.shown = True
         if event.text:
             self._reports.append(Progress(task, event.text, event.index, first=not task.shown))
             task.shown = True

@@ -9,11 +9,16 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
-from orchd.schemas import End, Started, Token
+from orchd.schemas import End, Reasoning, Started, Token
 
-Event = Started | Token | End
+Event = Started | Token | Reasoning | End
 
-_NAMES: dict[type[Event], bytes] = {Started: b"started", Token: b"token", End: b"end"}
+_NAMES: dict[type[Event], bytes] = {
+    Started: b"started",
+    Token: b"token",
+    Reasoning: b"token",
+    End: b"end",
+}
 _encode = msgspec.json.Encoder().encode
 
 

@@ -22,7 +22,6 @@ Any thread may call anything: each method is one short critical section under on
 
 from __future__ import annotations
 
-import array
 import contextlib
 import enum
 import math
@@ -31,6 +30,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
 
+from engines.api import Prompt
 from orchd.errors import AdmissionReject
 from orchd.queue.backoff import Backoff
 from orchd.queue.forecast import Forecast, Plan, Running
@@ -208,12 +208,12 @@ class Scheduler(Generic[T]):
         _wake(chosen)
         return hanging
 
-    def switch(self, instances: Sequence[T | None], tokens: Mapping[str, array.array[int]]) -> None:
+    def switch(self, instances: Sequence[T | None], prompts: Mapping[str, Prompt]) -> None:
         """Give every replica another instance at once, None for none, and waiting tasks the prompts that go with it."""
         with self._lock:
-            for task_id, prompt in tokens.items():
+            for task_id, prompt in prompts.items():
                 if (task := self._queue.get(task_id)) is not None:
-                    task.tokens = prompt
+                    task.prompt = prompt
             for slots, instance in zip(self.replicas, instances, strict=True):
                 slots.instance, slots.ready = instance, instance is not None
             chosen = self._replicas_changed()

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import array
 import enum
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
-from engines.api import FinishReason, SamplingParams, Sequence
+from engines.api import FinishReason, Prompt, SamplingParams, Sequence
 from orchd.errors import TaskError
 from orchd.queue.events import EventLog
-from orchd.schemas import Accepted, End, ErrorBody, Priority, Started, TaskRequest, Token
+from orchd.schemas import Accepted, End, ErrorBody, Priority, Reasoning, Started, TaskRequest, Token
 
 
 class TaskState(enum.Enum):
@@ -42,10 +42,13 @@ class Task:
         id: A UUID's text.
         request: As it came in, for a reload tokenises it again; no longer waiting, without its prompt and other texts.
         pool_id: The pool that took it.
-        tokens: The prompt in the pool's current vocabulary; no longer waiting, none.
+        prompt: In the pool's current vocabulary; no longer waiting, empty.
         accepted: The answer its sender got, kept for a retry with the same id.
         log: Its events. Event loop thread only, like `state`.
-        tokens_out: Output tokens so far. Written by its worker, like what follows.
+        tokens_in: Prompt tokens; 0 while it waits.
+        tokens_read: Prompt tokens processed so far. Written by its worker, like what follows.
+        tokens_cached: Those of them that were not computed again.
+        tokens_out: Output tokens so far.
         first_token_at: Monotonic seconds of its first output token.
         shown: Whether any text was reported.
         digest: Of its request, which a retry with the same id is compared with.
@@ -54,10 +57,13 @@ class Task:
     id: str
     request: TaskRequest
     pool_id: str
-    tokens: array.array[int]
+    prompt: Prompt
     accepted: Accepted | None = None
     state: TaskState = TaskState.WAITING
     log: EventLog = field(default_factory=EventLog)
+    tokens_in: int = 0
+    tokens_read: int = 0
+    tokens_cached: int = 0
     tokens_out: int = 0
     first_token_at: float | None = None
     shown: bool = False
@@ -72,6 +78,16 @@ class Task:
         return TASK_BYTES + self.log.size_bytes
 
     @property
+    def reading(self) -> bool:
+        """Whether its prompt is being processed: it runs and has no output yet."""
+        return self.state is TaskState.RUNNING and self.first_token_at is None
+
+    @property
+    def tokens(self) -> Seq[int]:
+        """Its prompt's tokens."""
+        return self.prompt.tokens
+
+    @property
     def priority(self) -> Priority:
         """Its priority."""
         return self.request.priority
@@ -82,7 +98,8 @@ class Task:
         seed = uuid.UUID(self.id).int & 0xFFFFFFFF if request.seed is None else request.seed
         return Sequence(
             key=self.id,
-            tokens=self.tokens,
+            tokens=self.prompt.tokens,
+            reply=self.prompt.reply,
             max_tokens=request.max_tokens,
             stop=request.stop,
             sampling=SamplingParams(
@@ -108,18 +125,32 @@ class Task:
         """Text is ready."""
         self.log.append(Token(t=text, i=index))
 
+    def reason(self, text: str, index: int) -> None:
+        """More of what the model thinks."""
+        self.log.append(Reasoning(r=text, i=index))
+
     def end(self, reason: FinishReason, *, decode_ms: int = 0, error: TaskError | None = None) -> None:
         """Its one end."""
         self._move(TaskState.ENDED)
         body = None if error is None else ErrorBody(code=error.code, message=str(error))
-        self.log.append(End(tokens_out=self.tokens_out, decode_ms=decode_ms, finish_reason=reason, error=body))
+        self.log.append(
+            End(
+                tokens_in=self.tokens_in,
+                tokens_cached=self.tokens_cached,
+                tokens_out=self.tokens_out,
+                decode_ms=decode_ms,
+                finish_reason=reason,
+                error=body,
+            )
+        )
 
     def _move(self, to: TaskState) -> None:
         if to not in TRANSITIONS[self.state]:
             raise RuntimeError(f"task {self.id} cannot go from {self.state.name} to {to.name}")
         if self.state is TaskState.WAITING:  # its engine has what it needs, or will never need it
             self.request = self.request.without_prompt()
-            self.tokens = array.array("i")
+            self.tokens_in = len(self.tokens)
+            self.prompt = Prompt(())
         self.state = to
 
 

@@ -68,7 +68,9 @@ def test_a_terminal_without_unicode_is_no_reason_to_fail(server: StandIn, monkey
     assert on_terminal("run", "hi", "--url", server.url) == ("Rh?ne\r\n", 0)
 
 
-@pytest.mark.parametrize("wrong", ["--raw --system x", "--raw --template-arg a=1", "--template-arg a"])
+@pytest.mark.parametrize(
+    "wrong", ["--raw --system x", "--raw --template-arg a=1", "--template-arg a", "--raw --reasoning"]
+)
 def test_what_needs_a_template_and_gets_none_is_a_wrong_option(server: StandIn, wrong: str) -> None:
     result = orchd("run", "hi", *wrong.split(), "--url", server.url)
     assert result.exit_code == 2
@@ -82,6 +84,40 @@ def test_run_as_json_is_one_object_at_the_end(server: StandIn) -> None:
     assert answer.pop("task_id") == server.seen[0].body["task_id"]
     assert answer == {"text": "The Rhône", "finish_reason": "length", "tokens_out": 2, "decode_ms": 12}
     assert result.exit_code == 0
+
+
+def thinking(server: StandIn, *, answer: str = "The Rhône", reason: str = "stop") -> None:
+    server.on("POST /v1/tasks", s.accept())
+    texts = [s.token(3, answer)] if answer else []
+    thoughts = [s.reasoning(1, "Rivers\x07:"), s.reasoning(2, " one")]
+    server.on("GET stream", s.stream(s.started(), *thoughts, *texts, s.end(3 + len(texts), reason)))
+
+
+def test_reasoning_goes_to_stderr_and_the_answer_to_stdout(server: StandIn) -> None:
+    thinking(server)
+    result = orchd("run", "hi", "--reasoning", "--url", server.url)
+    assert server.seen[0].body["reasoning"] is True
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "The Rhône", "Rivers\x07: one\n\n")
+
+
+def test_a_terminal_sees_reasoning_dim_and_without_control_characters(server: StandIn) -> None:
+    thinking(server)
+    sent, code = on_terminal("run", "hi", "--reasoning", "--url", server.url)
+    assert (sent, code) == ("\x1b[2mRivers␇:\x1b[22m\x1b[2m one\x1b[22m\r\n\r\nThe Rhône\r\n", 0)
+
+
+def test_reasoning_as_json_is_a_field(server: StandIn) -> None:
+    thinking(server)
+    answer = json.loads(orchd("run", "hi", "--reasoning", "--json", "--url", server.url).stdout)
+    assert (answer["text"], answer["reasoning"]) == ("The Rhône", "Rivers\x07: one")
+
+
+@pytest.mark.parametrize("flags", [[], ["--reasoning"]])
+def test_a_model_that_never_comes_to_its_answer_is_told_so(server: StandIn, flags: list[str]) -> None:
+    thinking(server, answer="", reason="length")
+    result = orchd("run", "hi", *flags, "--url", server.url)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert one_line(result.stderr.splitlines(keepends=True)[-1]).startswith("orchd: no answer within 2 tokens")
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"]])

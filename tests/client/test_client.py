@@ -16,7 +16,7 @@ import pytest
 
 from engines.api import FinishReason
 from orchd import client as orchd_client
-from orchd.client import Client, End, Event, Started, Token
+from orchd.client import Client, End, Event, Reasoning, Started, Token
 from orchd.errors import ConfigError
 from testkit import stand_in as s
 from testkit.stand_in import TOKEN, StandIn
@@ -182,9 +182,32 @@ async def test_follow_yields_typed_events_and_stops_after_the_end(server: StandI
     assert events == [
         Started(queue_position=0, predicted_start_ms=0, event_id="0"),
         Token(t="né", i=0, event_id="1"),
-        End(tokens_out=1, decode_ms=12, finish_reason=FinishReason.STOP, event_id="2"),
+        End(tokens_in=5, tokens_cached=2, tokens_out=1, decode_ms=12, finish_reason=FinishReason.STOP, event_id="2"),
     ]
     assert await asyncio.to_thread(server.left.wait, 5)
+
+
+async def test_follow_tells_how_far_a_long_prompt_is(server: StandIn) -> None:
+    comments = (b": keep-alive\n\n", b": prompt 3/9\n\n", b": prompt 9\n\n", b": prompt x/9\n\n", b": prompt 6/9\n\n")
+    server.on("GET stream", s.stream(s.started(), *comments, s.token(1, "a"), s.end(2)))
+    told: list[tuple[int, int]] = []
+    async with connect(server) as client:
+        async for _ in client.follow("t", on_prompt=lambda read, total: told.append((read, total))):
+            pass
+    assert told == [(3, 9), (6, 9)]
+
+
+async def test_reasoning_is_an_event_of_its_own(server: StandIn) -> None:
+    server.on("POST /v1/tasks", s.accept())
+    server.on("GET stream", s.stream(s.started(), s.reasoning(1, "hm"), s.token(2, "né"), s.end(3)))
+    async with connect(server) as client:
+        accepted = await client.submit(messages=[{"role": "user", "content": "hi"}], reasoning=True)
+        events = [event async for event in client.follow(accepted.task_id)]
+        answer = await texts(client, reasoning=True)
+    assert server.seen[0].body["reasoning"] is True
+    assert events[1:3] == [Reasoning(r="hm", i=0, event_id="1"), Token(t="né", i=1, event_id="2")]
+    assert [event.text for event in events if isinstance(event, Reasoning)] == ["hm"]
+    assert answer == "né"
 
 
 @pytest.mark.parametrize("how", ["cut", "close"])
@@ -240,6 +263,7 @@ async def test_a_task_that_is_gone_is_not_found(server: StandIn) -> None:
         s.raw(b"<html>"),
         s.stream(b"event: token\ndata: {\n\n"),
         s.stream(b'event: token\ndata: {"t": 5}\n\n'),
+        s.stream(b'event: token\ndata: {"i": 5}\n\n'),
         s.stream(b"data: " + b"x" * (2 << 20)),
     ],
 )

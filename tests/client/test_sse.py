@@ -79,3 +79,13 @@ def test_a_byte_order_mark_is_skipped_once() -> None:
 def test_an_endless_event_is_an_error(data: bytes) -> None:
     with pytest.raises(ValueError, match="longer than 100 bytes"):
         SseReader(max_event_bytes=100).feed(data)
+
+
+@given(st.lists(st.integers(min_value=0)))
+def test_comments_are_handed_over_and_are_no_events(places: list[int]) -> None:
+    comments: list[str] = []
+    reader = SseReader(on_comment=comments.append)
+    data = b": prompt 1/5\n\nid: 0\ndata: x\n: another\n\n"
+    events = [event for chunk in cut(data, places) for event in reader.feed(chunk)]
+    assert comments == ["prompt 1/5", "another"]
+    assert events == [ServerEvent("0", "message", "x")]

@@ -164,7 +164,18 @@ def test_no_event_carries_a_correlation_id(live: Live) -> None:
     assert "c0ffee" not in said
     assert task_id not in said
     assert {key for _, data in live.follow(task_id) for key in data} <= {
-        *("queue_position", "predicted_start_ms", "t", "i", "tokens_out", "decode_ms", "finish_reason"),
+        *(
+            "queue_position",
+            "predicted_start_ms",
+            "t",
+            "r",
+            "i",
+            "tokens_in",
+            "tokens_cached",
+            "tokens_out",
+            "decode_ms",
+            "finish_reason",
+        ),
     }
 
 

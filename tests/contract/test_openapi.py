@@ -233,15 +233,21 @@ def test_every_error_status_of_every_operation_has_a_code() -> None:
 def test_the_events_are_the_same() -> None:
     stream = next(operation for operation in operations() if operation.path.endswith("/stream"))
     events = responses(stream)[200]["content"]["text/event-stream"]["x-sse-events"]
-    described = {name: node["$ref"].rpartition("/")[2] for name, node in events.items()}
+    described = {
+        (name, one["$ref"].rpartition("/")[2]) for name, node in events.items() for one in node.get("oneOf", [node])
+    }
     samples: dict[type, Event] = {
         schemas.Started: schemas.Started(queue_position=0, predicted_start_ms=0),
         schemas.Token: schemas.Token(t="a", i=0),
-        schemas.End: schemas.End(tokens_out=0, decode_ms=0, finish_reason=FinishReason.STOP),
+        schemas.Reasoning: schemas.Reasoning(r="a", i=0),
+        schemas.End: schemas.End(
+            tokens_in=1, tokens_cached=0, tokens_out=0, decode_ms=0, finish_reason=FinishReason.STOP
+        ),
     }
     assert set(samples) == set(get_args(Event))
     framed = {
-        next(openapi_check.frames(frame(0, event).decode()))["event"]: kind.__name__ for kind, event in samples.items()
+        (next(openapi_check.frames(frame(0, event).decode()))["event"], kind.__name__)
+        for kind, event in samples.items()
     }
     assert described == framed
 
@@ -255,7 +261,8 @@ ACCEPTED = (
 REFUSED = b'{"code":"ADMISSION_REJECT","message":"full","engine":"llamacpp"}'
 PAUSE = {"Retry-After": "1", "X-Backoff-Ms": "12"}
 EVENTS = b'id: 0\nevent: started\ndata: {"queue_position":0,"predicted_start_ms":0}\n\n'
-END = b'id: 1\nevent: end\ndata: {"tokens_out":0,"decode_ms":0,"finish_reason":"stop"}\n\n'
+FIGURES = b'"tokens_in":1,"tokens_cached":0,"tokens_out":0,"decode_ms":0'
+END = b'id: 1\nevent: end\ndata: {%b,"finish_reason":"stop"}\n\n' % FIGURES
 STREAM = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 ENVELOPE = b'{"code":"NOT_FOUND","message":"no","engine":"llamacpp"}'
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -52,8 +52,9 @@ def sequence(
     stop: tuple[str, ...] = (),
     sampling: SamplingParams = GREEDY,
     urgent: bool = True,
+    reply: str | None = None,
 ) -> api.Sequence:
-    return api.Sequence(key, tokens, max_tokens, stop=stop, sampling=sampling, urgent=urgent)
+    return api.Sequence(key, tokens, max_tokens, stop=stop, sampling=sampling, urgent=urgent, reply=reply)
 
 
 @dataclass
@@ -73,13 +74,18 @@ class Output:
         return self.events[-1].tokens_out
 
 
+def output(events: Iterable[StepEvent]) -> list[StepEvent]:
+    """Those that are not only about a prompt."""
+    return [event for event in events if event.tokens_out or event.finish]
+
+
 def finish(model: LlamaModel, outputs: dict[str, Output] | None = None) -> dict[str, Output]:
     """Step until all is done; what every step must keep to is checked here."""
     outputs = {} if outputs is None else outputs
     while model.busy:
         events = model.step()
         assert len({event.key for event in events}) == len(events)
-        for event in events:
+        for event in output(events):
             seen = outputs.setdefault(event.key, Output())
             assert seen.events == [] or seen.finish is None
             seen.events.append(event)

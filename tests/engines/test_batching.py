@@ -11,7 +11,7 @@ import pytest
 
 from engines.llamacpp.model import LlamaModel
 from testkit import tiny_gguf
-from tests.engines.support import PROMPTS, exact, finish, loaded, run, sequence, text_of, tokens_of
+from tests.engines.support import PROMPTS, exact, finish, loaded, output, run, sequence, text_of, tokens_of
 
 ROUNDING = 0.01
 """Far more than a logit of these models moves if the rows beside it change (0.001 at most was seen)."""
@@ -24,7 +24,7 @@ def run_alone(model: LlamaModel, prompt: tuple[int, ...], max_tokens: int) -> tu
     texts: list[str] = []
     leads: list[float] = []
     while model.busy:
-        for event in model.step():
+        for event in output(model.step()):
             texts.append(event.text)
             second, best = np.sort(model._context.logits(1)[0])[-2:]
             leads.append(float(best - second))
@@ -74,7 +74,7 @@ def test_sequences_that_come_and_go_do_not_disturb_the_others(tiny_model_path: P
         while waiting or model.busy:
             while waiting and model.free_slots:
                 model.admit(waiting.pop(0))
-            for event in model.step():
+            for event in output(model.step()):
                 assert event.key not in cancelled
                 texts[event.key] += event.text
                 if int(event.key) % 4 == 3 and event.tokens_out == 6:
@@ -92,7 +92,7 @@ def test_a_stream_goes_on_while_a_long_prompt_comes_in(tiny_model_path: Path) ->
         model.step()
         model.admit(sequence(long[::-1], key="long"))
         steps = 0
-        while "long" not in (keys := {event.key for event in model.step()}):
+        while "long" not in (keys := {event.key for event in output(model.step())}):
             assert keys == {"stream"}
             steps += 1
         assert steps >= len(long) // 32

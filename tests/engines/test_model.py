@@ -16,7 +16,19 @@ from engines.llamacpp.engine import LlamaCppEngine
 from engines.llamacpp.model import LlamaModel
 from engines.llamacpp.native.model import NativeModel
 from testkit import tiny_gguf
-from tests.engines.support import GREEDY, PROMPTS, Output, count_rows, exact, finish, loaded, run, sequence, tokens_of
+from tests.engines.support import (
+    GREEDY,
+    PROMPTS,
+    Output,
+    count_rows,
+    exact,
+    finish,
+    loaded,
+    output,
+    run,
+    sequence,
+    tokens_of,
+)
 
 CPU = DeviceSpec("cpu", threads=1)
 HOT = SamplingParams(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=7)
@@ -53,11 +65,11 @@ def test_a_sequence_ends_by_length(model: LlamaModel, prompt: tuple[int, ...]) -
 def test_a_sequence_ends_by_an_end_of_generation_token_that_does_not_count(eog_path: Path) -> None:
     with loaded(exact(eog_path)) as model:
         outputs = [only(model, tokens_of(eog_path, text), n=200) for text in PROMPTS]
-    assert {output.finish for output in outputs} == {FinishReason.STOP}
-    for output in outputs:
-        assert output.tokens_out == len(output.events) - 1
-        assert output.events[-1].text == ""
-        assert output.events[-1].index == output.tokens_out - 1
+    assert {one.finish for one in outputs} == {FinishReason.STOP}
+    for one in outputs:
+        assert one.tokens_out == len(one.events) - 1
+        assert one.events[-1].text == ""
+        assert one.events[-1].index == one.tokens_out - 1
 
 
 def test_end_of_generation_can_be_ignored(eog_path: Path) -> None:
@@ -126,7 +138,7 @@ def test_urgent_prompts_are_prefilled_first(tiny_model_path: Path) -> None:
     with loaded(exact(tiny_model_path, slots=2, batch=16)) as model:
         model.admit(sequence(long, key="batch", urgent=False))
         model.admit(sequence(long[::-1], key="urgent"))
-        while not (events := model.step()):
+        while not (events := output(model.step())):
             pass
         assert [event.key for event in events] == ["urgent"]
 

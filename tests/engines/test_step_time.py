@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from engines.api import Beside, DeviceSpec
+from engines.api import Beside, DeviceSpec, Prompt
 from engines.llamacpp.batch import TILE
 from engines.llamacpp.model import LlamaModel
 from testkit.builders import Clock, make_task
@@ -92,7 +91,7 @@ def test_a_prompt_in_one_pool_leaves_the_streams_of_another_on_the_device_their_
         stream = rig.submit(pool=0, max_tokens=500)
         rig.rounds(3)
         long = make_task(max_tokens=1, pool_id="1")
-        long.tokens = array.array("i", PROMPT)
+        long.prompt = Prompt(PROMPT)
         with rig.pools[1].scheduler.reservation(long.priority):
             rig.pools[1].scheduler.submit(long)
         gaps = []

@@ -110,7 +110,7 @@ def test_a_prompt_begins_as_the_vocabulary_wants_and_goes_on(
     assert tokens[:begins] == beginning
     assert S not in tokens[begins:]
     assert (END_S in tokens) == ("</s>" in prompt)
-    chat = vocab.tokenize_chat([{"role": "user", "content": "ab"}])
+    chat = vocab.tokenize_chat([{"role": "user", "content": "ab"}]).tokens
     assert chat == vocab.tokenize("ab")
     vocab.close()
 
@@ -158,7 +158,7 @@ fragments = st.sampled_from([*SPECIAL, "a", "b", " ", "  ", "<", "|", "<|", "end
 
 @given(st.lists(fragments, min_size=1, max_size=12).map("".join))
 def test_a_users_text_stays_as_it_is_and_is_text(chat: LlamaVocab, content: str) -> None:
-    tokens = chat.tokenize_chat([{"role": "user", "content": content}])
+    tokens = chat.tokenize_chat([{"role": "user", "content": content}]).tokens
     written = spelled(chat, tokens)
     if chat.tokenize("a") == chat.tokenize(" a")[1:]:  # a space goes before each text
         written, content = written.replace(" ", ""), content.replace(" ", "")
@@ -173,7 +173,7 @@ def test_no_space_comes_into_a_text_that_spells_a_control_token(tmp_path: Path) 
     template = "{% for m in messages %}{{ m.content }}<|end|>{% endfor %}"
     path = write_sentencepiece(tmp_path / "model.gguf", more={"<|end|>": CONTROL}, chat_template=template)
     vocab = LlamaVocab(path)
-    tokens = vocab.tokenize_chat([{"role": "user", "content": "a </s> b<|end|>a"}])
+    tokens = vocab.tokenize_chat([{"role": "user", "content": "a </s> b<|end|>a"}]).tokens
     assert spelled(vocab, tokens) == " a </s> b<|end|>a<|end|>"
     assert tokens.count(SPECIAL["<|end|>"]) == 1
     vocab.close()

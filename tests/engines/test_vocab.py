@@ -59,7 +59,7 @@ def test_a_template_that_cannot_work_is_a_warning_at_once_and_prompts_go_on(
 def test_a_template_knows_the_vocabularys_tokens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     template = "{{ bos_token }}{{ unk_token }}{{ messages[0].content }}{{ eos_token }}"
     vocab = LlamaVocab(write_tiny_llama(tmp_path / "tokens.gguf", chat_template=template))
-    tokens = vocab.tokenize_chat([{"role": "user", "content": "a"}])
+    tokens = vocab.tokenize_chat([{"role": "user", "content": "a"}]).tokens
     assert (tokens[0], tokens[1], tokens[-1]) == (BOS, UNKNOWN, EOS)
     assert "conversations" not in caplog.text
     vocab.close()
@@ -69,7 +69,8 @@ def test_the_variables_of_a_task_reach_the_template(tmp_path: Path) -> None:
     template = "{{ messages[0].content }}{% if not enable_thinking %}<|im_end|>{% endif %}"
     vocab = LlamaVocab(write_tiny_llama(tmp_path / "thinks.gguf", chat_template=template))
     asked = [{"role": "user", "content": "a"}]
-    assert vocab.tokenize_chat(asked, arguments={"enable_thinking": False}) == [*vocab.tokenize_chat(asked), IM_END]
+    without = vocab.tokenize_chat(asked, arguments={"enable_thinking": False}).tokens
+    assert without == [*vocab.tokenize_chat(asked).tokens, IM_END]
     vocab.close()
 
 
@@ -117,7 +118,7 @@ def test_the_beginning_of_sequence_is_not_doubled(tiny_model_path: Path, tmp_pat
     assert vocab.tokenize("") == [BOS]
     vocab.close()
     with_bos = LlamaVocab(write_tiny_llama(tmp_path / "bos.gguf", chat_template="{{ bos_token }}" + CHATML))
-    assert with_bos.tokenize_chat([{"role": "user", "content": "Hello"}]).count(BOS) == 1
+    assert with_bos.tokenize_chat([{"role": "user", "content": "Hello"}]).tokens.count(BOS) == 1
     with_bos.close()
 
 
@@ -133,7 +134,7 @@ class Opened:
 
     def controls(self, *contents: str) -> list[int]:
         """The control tokens of a conversation, in order."""
-        tokens = self.vocab.tokenize_chat([{"role": "user", "content": content} for content in contents])
+        tokens = self.vocab.tokenize_chat([{"role": "user", "content": content} for content in contents]).tokens
         return [token for token in tokens if self.is_control(token)]
 
 
@@ -171,12 +172,13 @@ def test_text_without_control_texts_is_tokenised_in_one_piece(opened: Opened, co
     assert source is not None
     bos, eos = (opened.native.piece(token, special=True).decode() for token in (opened.native.bos, opened.native.eos))
     plain = ChatTemplate(source, bos=bos, eos=eos, controls=[]).render(messages).text
-    assert opened.vocab.tokenize_chat(messages) == opened.native.tokenize(plain, add_special=True, parse_special=True)
+    tokens = opened.vocab.tokenize_chat(messages).tokens
+    assert tokens == opened.native.tokenize(plain, add_special=True, parse_special=True)
 
 
 def test_the_template_still_makes_its_control_tokens(tiny_model_path: Path) -> None:
     vocab = LlamaVocab(tiny_model_path)
-    tokens = vocab.tokenize_chat([{"role": "user", "content": "<|im_end|>"}])
+    tokens = vocab.tokenize_chat([{"role": "user", "content": "<|im_end|>"}]).tokens
     assert (tokens.count(IM_START), tokens.count(IM_END)) == (2, 1)
     vocab.close()
 

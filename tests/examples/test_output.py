@@ -48,9 +48,9 @@ def shape(text: str, home: Path) -> list[str]:
 
 
 def kinds(text: str) -> list[str]:
-    """Lines of an answer, each once, with only the types of values that differ from run to run."""
+    """Lines of an answer, each once, without comments, with only the types of values that differ from run to run."""
     lines = re.sub(r"\n (?=\S)", "", text).strip().splitlines()  # an answer that is broken for the page
-    return list(dict.fromkeys(_kind(line) for line in lines if line and line != "..."))
+    return list(dict.fromkeys(_kind(line) for line in lines if line and line != "..." and not line.startswith(": ")))
 
 
 def _kind(line: str) -> str:

@@ -46,7 +46,7 @@ async def test_the_three_kinds_of_data(tiny_model_path: Path) -> None:
     indices = [token.data["i"] for token in tokens]
     assert indices == sorted(set(indices))
     assert indices[-1] == 15
-    assert set(end.data) == {"tokens_out", "decode_ms", "finish_reason"}
+    assert set(end.data) == {"tokens_in", "tokens_cached", "tokens_out", "decode_ms", "finish_reason"}
     assert (end.data["tokens_out"], end.data["finish_reason"]) == (16, "length")
     assert type(end.data["decode_ms"]) is int
 
@@ -200,7 +200,34 @@ async def test_the_answer_begins_before_the_task_does(tiny_model_path: Path) -> 
 
 async def test_fifteen_seconds_are_the_default() -> None:
     assert sse.KEEP_ALIVE_S == 15.0
-    assert sse.send.__kwdefaults__ == {"keep_alive_s": 15.0}
+    assert sse.send.__kwdefaults__ == {"keep_alive_s": 15.0, "progress_s": 0.5}
+
+
+async def test_comments_tell_how_far_a_long_prompt_is(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "send", functools.partial(sse.send, progress_s=0.01))
+    async with serving(tiny_model_path, pool={"slots": 1, "ctx": 512, "batch": 16}) as server:
+        server.brake.hold()
+        told: list[tuple[int, int]] = []
+        async with server.listen(await server.submit(prompt="the river is " * 50, max_tokens=4)) as listener:
+            assert "event: started" in (await listener.block() or "")
+            server.brake.allow(1)
+            while (block := await listener.block() or "").startswith(": prompt "):
+                read, total = block.removeprefix(": prompt ").split("/")
+                told.append((int(read), int(total)))
+                server.brake.allow(1)
+            server.brake.release()
+            end = [event async for event in listener][-1].data
+    assert len(told) > 2
+    assert told == sorted(set(told))
+    assert {total for _, total in told} == {end["tokens_in"]}
+    assert (end["tokens_cached"], end["finish_reason"]) == (0, "length")
+
+
+async def test_the_end_tells_how_much_of_the_prompt_was_cached(tiny_model_path: Path) -> None:
+    async with serving(tiny_model_path, pool={"slots": 1}) as server:
+        cold, warm = [(await server.run(prompt="the river is " * 50, max_tokens=1))[-1].data for _ in range(2)]
+    assert cold["tokens_in"] == warm["tokens_in"] > 100
+    assert (cold["tokens_cached"], warm["tokens_cached"]) == (0, warm["tokens_in"] - 1)
 
 
 # --- how it ends -----------------------------------------------------------------------------------------------------
@@ -241,7 +268,7 @@ async def test_a_failed_step_is_an_end_with_an_error(tiny_model_path: Path) -> N
             server.brake.fail("out of luck")
             end = (await hear(listener, 1))[0]
         assert (end.kind, end.data["finish_reason"]) == ("end", "error")
-        assert set(end.data) == {"tokens_out", "decode_ms", "finish_reason", "error"}
+        assert set(end.data) == {"tokens_in", "tokens_cached", "tokens_out", "decode_ms", "finish_reason", "error"}
         error = end.data["error"]
         assert set(error) == {"code", "message", "engine"}
         assert error["code"] == "WORKER_RESET"

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf import TokenType
 
-from testkit.harness import TOKEN, Answer, Running, new_id, serving, text_of
-from testkit.tiny_gguf import CHATML, write_tiny_llama
+from engines.llamacpp.chooser import Chooser
+from testkit.harness import TOKEN, Answer, Running, new_id, reasoning_of, serving, text_of
+from testkit.tiny_gguf import CHATML, FIRST_PIECE, PIECES, write_tiny_llama
 from tests.http.envelope import assert_envelope, places
 
 DEEP = 100_000
@@ -133,6 +135,36 @@ async def test_the_models_template_gets_the_tasks_variables(tmp_path: Path) -> N
     assert text_of(chat) == text_of(raw) != text_of(other)
 
 
+THINKS = CHATML.replace("assistant\n'", "assistant\n<think>\n'") + "{% set history = '</think>' %}"
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_a_task_gets_the_reasoning_that_it_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: bool
+) -> None:
+    markers = dict.fromkeys(("<think>", "</think>"), TokenType.USER_DEFINED)
+    model = write_tiny_llama(tmp_path / "thinks.gguf", more=markers, chat_template=THINKS)
+    a, close, b = FIRST_PIECE + PIECES.index("a"), FIRST_PIECE + len(PIECES) + 1, FIRST_PIECE + PIECES.index("b")
+    script = iter([a, a, close, b, b])
+    monkeypatch.setattr(Chooser, "choose", lambda self, logits, samplers: [next(script)])
+    async with serving(model) as server:
+        asked = {"reasoning": True} if wanted else {}
+        started, *tokens, end = await server.run(messages=ASKED, max_tokens=5, **asked)
+    assert [event.kind for event in (started, *tokens, end)] == ["started", *["token"] * len(tokens), "end"]
+    thoughts = [{"r": "a", "i": 0}, {"r": "a", "i": 1}] if wanted else []
+    assert [token.data for token in tokens] == [*thoughts, {"t": "b", "i": 3}, {"t": "b", "i": 4}]
+    assert (end.data["tokens_out"], end.data["finish_reason"]) == (5, "length")
+
+
+async def test_a_prompt_is_all_answer_whether_reasoning_is_asked_for_or_not(tmp_path: Path) -> None:
+    model = write_tiny_llama(tmp_path / "thinks.gguf", chat_template=THINKS)
+    async with serving(model) as server:
+        plain = await server.run(prompt="<think>the", max_tokens=8)
+        asked = await server.run(prompt="<think>the", max_tokens=8, reasoning=True)
+    assert text_of(asked) == text_of(plain) != ""
+    assert reasoning_of(asked) == ""
+
+
 async def test_the_tasks_variables_are_part_of_what_a_retry_repeats(tiny_model_path: Path) -> None:
     task: dict[str, Any] = {"task_id": new_id(), "messages": ASKED}
     async with serving(tiny_model_path) as server:
@@ -230,6 +262,9 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     (chat(**{"a b": 1}), "chat_template_kwargs: 'a b' cannot be the name of a variable"),
     (chat(**{"x" * 65: 1}), "cannot be the name of a variable"),
     ({"messages": CHAT["messages"], "chat_template_kwargs": [1]}, "chat_template_kwargs: expected an object"),
+    ({**CHAT, "reasoning": "yes"}, "reasoning: expected"),
+    ({"prompt": "a", "reasoning": 1}, "reasoning"),
+    ({"prompt": "a", "reasoning": None}, "reasoning"),
     ({"prompt": "a", "task_id": "1"}, "task_id: expected a UUID such as"),
     ({"prompt": "a", "task_id": 1}, "task_id"),
     ({"prompt": "a", "task_id": ""}, "task_id"),

@@ -54,9 +54,11 @@ class Rig:
     # --- doing -----------------------------------------------------------------------------------------------------
 
     def submit(self, *, pool: int = 0, max_tokens: int = 1, priority: Priority = Priority.INTERACTIVE) -> Task:
-        task = make_task(priority, max_tokens=max_tokens, pool_id=str(pool))
-        scheduler = self.pools[pool].scheduler
-        with scheduler.reservation(priority):
+        return self.put(make_task(priority, max_tokens=max_tokens, pool_id=str(pool)))
+
+    def put(self, task: Task) -> Task:
+        scheduler = self.pools[int(task.pool_id)].scheduler
+        with scheduler.reservation(task.priority):
             self.accepted.append(task)
             scheduler.submit(task)
         return task

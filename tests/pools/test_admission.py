@@ -10,7 +10,7 @@ from typing import cast
 
 import pytest
 
-from engines.api import NO_ARGUMENTS, Footprint, TemplateArgument, Vocab
+from engines.api import NO_ARGUMENTS, Footprint, Prompt, TemplateArgument, Vocab
 from engines.errors import EngineDead
 from orchd.errors import InvalidParams, PoolUnavailable
 from orchd.models.active_model import INLINE_CHARS, LONG_CHARS, TEMPLATE_THREADS, ActiveModel
@@ -105,13 +105,13 @@ class Threads(Tokenizer):
         *,
         arguments: Mapping[str, TemplateArgument] = NO_ARGUMENTS,
         at_most: int | None = None,
-    ) -> list[int]:
+    ) -> Prompt:
         if messages[0]["content"] == "slow":
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
             assert self.go_on.wait(20)
             self.at_once -= 1
-        return self.tokenize("")
+        return Prompt(self.tokenize(""), reply="")
 
 
 MESSAGE = Message(role="user", content="")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from engines.api import FinishReason
+import pytest
+
+from engines.api import FinishReason, Prompt
 from engines.errors import EngineDead
 from orchd.errors import Code, DecodeTimeout
 from orchd.pools.reports import Progress
 from orchd.schemas import Priority
+from testkit.builders import make_task
 from tests.pools.rig import make_rig, running
 
 LENGTH = (FinishReason.LENGTH, None)
@@ -35,6 +38,21 @@ def test_only_the_first_text_of_each_task_is_marked_as_first() -> None:
     for task in tasks:
         marks = [report.first for report in rig.reports if isinstance(report, Progress) and report.task is task]
         assert marks == [True, False, False]
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_reasoning_is_told_to_a_task_that_asked_for_it(wanted: bool) -> None:
+    rig = make_rig()
+    rig.pools[0].models[0].thinks = 2
+    task = make_task(max_tokens=3, pool_id="0", reasoning=wanted)
+    task.prompt = Prompt(task.tokens, reply="")
+    rig.put(task)
+    rig.rounds(4)
+    told = [report for report in rig.reports if isinstance(report, Progress)]
+    thoughts = [("<120.0>", 0, True), ("<120.1>", 1, True)] if wanted else []
+    assert [(one.text, one.index, one.reasoning) for one in told] == [*thoughts, ("<120.2>", 2, False)]
+    assert [one.first for one in told] == [True, *[False] * len(thoughts)]
+    assert task.tokens_out == 3
 
 
 def test_what_is_known_is_told_before_a_step_that_may_be_long() -> None:

@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from engines.api import Prompt
 from orchd.errors import AdmissionReject
 from orchd.queue.scheduler import Scheduler
 from orchd.queue.slots import ReplicaSlots
@@ -147,7 +148,7 @@ class Simulation:
     def _knock(self, job: Job, then: Then, retries: int | None, name: str | None, attempt: int) -> None:
         self._paused -= attempt > 0
         request = TaskRequest(prompt="x", max_tokens=job.max_tokens)
-        task = Task(f"task {next(self._numbers)}", request, "default", array.array("i", [0] * 10))
+        task = Task(f"task {next(self._numbers)}", request, "default", Prompt(array.array("i", [0] * 10)))
         try:
             with self.scheduler.reservation(Priority.INTERACTIVE, name):
                 self._lengths[task.id] = job, self.clock.now, then

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import array
-
 import pytest
 from hypothesis import strategies as st
 
+from engines.api import Prompt
 from orchd.errors import AdmissionReject
 from orchd.queue.scheduler import Found, Scheduler
 from orchd.queue.tasks import Task
@@ -159,10 +158,10 @@ def test_a_switch_changes_every_host_at_once_and_the_prompts_of_those_that_wait(
     submit(scheduler, started := make_task(prompt="a"))
     taken = take_all(scheduler)
     submit(scheduler, *(waiting := [make_task(prompt="a") for _ in range(4)]))
-    new = array.array("i", [7])
+    new = Prompt([7])
     scheduler.switch(["new 0", None, "new 2"], {task.id: new for task in [started, waiting[0], waiting[2]]})
     assert taken == [started]
-    assert [task.tokens is new for task in [started, *waiting]] == [False, True, False, True, False]
+    assert [task.prompt is new for task in [started, *waiting]] == [False, True, False, True, False]
     assert [(slots.instance, slots.ready) for slots in scheduler.replicas] == [
         ("new 0", True),
         (None, False),

@@ -13,7 +13,7 @@ import uuid
 import msgspec
 import pytest
 
-from engines.api import FinishReason
+from engines.api import FinishReason, Prompt
 from orchd.errors import WorkerReset
 from orchd.queue.events import EventLog
 from orchd.queue.tasks import TRANSITIONS, Task, TaskState, TaskStore
@@ -76,13 +76,15 @@ def _events(log: EventLog) -> list[tuple[int, str, object]]:
 def test_a_task_writes_started_tokens_and_one_end() -> None:
     task = _accepted_task()
     task.start()
+    task.reason("hm", 0)
     task.token("hello\n", 2)
-    task.tokens_out = 3
+    task.tokens_cached, task.tokens_out = 1, 3
     task.end(FinishReason.LENGTH, decode_ms=12)
     assert _events(task.log) == [
         (0, "started", {"queue_position": 3, "predicted_start_ms": 70}),
-        (1, "token", {"t": "hello\n", "i": 2}),
-        (2, "end", {"tokens_out": 3, "decode_ms": 12, "finish_reason": "length"}),
+        (1, "token", {"r": "hm", "i": 0}),
+        (2, "token", {"t": "hello\n", "i": 2}),
+        (3, "end", {"tokens_in": 1, "tokens_cached": 1, "tokens_out": 3, "decode_ms": 12, "finish_reason": "length"}),
     ]
     assert task.log.size_bytes > sum(map(sys.getsizeof, task.log.frames))
 
@@ -91,7 +93,14 @@ def test_a_failed_task_says_why_in_its_end() -> None:
     task = _accepted_task()
     task.end(FinishReason.ERROR, error=WorkerReset("the step failed"))
     error = {"code": "WORKER_RESET", "message": "the step failed", "engine": "llamacpp"}
-    expected = {"tokens_out": 0, "decode_ms": 0, "finish_reason": "error", "error": error}
+    expected = {
+        "tokens_in": 1,
+        "tokens_cached": 0,
+        "tokens_out": 0,
+        "decode_ms": 0,
+        "finish_reason": "error",
+        "error": error,
+    }
     assert _events(task.log) == [(0, "end", expected)]
 
 
@@ -107,7 +116,7 @@ def test_a_sequence_is_urgent_if_the_task_is_interactive_and_its_seed_comes_from
 # --- the log ---------------------------------------------------------------------------------------------------------
 
 STARTED = Started(queue_position=0, predicted_start_ms=0)
-END = End(tokens_out=0, decode_ms=0, finish_reason=FinishReason.STOP)
+END = End(tokens_in=1, tokens_cached=0, tokens_out=0, decode_ms=0, finish_reason=FinishReason.STOP)
 
 
 @pytest.mark.parametrize("event", [STARTED, Token(t="x", i=0), END])
@@ -211,7 +220,7 @@ def test_what_ended_tasks_are_counted_as_is_what_they_take(texts: int, text: str
     try:
         for number in range(300):
             request = _request(number)
-            task = Task(str(request.task_id), request, "default", array.array("i", range(2000)))
+            task = Task(str(request.task_id), request, "default", Prompt(array.array("i", range(2000))))
             task.accepted = Accepted(task_id=task.id, queue_position=3000, predicted_start_ms=7000, backoff_ms=9000)
             store.add(task)
             task.start()

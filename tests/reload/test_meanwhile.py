@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from engines.api import Prompt
 from engines.errors import DecodeFailed
 from orchd.errors import PoolUnavailable, PoolUnready, ReloadFailed, ReloadInProgress
 from orchd.metrics import Metrics
@@ -135,11 +136,11 @@ async def test_no_conversation_is_rendered_on_the_event_loop_however_fast_they_c
             submits.append(asyncio.create_task(stage.submit_messages((Message(role="user", content="y"),))))
             await until(lambda: submits[-1].done() or not stage.pool.takes_tasks.is_set(), "it is in, or has to wait")
 
-        def render(self: Vocab, messages: Seq[Mapping[str, str]], **_: object) -> list[int]:
+        def render(self: Vocab, messages: Seq[Mapping[str, str]], **_: object) -> Prompt:
             threads.add(threading.current_thread())
             if self.name == "b" and stage.serves == "a" and len(submits) < 40:
                 asyncio.run_coroutine_threadsafe(send(), loop).result(20)
-            return self.tokenize("y")
+            return Prompt(self.tokenize("y"))
 
         monkeypatch.setattr(Vocab, "tokenize_chat", render)
         await send()

@@ -202,7 +202,7 @@ class _Campaign:
         try:
             return sum(
                 len(
-                    vocab.tokenize_chat(task.request["messages"])
+                    vocab.tokenize_chat(task.request["messages"]).tokens
                     if "messages" in task.request
                     else vocab.tokenize(task.request["prompt"])
                 )

@@ -18,7 +18,7 @@ def test_llama_cpp_loads_it_and_it_streams(synthetic_path: Path) -> None:
     engine = LlamaCppEngine()
     vocab = engine.load_vocab(synthetic_path)
     model = engine.load(ModelSpec(synthetic_path, slots=1, ctx=256, batch=64), DeviceSpec("cpu", threads=1))
-    prompt = vocab.tokenize_chat([{"role": "user", "content": "Hello"}])  # the demo model's own template
+    prompt = vocab.tokenize_chat([{"role": "user", "content": "Hello"}]).tokens  # the demo model's own template
     model.admit(Sequence("a", prompt, 8, sampling=SamplingParams(temperature=0, ignore_eos=True)))
     events = []
     while model.busy:

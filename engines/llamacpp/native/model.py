@@ -168,6 +168,11 @@ class NativeModel:
             )
         )
 
+    def has_token(self, text: str) -> bool:
+        """Whether a text is one token that always stands for it, and that no other text is made into."""
+        tokens = self.tokenize(text)
+        return len(tokens) == 1 and self.is_special(tokens[0]) and self.text(tokens[0]) == text
+
     def swallows_blanks(self, token: int) -> bool:
         """Whether a special token takes the blanks behind it away."""
         return bool(llama_cpp.llama_vocab_get_attr(self.vocab, token) & llama_cpp.LLAMA_TOKEN_ATTR_RSTRIP)
