@@ -26,6 +26,7 @@ SUPPLY_READY := $(VENV)/.made-supply
 RAY := build/ray
 OPENAI_CLIENTS := build/openai-clients
 PEER := build/peer/bin/llama-server
+TINY_MODELS := build/architectures/.made
 MINUTES ?= 1
 
 # Two changes that no file's date shows: another PYTHON, and other build options.
@@ -43,7 +44,7 @@ say = @printf '==> %s\n'
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test setup lint fmt type cov bench clean distclean check-box FORCE
-.PHONY: docs test-all test-openai test-ray test-templates
+.PHONY: docs test-all test-openai test-ray test-templates test-architectures
 .PHONY: conformance metrics-lint schema bench-quick
 .PHONY: soak storm lock setup-locked audit sbom
 FORCE:
@@ -131,6 +132,9 @@ $(OPENAI_CLIENTS)/.made: $(DEV_READY) examples/openai/requirements.txt
 test-templates: $(DEV_READY) ## render the chat templates in llama.cpp's source; ARGS="--server PATH" compares
 	$(BIN)/python -m tools.chat_templates $(ARGS)
 
+test-architectures: $(DEV_READY) $(TINY_MODELS) ## serve tiny models of all architectures, compare with one alone (minutes)
+	$(BIN)/python -m tools.architectures $(ARGS)
+
 soak: $(DEV_READY) ## stress a real server with clients and reloads for MINUTES=1; no task may be lost
 	$(BIN)/python -m tests.soak.campaign --minutes $(MINUTES) $(ARGS)
 
@@ -217,6 +221,15 @@ $(PEER): $(BUILT)
 	@mkdir -p build
 	@$(CMAKE) -S . -B build -G Ninja $(BUILD_OPTIONS) >build/configure.log
 	@$(CMAKE) --build build --target llama_server
+	@touch $@
+
+$(TINY_MODELS): $(BUILT)
+	$(say) 'Building the program of llama.cpp that writes a tiny model of each architecture'
+	@mkdir -p build
+	@$(CMAKE) -S . -B build -G Ninja $(BUILD_OPTIONS) >build/configure.log
+	@$(CMAKE) --build build --target llama_architectures
+	@rm -rf build/architectures && mkdir -p build/architectures
+	@build/peer/bin/test-llama-archs --seed 1 --out build/architectures >build/architectures.log 2>&1
 	@touch $@
 
 $(SUPPLY_READY): $(MADE)

@@ -1,5 +1,6 @@
-# cmake -D ORCHD_SETTINGS=FILE -P build_peer.cmake: builds llama-server, llama-quantize and llama-bench into
-# build/peer/bin, from the wheel's llama.cpp and with its flags. docs/benchmarks.md uses them; orchd does not need them.
+# cmake -D ORCHD_SETTINGS=FILE -D ORCHD_PROGRAMS=NAMES -P build_peer.cmake: builds programs of llama.cpp's own into
+# build/peer/bin, from the wheel's llama.cpp and with its flags. docs/benchmarks.md and `make test-architectures` use
+# them; orchd does not need them.
 
 cmake_minimum_required(VERSION 3.21)
 include("${ORCHD_SETTINGS}")
@@ -8,7 +9,7 @@ include("${CMAKE_CURRENT_LIST_DIR}/assemble_cuda.cmake" OPTIONAL)
 
 set(peer "${ORCHD_BUILD_DIR}/peer")
 set(log "${ORCHD_BUILD_DIR}/peer.log")
-set(programs llama-server llama-quantize llama-bench)
+separate_arguments(programs UNIX_COMMAND "${ORCHD_PROGRAMS}")
 
 # If it was built for another wheel, options that are no longer set would still be in its cache.
 set(stamp "${peer}/wheel-key")
@@ -22,9 +23,9 @@ endif()
 
 separate_arguments(flags UNIX_COMMAND "${ORCHD_LLAMA_ARGS}")
 # One shared library for each part as in the wheel, and none of what the wheel does not need either: network downloads,
-# tests, examples, the web page.
+# examples, the web page. Of the tests only what is asked for is compiled.
 list(APPEND flags -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF
-                  -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_UI=OFF)
+                  -DLLAMA_BUILD_TESTS=ON -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_UI=OFF)
 execute_process(
   COMMAND "${CMAKE_COMMAND}" -S "${ORCHD_LLAMA_SOURCE}/vendor/llama.cpp" -B "${peer}" -G Ninja
           "-DCMAKE_C_COMPILER=${ORCHD_C_COMPILER}" "-DCMAKE_CXX_COMPILER=${ORCHD_CXX_COMPILER}" ${flags}
@@ -44,6 +45,6 @@ execute_process(
   RESULTS_VARIABLE results)
 list(GET results 0 failed)
 if(failed)
-  message(FATAL_ERROR "llama-server could not be built; see ${log}. After fixing the cause, run the same command "
+  message(FATAL_ERROR "llama.cpp's programs could not be built; see ${log}. After fixing the cause, run the same command "
                       "again; it continues where it stopped.")
 endif()

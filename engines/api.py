@@ -64,8 +64,10 @@ class ModelSpec:
         flash_attn: Flash attention; ``auto`` leaves it to llama.cpp.
         cache_type_k: Data type of the K cache (llama.cpp's names: ``f16``, ``q8_0``, ...).
         cache_type_v: Data type of the V cache.
-        swa_full: Keep all of a sliding-window layer's cache, so that any prefix can be used again; off saves memory.
+        swa_full: Keep all of a sliding-window layer's cache, so that any prefix can be used again. Off, it takes less
+            memory, and only what continues an earlier prompt is.
         mmap: Map the file instead of reading it into memory.
+        prompt_cache_mib: Host memory for prompts that have left their slot, in MiB; 0 keeps none.
         step_target_s: How long a step should take, at most, while a sequence is streaming.
         lone_step_s: How long it should take, at most, while none is: what comes or is cancelled waits for its end.
     """
@@ -77,8 +79,9 @@ class ModelSpec:
     flash_attn: Literal["auto", "on", "off"] = "auto"
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
-    swa_full: bool = True
+    swa_full: bool = False
     mmap: bool = True
+    prompt_cache_mib: int = 1024
     step_target_s: float = 0.12
     lone_step_s: float = 0.5
 
@@ -91,15 +94,17 @@ class Footprint:
         weights: Size of its file.
         cache: KV cache, or recurrent state, of all slots.
         buffers: Compute and output buffers.
+        on_gpu: Besides, on a GPU: copies of a cache that is not of half floats, or what no flash attention takes.
     """
 
     weights: int
     cache: int
     buffers: int
+    on_gpu: int = 0
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """All that it needs anywhere."""
         return self.weights + self.cache + self.buffers
 
 
@@ -249,6 +254,10 @@ class LoadedModel(Protocol):
     @property
     def device_bytes(self) -> int:
         """Bytes of device memory held: weights, KV cache and compute buffers."""
+
+    @property
+    def saved_bytes(self) -> int:
+        """Bytes of host memory that prompts take which have left their slot; any thread."""
 
     def admit(self, sequence: Sequence) -> None:
         """Give a sequence a slot. The caller has checked `free_slots`."""

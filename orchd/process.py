@@ -9,7 +9,7 @@ import signal
 import socket
 
 from orchd.errors import ConfigError
-from orchd.settings.addresses import resolve
+from orchd.settings.addresses import bind_remedy, resolve
 
 MOST_FILES = 65536
 """Open files to ask for, where the account may have more."""
@@ -27,9 +27,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         if listening is not None:
             listening.close()
-        raise ConfigError(
-            f"cannot listen on {host}:{port} ({error.strerror}); stop what uses it, or choose another port with --port"
-        ) from None
+        raise ConfigError(f"cannot listen on {host}:{port} ({error.strerror}); {bind_remedy(error)}") from None
     return listening
 
 

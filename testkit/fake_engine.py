@@ -112,6 +112,10 @@ class FakeModel:
     def device_bytes(self) -> int:
         return 0
 
+    @property
+    def saved_bytes(self) -> int:
+        return 0
+
     def admit(self, sequence: Sequence) -> None:
         assert not self.closes
         assert self.free_slots > 0, "admitted without a free slot"

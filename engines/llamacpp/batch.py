@@ -44,6 +44,7 @@ class Demand(NamedTuple):
         order: Admission order.
         chunk: Rows of the last chunk it got; 0 before the first.
         passed: Rows that other prompts got since.
+        last_alone: Whether its last token has to come in a step of its own.
     """
 
     slot: int
@@ -52,6 +53,12 @@ class Demand(NamedTuple):
     order: int
     chunk: int = 0
     passed: int = 0
+    last_alone: bool = False
+
+    @property
+    def at_once(self) -> int:
+        """Tokens that a step may have at most."""
+        return self.tokens - 1 if self.last_alone and self.tokens > 1 else self.tokens
 
 
 class Budget(NamedTuple):
@@ -133,8 +140,8 @@ def _chunk(demand: Demand, budget: Budget) -> int:
     short = demand.tokens < TILE and demand.chunk < TILE
     rows = min(budget.light, budget.fit) if short and budget.watched else budget.fit
     if demand.tokens >= TILE and rows >= WORTH_A_TILE:
-        rows = max(TILE, rows // GRAIN * GRAIN)
-    return demand.tokens if demand.tokens <= rows + rows // 4 else rows
+        rows = min(max(TILE, rows // GRAIN * GRAIN), demand.at_once)
+    return demand.at_once if demand.at_once <= rows + rows // 4 else rows
 
 
 def _along(demand: Demand, budget: Budget, *, rows: int, taken: int) -> int:

@@ -74,6 +74,9 @@ class _Drawing:
         self._samplers = samplers
         self._candidates, self._scratch = room
         self._columns = Columns(logits)
+        small = logits.shape[1] <= SMALL
+        ks = {row: one.top_k for row, one in samplers.items() if not small and 0 < one.top_k <= self._columns.count}
+        self._kth = self._columns.kth(ks)  # a logit that the token in place ``top_k`` of a row reaches
 
     def tokens(self) -> dict[int, int | None]:
         """The token of each of these rows, None where its logits are not numbers."""
@@ -100,8 +103,8 @@ class _Drawing:
 
     def _floor(self, row: int, sampler: Sampler, peak: float) -> np.float32 | None:
         """A logit such that the tokens that reach it are all to draw from, where the settings tell one."""
-        if 0 < sampler.top_k <= self._columns.count:
-            return self._columns.kth(row, sampler.top_k)
+        if row in self._kth:
+            return self._kth[row]
         if sampler.min_p:
             least = peak + math.log(sampler.min_p)
             return np.float32(least - 1e-6 * (abs(peak) + abs(least)))  # floats round, and llama.cpp filters again

@@ -22,7 +22,9 @@ from engines.llamacpp.native.context import NativeContext
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.native.threads import free_to_move
 from engines.llamacpp.planner import Planner
+from engines.llamacpp.prompt_cache import Entry, PromptCache
 from engines.llamacpp.sampling import Sampler, is_argmax
+from engines.llamacpp.saving import Saver
 from engines.llamacpp.slots import Reuse, Run, Slot, find_donor, find_leader, find_reuse
 from engines.llamacpp.step_cost import StepCost
 from engines.llamacpp.text import OutputText
@@ -63,8 +65,18 @@ class LlamaModel:
         self._slots = [Slot(index) for index in range(spec.slots)]
         cost = StepCost(spec.step_target_s, self._context.n_rows, lone_s=spec.lone_step_s)
         self._copier = Copier(self._context, cost, clock)
+        cuts = not self._native.is_recurrent and not self._native.n_swa  # a saved window is only the last one
+        prompts = PromptCache(spec.prompt_cache_mib << 20, whole_only=not cuts)
+        self._checkpoints = spec.prompt_cache_mib > 0 and not cuts
+        self._saver = Saver(self._context, prompts, self._slots, cost=cost, limit_s=spec.step_target_s, clock=clock)
         self._planner = Planner(
-            self._context, self._slots, cost=cost, copier=self._copier, apart=self._native.is_recurrent
+            self._context,
+            self._slots,
+            cost=cost,
+            copier=self._copier,
+            saver=self._saver,
+            moves=self._native.survives_moves,
+            checkpoints=self._checkpoints,
         )
         self._admissions = 0
 
@@ -73,9 +85,14 @@ class LlamaModel:
         spec = self._spec
         context = NativeContext(self._native, spec, threads=device.threads, cpus=device.cpus)
         try:
-            # A GPU takes memory for some kernels when they first run: a full batch now, not in the middle of work.
-            rows = min(context.n_rows, spec.ctx) if device.kind == "gpu" else 1
-            context.try_step(max(self._native.bos, 0), rows)
+            token = max(self._native.bos, 0)
+            context.try_step(token)
+            if device.kind == "gpu":
+                # It takes memory for some kernels when they first run: now, in the steps that need most of it (a full
+                # batch of one prompt, prompts in all slots, streams in all slots), and not in the middle of work.
+                context.try_step(token, min(context.n_rows, spec.ctx))
+                context.try_step(token, min(context.n_rows // spec.slots, spec.ctx), slots=spec.slots)
+                context.try_step(token, slots=spec.slots)
             if device.kind == "cpu":
                 context.choose_threads(spec.slots)
         except BaseException as error:
@@ -100,14 +117,20 @@ class LlamaModel:
         """See `engines.api.LoadedModel`; 0 on a CPU."""
         return self._native.buffers.on_device + self._context.buffers.on_device
 
+    @property
+    def saved_bytes(self) -> int:
+        """See `engines.api.LoadedModel`."""
+        return self._saver.n_bytes
+
     def admit(self, sequence: Sequence) -> None:
         """See `engines.api.LoadedModel`."""
         prompt = list(sequence.tokens)
-        may_copy = not self._native.is_recurrent
-        reuse = find_reuse(prompt, self._slots, worth=self._copier.worth if may_copy else None)
+        entry, shared = self._saver.find(prompt) or (None, 0)
+        reuse = find_reuse(prompt, self._slots, worth=self._copier.worth, kept=self._can_keep, stored=shared)
         slot = self._slots[reuse.slot]
-        self._take_prefix(prompt, reuse)
-        leader = find_leader(prompt, len(slot.cached), self._slots, urgent=sequence.urgent) if may_copy else None
+        self._take_prefix(prompt, reuse, entry)
+        may_follow = not self._native.is_recurrent
+        leader = find_leader(prompt, len(slot.cached), self._slots, urgent=sequence.urgent) if may_follow else None
         sampler = None if is_argmax(sequence.sampling) else Sampler(sequence.sampling, prompt=prompt)
         self._admissions += 1
         slot.used = self._admissions
@@ -117,11 +140,16 @@ class LlamaModel:
             slot.run.leader, slot.run.shared = leader
         self._planner.slots_changed()
 
-    def _take_prefix(self, prompt: list[int], reuse: Reuse) -> None:
-        """Make a slot hold the first tokens of a prompt, from its own cache or another's."""
+    def _take_prefix(self, prompt: list[int], reuse: Reuse, entry: Entry | None = None) -> None:
+        """Make a slot hold the first tokens of a prompt, from its own cache, another's or a saved one."""
+        slot, keep = self._slots[reuse.slot], reuse.keep
+        own = reuse.copy_from is None and not reuse.stored
+        self._saver.save(slot, losing=len(slot.cached) - (keep if own else 0))
         if reuse.copy_from is not None:
             self._copier.copy(reuse.copy_from, reuse.slot, len(self._slots[reuse.copy_from].cached))
-        self._slots[reuse.slot].cached = prompt[: self._kept(reuse.slot, reuse.keep)]
+        elif reuse.stored and (entry is None or not self._saver.restore(slot, entry)):
+            keep = 0
+        slot.cached = prompt[: self._cut(reuse.slot, keep)]
 
     def _release_followers(self) -> None:
         """Let runs go on whose leader has prefilled what they share, or will not any more."""
@@ -134,12 +162,22 @@ class LlamaModel:
                 continue
             run.leader = None
             prompt = list(run.sequence.tokens)
-            reuse = find_donor(prompt, slot, self._slots, worth=self._copier.worth)
+            reuse = find_donor(prompt, slot, self._slots, worth=self._copier.worth, kept=self._can_keep)
             if reuse is not None:
                 self._take_prefix(prompt, reuse)
                 run.cached = len(slot.cached)
 
-    def _kept(self, slot: int, keep: int) -> int:
+    def _can_keep(self, slot: Slot, keep: int) -> int:
+        """How many tokens would be left of a slot that is cut back to ``keep``: these, or none."""
+        if keep == len(slot.cached):
+            return keep
+        return keep if not self._native.is_recurrent and self._has_window(slot.index, keep) else 0
+
+    def _has_window(self, slot: int, keep: int) -> bool:
+        window = self._native.n_swa
+        return not window or 0 <= self._context.first_pos(slot) <= max(0, keep - window)
+
+    def _cut(self, slot: int, keep: int) -> int:
         """Cut a slot's cache to ``keep`` tokens, or empty it if it cannot go back that far; returns how many are left.
 
         A sliding-window cache keeps only the last positions, and the next token attends to the whole window before it.
@@ -150,9 +188,8 @@ class LlamaModel:
         - a prompt that shares all 2,000 needs the positions from 1,488 on: they are there, 2,000 tokens are kept;
         - a prompt that shares 1,500 needs those from 988 on: 500 of them are gone, so the slot is emptied.
         """
-        context, window = self._context, self._native.n_swa
-        whole = not window or 0 <= context.first_pos(slot) <= max(0, keep - window)
-        if keep and whole and context.keep(slot, keep):
+        context = self._context
+        if keep and self._has_window(slot, keep) and context.keep(slot, keep):
             return keep
         context.clear_slot(slot)
         return 0
@@ -170,10 +207,19 @@ class LlamaModel:
         started = self._clock()
         self._context.decode(step.n_rows)
         self._planner.done(step, self._clock() - started)
+        self._saver.next_step()
         if step.prefill_tokens:
+            self._save_checkpoints()
             self._release_followers()  # before a leader that ends leaves its slot to somebody else
             return self._sample(step.outputs) + self._reading()
         return self._sample(step.outputs)
+
+    def _save_checkpoints(self) -> None:
+        """Save what is known before a prompt's last token, if one cannot come back to it later."""
+        for slot in self._slots if self._checkpoints else ():
+            run = slot.run
+            if run is not None and not run.decoding and len(slot.cached) == len(run.sequence.tokens) - 1:
+                self._saver.save(slot, losing=len(slot.cached))
 
     def _reading(self) -> list[StepEvent]:
         """How far the prompts are that are not done."""
@@ -237,6 +283,7 @@ class LlamaModel:
         for slot in self._slots:
             self._free(slot)
             slot.cached.clear()
+        self._saver.clear()
         self._context.clear()
 
     def close(self) -> None:

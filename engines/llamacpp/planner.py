@@ -11,7 +11,8 @@ from engines.llamacpp.batch import Chunk, Demand, in_turn, plan
 from engines.llamacpp.compaction import carry_out, find_move
 from engines.llamacpp.copying import Copier
 from engines.llamacpp.native.context import NativeContext
-from engines.llamacpp.slots import Run, Slot
+from engines.llamacpp.saving import Saver
+from engines.llamacpp.slots import MIN_COPY, Run, Slot
 from engines.llamacpp.step_cost import StepCost
 
 
@@ -44,16 +45,27 @@ class Planner:
         slots: One for each of the context's KV streams.
         cost: What is known of the cost of steps.
         copier: Makes its copies.
-        apart: Whether each slot's rows are computed apart from the others' anyway, and no slot's memory can be copied,
-            as in recurrent models.
+        saver: Keeps what a move overwrites.
+        moves: Whether sequences may be moved to other slots.
+        checkpoints: Whether a prompt's last token is computed by itself, because the state before it is to be saved.
     """
 
     def __init__(
-        self, context: NativeContext, slots: list[Slot], *, cost: StepCost, copier: Copier, apart: bool
+        self,
+        context: NativeContext,
+        slots: list[Slot],
+        *,
+        cost: StepCost,
+        copier: Copier,
+        saver: Saver,
+        moves: bool,
+        checkpoints: bool,
     ) -> None:
         self._context = context
         self._slots = slots
-        self._apart = apart
+        self._saver = saver
+        self._moves = moves
+        self._checkpoints = checkpoints
         self._cost = cost
         self._copier = copier
         self._streams: Step | None = None  # the last step, if it was of streams alone and they are still the same
@@ -69,11 +81,11 @@ class Planner:
         """
         if self._streams is not None:
             return self._repeated(self._streams)
-        moved = not self._apart and self._move_together()
+        moved = self._moves and self._move_together()
         running = [(slot, slot.run) for slot in self._slots if slot.run is not None]
         if not running:
             return None
-        demands = [_demand(slot, run) for slot, run in running if run.leader is None]
+        demands = [self._demand(slot, run) for slot, run in running if run.leader is None]
         decode_rows = sum(run.decoding for _, run in running)
         turn = in_turn(demands)
         position = len(self._slots[turn[0].slot].cached) if turn else 0
@@ -105,6 +117,17 @@ class Planner:
         if expected is not None:
             self._copier.queued_took(step.copies, seconds - expected)
 
+    def _demand(self, slot: Slot, run: Run) -> Demand:
+        return Demand(
+            slot.index,
+            len(run.sequence.tokens) - len(slot.cached) if not run.decoding else 0,
+            urgent=run.sequence.urgent,
+            order=run.order,
+            chunk=run.chunk,
+            passed=run.passed,
+            last_alone=self._checkpoints and len(run.sequence.tokens) > MIN_COPY,
+        )
+
     def _note_turns(self, turn: Sequence[Demand], chunks: Sequence[Chunk]) -> None:
         """Keep in mind who got rows of the prompts that want some, and who was passed by."""
         rows = {chunk.slot: chunk.rows for chunk in chunks}
@@ -130,6 +153,8 @@ class Planner:
         move = find_move(self._slots, payback=self._copier.payback)
         if move is None:
             return False
+        losing = self._slots[move.target if move.spare is None else move.spare]
+        self._saver.save(losing, losing=len(losing.cached))
         if move.spare is not None:
             self._copier.copy(move.target, move.spare, len(self._slots[move.target].cached))
         if self._slots[move.source].cached:
@@ -161,8 +186,3 @@ class Planner:
         context, rows = self._context, len(token)
         context.token[:rows], context.pos[:rows], context.seq[:rows], context.output[:rows] = token, pos, seq, output
         return rows
-
-
-def _demand(slot: Slot, run: Run) -> Demand:
-    tokens = len(run.sequence.tokens) - len(slot.cached) if not run.decoding else 0
-    return Demand(slot.index, tokens, urgent=run.sequence.urgent, order=run.order, chunk=run.chunk, passed=run.passed)

@@ -8,7 +8,7 @@ numbers gives up Python's lock, and may wait for it afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -52,39 +52,49 @@ class Columns:
         peaks: Floats = np.maximum(self.best.max(axis=1, initial=-np.inf), left_over)
         return peaks
 
-    def kth(self, row: int, k: int) -> np.float32:
-        """A logit that the token in place ``k`` of a row reaches, and not many others do; ``k`` is at most `count`."""
+    def kth(self, ks: Mapping[int, int]) -> dict[int, np.float32]:
+        """For each of these rows a logit that the token in place ``k`` reaches, and not many others do.
+
+        Args:
+            ks: ``k`` by row, `count` at most.
+        """
         again = self.count // AGAIN
-        if 4 * k > again:
-            return np.float32(np.partition(self.best[row], self.count - k)[self.count - k])
-        if self._sorted is None:
-            rows = len(self.best)
-            self._sorted = np.sort(self.best[:, : again * AGAIN].reshape(rows, AGAIN, again).max(axis=1), axis=1)
-        return np.float32(self._sorted[row, -k])
+        rows_of: dict[int, list[int]] = {}
+        for row, k in ks.items():
+            rows_of.setdefault(k, []).append(row)
+        found: dict[int, np.float32] = {}
+        for k, rows in rows_of.items():
+            if 4 * k > again:
+                best = self.best[rows]
+                best.partition(self.count - k, axis=1)
+                found.update(zip(rows, best[:, self.count - k], strict=True))
+                continue
+            if self._sorted is None:
+                folded = self.best[:, : again * AGAIN].reshape(len(self.best), AGAIN, again)
+                self._sorted = np.sort(folded.max(axis=1), axis=1)
+            found.update({row: self._sorted[row, -k] for row in rows})
+        return found
 
     def reaching(self, rows: Sequence[int], least: Sequence[np.float32]) -> list[tuple[Ids, Floats]]:
         """Ids and logits of all tokens of these rows that reach the logit given for each, by ascending id."""
-        floors = np.array(least, np.float32)
-        reach = self.best[rows] >= floors[:, None]
+        floors, whole = np.array(least, np.float32), np.array(rows, np.intp)
+        reach = self.best[whole] >= floors[:, None]
         crowded = np.count_nonzero(reach, axis=1) * MANY > self.count
         reach[crowded] = False
         of, columns = np.nonzero(reach)
-        found = self._folded[np.array(rows, np.intp)[of], :, columns]
+        found = self._folded[whole[of], :, columns]
         hits, depths = np.nonzero(found >= floors[of, None])
         owners, ids, logits = of[hits], depths * self.count + columns[hits], found[hits, depths]
-        lists = []
-        for number, (row, floor) in enumerate(zip(rows, floors, strict=True)):
-            if crowded[number]:
-                mine = np.flatnonzero(self._logits[row] >= floor)
-                lists.append((mine, self._logits[row, mine]))
-                continue
-            own = slice(*np.searchsorted(owners, [number, number + 1]))
-            order = ids[own].argsort()
-            last = np.flatnonzero(self._left_over[row] >= floor)
-            lists.append(
-                (
-                    np.concatenate([ids[own][order], last + self.count * FOLD]),
-                    np.concatenate([logits[own][order], self._left_over[row, last]]),
-                )
-            )
+        if self._left_over.size:
+            extra, places = np.nonzero((self._left_over[whole] >= floors[:, None]) & ~crowded[:, None])
+            owners = np.concatenate([owners, extra])
+            ids = np.concatenate([ids, places + self.count * FOLD])
+            logits = np.concatenate([logits, self._left_over[whole[extra], places]])
+        order = (owners * self._logits.shape[1] + ids).argsort()
+        ids, logits = ids[order], logits[order]
+        ends = np.bincount(owners, minlength=len(rows)).cumsum().tolist()
+        lists = [(ids[start:end], logits[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
+        for number in np.flatnonzero(crowded).tolist():
+            mine = np.flatnonzero(self._logits[rows[number]] >= floors[number])
+            lists[number] = mine, self._logits[rows[number], mine]
         return lists

@@ -16,6 +16,9 @@ MIN_COPY = 32
 Worth = Callable[[int], int]
 """Prompt tokens that a copy of a slot which holds so many must save to pay."""
 
+Kept = Callable[["Slot", int], int]
+"""How many tokens are left of a slot that is cut back to so many; 0 if its memory cannot be cut there."""
+
 
 @dataclass
 class Run:
@@ -78,11 +81,13 @@ class Reuse:
         slot: Index of the free slot to take.
         keep: Leading prompt tokens that are cached.
         copy_from: Slot to copy them from; None where the slot holds them itself.
+        stored: Whether they are restored from host memory.
     """
 
     slot: int
     keep: int
     copy_from: int | None = None
+    stored: bool = False
 
 
 def common_prefix(a: Seq[int], b: Seq[int]) -> int:
@@ -97,7 +102,7 @@ def common_prefix(a: Seq[int], b: Seq[int]) -> int:
     return low
 
 
-def find_reuse(prompt: list[int], slots: Seq[Slot], *, worth: Worth | None) -> Reuse:
+def find_reuse(prompt: list[int], slots: Seq[Slot], *, worth: Worth, kept: Kept, stored: int = 0) -> Reuse:
     """The free slot that costs the least, now and later.
 
     The last prompt token is always computed, because its logits are needed. A prompt that departs from what a slot
@@ -107,17 +112,18 @@ def find_reuse(prompt: list[int], slots: Seq[Slot], *, worth: Worth | None) -> R
     Args:
         prompt: Its tokens.
         slots: All of them, one free at least.
-        worth: None where nothing can be copied.
+        worth: What a copy must save.
+        kept: What a slot can be cut back to.
+        stored: Leading tokens that can be restored from host memory.
     """
     limit = len(prompt) - 1
-    shared = {slot.index: min(common_prefix(prompt, slot.cached), limit) for slot in slots}
+    shared = {slot.index: kept(slot, min(common_prefix(prompt, slot.cached), limit)) for slot in slots}
     free = [slot for slot in slots if slot.run is None]
     own = max(free, key=lambda slot: (shared[slot.index], -slot.used))
-    if worth is None:
-        keep = shared[own.index]
-        return Reuse(own.index, keep) if keep else Reuse(_choose_fresh(free, slots).index, 0)
     target = _choose_target(own, shared[own.index], free, slots, worth=worth(len(own.cached)))
     donor = max(slots, key=lambda slot: shared[slot.index])
+    if stored >= max(shared[target.index], shared[donor.index]) + MIN_COPY:
+        return Reuse(target.index if shared[target.index] else _choose_fresh(free, slots).index, stored, stored=True)
     if donor is not target and shared[donor.index] >= shared[target.index] + worth(len(donor.cached)):
         return Reuse(target.index, shared[donor.index], copy_from=donor.index)
     return Reuse(target.index, shared[target.index])
@@ -154,14 +160,14 @@ def _choose_fresh(free: Seq[Slot], slots: Seq[Slot]) -> Slot:
     return min(oldest, key=away)
 
 
-def find_donor(prompt: list[int], own: Slot, slots: Seq[Slot], *, worth: Worth) -> Reuse | None:
+def find_donor(prompt: list[int], own: Slot, slots: Seq[Slot], *, worth: Worth, kept: Kept) -> Reuse | None:
     """What a copy from another slot would save a slot that works on this prompt; None if that is not worth it."""
     limit = len(prompt) - 1
     others = [slot for slot in slots if slot is not own]
     donor = max(others, key=lambda slot: common_prefix(prompt, slot.cached), default=None)
     if donor is None:
         return None
-    shared = min(common_prefix(prompt, donor.cached), limit)
+    shared = kept(donor, min(common_prefix(prompt, donor.cached), limit))
     if shared < len(own.cached) + worth(len(donor.cached)):
         return None
     return Reuse(own.index, shared, copy_from=donor.index)

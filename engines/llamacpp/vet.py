@@ -14,7 +14,6 @@ import dataclasses
 import json
 import logging
 import os
-import re
 import resource
 import signal
 import stat
@@ -55,7 +54,6 @@ _PROBE_CELLS = 256  # llama.cpp rounds a context up to this
 _PROBE_BATCH = 32
 _PROBE_SLOTS = 3
 _SHAPE = ("slots", "ctx", "batch", "flash_attn", "cache_type_k", "cache_type_v", "swa_full")
-_CACHE_LINE = re.compile(r"llama_kv_cache\S*: size =\s*([\d.]+) MiB")
 
 
 def vet(
@@ -140,7 +138,7 @@ def _vet(
         raise LoadFailed(_sentence(answer["error"], spec.path))
     if answer.get("note") and on_note is not None:
         on_note(_sentence(answer["note"], spec.path))
-    return Footprint(weights=size, cache=answer["cache"], buffers=answer["buffers"])
+    return Footprint(weights=size, cache=answer["cache"], buffers=answer["buffers"], on_gpu=answer["on_gpu"])
 
 
 def _sentence(said: str, path: Path) -> str:
@@ -243,6 +241,7 @@ def _allow_at_most(what: int, amount: int) -> None:
 
 def _examine(spec: ModelSpec, *, decode: bool) -> dict[str, object]:
     """Add up what the whole shape would allocate, and use the model: with one small slot, or only its tokenizer."""
+    from engines.llamacpp.cuda_buffers import caches, half_copies, has_flash_attention
     from engines.llamacpp.native.context import NativeContext  # loads llama.cpp: only in this process
     from engines.llamacpp.native.model import NativeModel
 
@@ -251,12 +250,19 @@ def _examine(spec: ModelSpec, *, decode: bool) -> dict[str, object]:
         raise LoadFailed(f"{spec.path.name} does not generate text (an embedding or encoder model)")
     with _cache_lines() as lines:
         context = NativeContext(model, spec, threads=1)
-    cache = sum(int(float(line[1]) * 2**20) for text in lines if (line := _CACHE_LINE.search(text)))
+    held, buffers = caches(lines), context.buffers.of("compute", "output")
+    on_gpu = max(map(half_copies, held), default=0)
     found: dict[str, object] = {
-        "cache": cache + context.buffers.of("RS"),
-        "buffers": context.buffers.of("compute", "output"),
+        "cache": sum(int(cache.n_bytes) for cache in held) + context.buffers.of("RS"),
+        "buffers": buffers,
     }
     context.close()
+    if held and spec.flash_attn == "auto" and not has_flash_attention(*model.heads):
+        with contextlib.suppress(LoadFailed):  # a quantised V cache: flash attention it is, on the host then
+            context = NativeContext(model, dataclasses.replace(spec, flash_attn="off"), threads=1)
+            on_gpu = max(0, context.buffers.of("compute", "output") - buffers)
+            context.close()
+    found["on_gpu"] = on_gpu
     _try_tokenizer(model)
     found["note"] = _try_template(model)
     model.close()

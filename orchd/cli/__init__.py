@@ -1,5 +1,5 @@
-"""The command line. `commands` reads options, `actions` does what they ask, `console` shows what a server does."""
+"""The command line. `entry` finds the command, `commands` has a module for each, `console` shows what a server does."""
 
-from orchd.cli.commands import app, main
+from orchd.cli.entry import app, main
 
 __all__ = ["app", "main"]

@@ -11,6 +11,7 @@ import shlex
 import sys
 import uuid
 from typing import TextIO
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -19,7 +20,10 @@ from rich.text import Text
 
 from orchd import __version__
 from orchd.observer import PoolSummary, Summary
+from orchd.settings.addresses import is_loopback
 
+DEFAULT_URL = "http://127.0.0.1:8737"
+QUESTION = "Name three rivers."
 PROMPT = "The three longest rivers in Europe are"
 
 
@@ -88,6 +92,9 @@ class ServeConsole:
         for line in ready_screen(summary):
             self.out.print(line, soft_wrap=True)
         self.out.file.flush()
+        if not is_loopback(host := urlsplit(summary.url).hostname or ""):
+            told = f"{host}: the whole network may connect, and plain HTTP shows it the token"
+            self.err.print(Text.assemble(("warning: ", "yellow"), told), soft_wrap=True)
 
     def stopping(self, running: int) -> None:
         """What it still waits for."""
@@ -143,6 +150,8 @@ def ready_screen(summary: Summary) -> list[Text]:
         Text(),
         Text("Try it from another shell:"),
         Text(),
+        Text(run_line(summary), "cyan"),
+        Text(),
         *(Text(line, "cyan") for line in curl_pair(summary)),
         Text(),
     ]
@@ -151,20 +160,30 @@ def ready_screen(summary: Summary) -> list[Text]:
 def curl_pair(summary: Summary) -> list[str]:
     """Two commands that work as they stand: submit under a task id made here, then stream its answer.
 
+    curl reads the header with the token from stdin: what stands in a command, every user of the machine can list.
+
     `prompt` and not `messages`, because a model without a chat template can answer it too.
     """
     task: dict[str, object] = {"task_id": str(uuid.uuid4())}
     if len(summary.pools) > 1:
         task["pool_id"] = next(pool.id for pool in summary.pools if pool.failure is None)
     body = json.dumps(task | {"prompt": PROMPT, "max_tokens": 48})
-    token = "$ORCHD_TOKEN" if summary.token_file is None else f"$(cat {shlex.quote(summary.token_file)})"
+    header = "printf 'Authorization: Bearer %s\\n' \"$ORCHD_TOKEN\" |"
+    if summary.token_file is not None:
+        header = f"sed 's/^/Authorization: Bearer /' {shlex.quote(summary.token_file)} |"
     return [
-        f"curl -sS -w '\\n' {summary.url}/v1/tasks \\",
-        f'  -H "Authorization: Bearer {token}" -H "Content-Type: application/json" \\',
+        f"{header} curl -sS -w '\\n' -H @- {summary.url}/v1/tasks \\",
         f"  -d {shlex.quote(body)}",
-        f"curl -sSN {summary.url}/v1/tasks/{task['task_id']}/stream \\",
-        f'  -H "Authorization: Bearer {token}"',
+        f"{header} curl -sSN -H @- {summary.url}/v1/tasks/{task['task_id']}/stream",
     ]
+
+
+def run_line(summary: Summary) -> str:
+    """A command that works as it stands, on this account."""
+    options = [] if summary.url == DEFAULT_URL else ["--url", summary.url]
+    if len(summary.pools) > 1:
+        options += ["--pool", next(pool.id for pool in summary.pools if pool.failure is None)]
+    return shlex.join(["orchd", "run", *options, QUESTION])
 
 
 def _pool(pool: PoolSummary, width: int) -> str:

@@ -40,7 +40,10 @@ from orchd.schemas import (
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_SHORTEST_PAUSE_S: Final = 0.01
+_SHORTEST_PAUSE_S: Final = 0.05
+_LONGEST_FLOOR_S: Final = 2.0
+"""Each refusal in a row doubles the shortest pause, up to this: a server that is wrong about when it has room is asked
+ever less often."""
 
 _RESUME_PAUSES_S: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Before each try to take up a stream. Together they stay below the default `tasks.cancel_grace_s`, so that a
@@ -121,6 +124,7 @@ class Client:
         fields["task_id"] = task_id or str(uuid.uuid4())
         body = msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
         deadline = time.monotonic() + max_wait_s
+        floor_s = _SHORTEST_PAUSE_S
         while True:
             reply = await self._http.exchange("POST", "/v1/tasks", body=body)
             if reply.status == 202:
@@ -131,7 +135,8 @@ class Client:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise refusal
-            pause_s = min(max(refusal.pause_s, _SHORTEST_PAUSE_S), left_s)
+            pause_s = min(max(refusal.pause_s, floor_s), left_s)
+            floor_s = min(2 * floor_s, _LONGEST_FLOOR_S)
             if on_wait is not None:
                 on_wait(refusal, pause_s)
             await asyncio.sleep(pause_s)
@@ -218,6 +223,13 @@ class Client:
             if reply.status != 503 or not isinstance(refusal, BadAnswer):  # without an envelope, it is as that of a 200
                 raise refusal
         return msgspec.structs.replace(self._http.decode(reply, Health), ready=ready)
+
+    async def metrics(self) -> str:
+        """``/metrics`` as it is: Prometheus's text format."""
+        reply = await self._http.exchange("GET", "/metrics")
+        if reply.status == 200:
+            return reply.body.decode("utf-8", "replace")
+        raise self._http.refusal(reply)
 
     async def reload(self, pool_id: str, new_model_ref: str | None = None) -> Reloaded:
         """Loads a model into a pool, by default the same reference again; takes as long as the loading takes.

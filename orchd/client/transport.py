@@ -119,7 +119,7 @@ class Transport:
             )
         except aiohttp.ClientResponseError as error:
             # Without its cause: the repr of that one holds the request's headers, and so the token.
-            raise self.bad_answer(error.message) from None
+            raise self.bad_answer(f"it does not speak HTTP ({error.message})") from None
 
     def _timeout(self, silence_s: float | None, *, whole: bool = False) -> aiohttp.ClientTimeout:
         """Limits for a connection, its name looked up, and for silence; or for the whole exchange."""
@@ -138,7 +138,8 @@ class Transport:
         try:
             envelope = msgspec.json.decode(reply.body, type=ErrorBody)
         except msgspec.DecodeError:
-            return self.bad_answer(f"status {reply.status} without an error envelope")
+            kind = reply.headers.get("Content-Type", "no content").partition(";")[0]
+            return self.bad_answer(f"it is another web server, which answers {reply.status} with {kind}")
         return BY_STATUS.get(reply.status, Refused)(
             status=reply.status,
             code=envelope.code,
@@ -153,6 +154,8 @@ class Transport:
 
     def _not_reachable(self, error: BaseException) -> NotReachable:
         hint = "; is `orchd serve` running there?" if isinstance(error, aiohttp.ClientConnectorError) else ""
+        if isinstance(error, aiohttp.ClientSSLError):
+            return NotReachable(f"{self.base_url} does not speak HTTPS, and orchd never does; use http://")
         return NotReachable(f"no answer from {self.base_url} ({reason(error)}){hint}")
 
 

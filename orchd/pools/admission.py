@@ -52,7 +52,7 @@ def choose_pool(pools: Mapping[str, Pool], request: TaskRequest) -> Pool:
         chosen = named or [pool for pool in chosen if pool.state is PoolState.LOADING]
         if not chosen:
             raise PoolUnavailable(
-                f"no pool serves {request.model_ref!r} now; GET /health lists the models that are served",
+                f"no pool serves {request.model_ref!r} now; served: {_served(pools)}",
                 retry_after_s=UNREADY_RETRY_S,
             )
     pool = chosen[0]
@@ -60,6 +60,10 @@ def choose_pool(pools: Mapping[str, Pool], request: TaskRequest) -> Pool:
         pool = min(chosen, key=lambda pool: (not pool.ready, sum(pool.scheduler.depth().values())))
     check_open(pool)
     return pool
+
+
+def _served(pools: Mapping[str, Pool]) -> str:
+    return ", ".join(dict.fromkeys(pool.model.id for pool in pools.values() if pool.model is not None)) or "none"
 
 
 def check_open(pool: Pool) -> None:

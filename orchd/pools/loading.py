@@ -65,12 +65,26 @@ class PoolLoader:
             fingerprint=fingerprint,
         )
 
-    async def check_fit(self, model: ActiveModel, *, leaving: ActiveModel | None = None) -> None:
-        """Raise `OutOfDeviceMemory` unless every device has room for its replicas now, or without a model it has."""
+    async def check_fit(
+        self, model: ActiveModel, *, leaving: ActiveModel | None = None, leaving_saved: int = 0
+    ) -> None:
+        """Raise `OutOfDeviceMemory` unless every device has room for its replicas now, or without a model it has.
+
+        Args:
+            model: What is to be loaded.
+            leaving: What will be gone before.
+            leaving_saved: Bytes of host memory that go with it.
+        """
         replicas = Counter(memory.memory_of(device) for device in self._devices)
-        needs = {name: memory.need(model.footprint, count, memory=name) for name, count in replicas.items()}
-        free = await self._loader.run(lambda: {name: memory.free_bytes(name) for name in replicas})
-        freed = {} if leaving is None else {name: leaving.footprint.total * count for name, count in replicas.items()}
+        saved = self._config.prompt_cache_mib << 20
+        needs = memory.needs(model.footprint, replicas, prompt_cache=saved)
+        free = await self._loader.run(lambda: {name: memory.free_bytes(name) for name in needs})
+        freed = {
+            name: memory.taken(leaving.footprint, memory=name) * count
+            for name, count in replicas.items()
+            if leaving is not None
+        }
+        freed[memory.HOST] = freed.get(memory.HOST, 0) + leaving_saved
         memory.check_fit(model.path.name, needs, free, leaving=freed)
 
     async def load_instances(self, model: ActiveModel, *, without: Collection[int] = ()) -> list[Instance | None]:
@@ -129,7 +143,12 @@ class PoolLoader:
 
     def _spec(self, path: Path) -> ModelSpec:
         shape = model_spec(self._config, path)
-        return replace(shape, step_target_s=self._step_target_s, lone_step_s=self._lone_step_s)
+        return replace(
+            shape,
+            prompt_cache_mib=self._config.prompt_cache_mib // len(self._devices),
+            step_target_s=self._step_target_s,
+            lone_step_s=self._lone_step_s,
+        )
 
 
 def model_spec(config: PoolConfig, path: Path) -> ModelSpec:

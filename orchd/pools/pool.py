@@ -160,7 +160,9 @@ class Pool:
                 f"{model.path.name} cannot be loaded on {self.replicas[index].device}: NVML reports {why}; reset the "
                 "GPU or restart the machine"
             )
-        await self.loader.check_fit(model, leaving=leaving)
+        instances = [replica.slots.instance for replica in self.replicas] if leaving is not None else []
+        saved = sum(instance.model.saved_bytes for instance in instances if instance is not None)
+        await self.loader.check_fit(model, leaving=leaving, leaving_saved=saved)
 
     def switch(self, model: ActiveModel, instances: Sequence[Instance | None], prompts: Mapping[str, Prompt]) -> None:
         """Serve a model from now on, with these prompts for the waiting tasks: one assignment under one lock.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import re
 import socket
@@ -53,3 +54,12 @@ def resolve(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
             f"server.host {shown} is not an address of this machine ({reason}); use 127.0.0.1, or one of its addresses"
         ) from None
     return family, address
+
+
+def bind_remedy(error: OSError) -> str:
+    """What to do about an address that cannot be listened on."""
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "this machine does not have that address; use 127.0.0.1, or one of its own with --host"
+    if error.errno == errno.EACCES:
+        return "only root may use ports below 1024; choose another with --port"
+    return "stop what uses it, or choose another port with --port"

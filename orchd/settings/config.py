@@ -122,7 +122,10 @@ class PoolConfig(Strict, frozen=True):
     id: Annotated[PoolId, Meta(description="The pool's name in requests and metrics.")] = "default"
     model: Annotated[
         File | None,
-        Meta(description="A GGUF file: its path, relative to this file's folder, or its name in the roots."),
+        Meta(
+            description="A GGUF file: its path, relative to this file's folder, or its name in the roots; `demo` is "
+            "the demo model."
+        ),
     ] = None
     devices: Annotated[
         Literal["auto"] | Annotated[tuple[Device, ...], Meta(min_length=1)],
@@ -151,8 +154,20 @@ class PoolConfig(Strict, frozen=True):
     ] = "auto"
     swa_full: Annotated[
         bool,
-        Meta(description="Keep the whole cache of sliding-window layers, to reuse any prefix; off saves memory."),
-    ] = True
+        Meta(
+            description="Keep the whole cache of sliding-window layers: any prefix can be reused then, for several "
+            "times the memory. Off, a prompt is reused if it continues an earlier one."
+        ),
+    ] = False
+    prompt_cache_mib: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=1 << 20,
+            description="Host memory, in MiB, for prompts that have left their slot, so that a conversation that comes "
+            "back is not computed again; divided among the replicas. 0 turns it off.",
+        ),
+    ] = 1024
     mmap: Annotated[bool, Meta(description="Map the model file instead of reading it into memory.")] = True
 
 

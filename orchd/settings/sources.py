@@ -11,7 +11,7 @@ import stat
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import platformdirs
@@ -152,7 +152,7 @@ def _with_flags(settings: ConfigFile, flags: Mapping[str, Any], cwd: Path, sourc
     sections: dict[str, Any] = {name: getattr(settings, name) for name in ConfigFile.__struct_fields__}
     for key, value in flags.items():
         section, name = key.split(".")
-        flag = f"--{name.replace('_', '-')}"
+        flag = _FLAGS.get(key, f"--{name.replace('_', '-')}")
         if section == "pools":
             if len(settings.pools) > 1:
                 ids = ", ".join(pool.id for pool in settings.pools)
@@ -172,6 +172,10 @@ def _with_flags(settings: ConfigFile, flags: Mapping[str, Any], cwd: Path, sourc
             value = tuple(_absolute(root, cwd) for root in value) if name == "roots" else value
             sections[section] = msgspec.structs.replace(sections[section], **{name: value})
     return ConfigFile(**sections)
+
+
+_FLAGS: Final = {"pools.devices": "--device", "models.roots": "--models-dir"}
+"""Those that are not called like their key."""
 
 
 def _replace_server(server: ServerConfig, name: str, value: Any, cwd: Path) -> ServerConfig:
@@ -201,8 +205,8 @@ def _check_pool(pool: PoolConfig, where: str, *, model_needed: bool) -> None:
 
 def _located(model: str | None, base: Path) -> str | None:
     """A path as an absolute one; a bare name that is no file in ``base`` stays: the roots may have it."""
-    if model is None:
-        return None
+    if model is None or model == "demo":
+        return model
     path = _absolute(model, base)
     return path if "/" in model or os.path.lexists(path) else model
 

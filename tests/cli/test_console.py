@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from orchd.cli.console import ServeConsole, curl_pair, ready_screen, set_up_logging
+from orchd.cli.console import ServeConsole, curl_pair, ready_screen, run_line, set_up_logging
 from orchd.observer import Observer, PoolSummary, Summary
 from testkit import stand_in as s
 from testkit.stand_in import TOKEN
@@ -127,7 +127,7 @@ def test_a_narrow_terminal_does_not_break_the_commands() -> None:
     shown = summary(token_file="/home/me/" + "deep/" * 20 + "token")
     screen.observer.ready(shown)
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.out)
-    submit = [line for line in plain.splitlines() if line.startswith(("curl", "  -"))]
+    submit = [line for line in plain.splitlines() if line.startswith(("sed", "  -"))]
     assert len(submit) == len(curl_pair(shown))
 
 
@@ -141,7 +141,23 @@ def test_the_first_pool_is_named_where_there_are_several() -> None:
 
 
 def test_without_a_file_the_token_comes_from_the_environment() -> None:
-    assert '"Authorization: Bearer $ORCHD_TOKEN"' in "\n".join(curl_pair(summary(token_file=None)))
+    assert '"$ORCHD_TOKEN" | curl' in curl_pair(summary(token_file=None))[0]
+
+
+def test_the_first_command_is_orchds_own() -> None:
+    assert run_line(summary()) == "orchd run 'Name three rivers.'"
+    elsewhere = run_line(summary(pool("a"), pool("b"), url="http://127.0.0.1:9000"))
+    assert elsewhere == "orchd run --url http://127.0.0.1:9000 --pool a 'Name three rivers.'"
+    lines = [str(line) for line in ready_screen(summary())]
+    assert lines.index(run_line(summary())) < lines.index(next(line for line in lines if "curl" in line))
+
+
+@pytest.mark.parametrize("token_file", ["/s/token", None])
+def test_curl_is_started_without_the_token_among_its_arguments(token_file: str | None) -> None:
+    for line in curl_pair(summary(token_file=token_file)):
+        after_curl = line.partition("curl")[2]
+        assert "TOKEN" not in after_curl
+        assert "Bearer" not in after_curl
 
 
 @pytest.fixture

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import signal
 import subprocess
 
 import pytest
+from rich.console import Console
+from rich.spinner import Spinner
 
+from orchd.cli.waiting import Countdown
 from testkit import stand_in as s
 from testkit.stand_in import StandIn
 from tests.cli.shell import answering, on_terminal, one_line, orchd, spawn
@@ -82,7 +87,8 @@ def test_run_as_json_is_one_object_at_the_end(server: StandIn) -> None:
     result = orchd("run", "hi", "--json", "--url", server.url)
     answer = json.loads(result.stdout)
     assert answer.pop("task_id") == server.seen[0].body["task_id"]
-    assert answer == {"text": "The Rhône", "finish_reason": "length", "tokens_out": 2, "decode_ms": 12}
+    figures = {"tokens_in": 5, "tokens_cached": 2, "tokens_out": 2, "decode_ms": 12}
+    assert answer == {"text": "The Rhône", "finish_reason": "length"} | figures
     assert result.exit_code == 0
 
 
@@ -132,12 +138,91 @@ def test_a_task_that_fails_is_1(server: StandIn, flags: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "code"), [(400, "INVALID_PARAMS"), (429, "ADMISSION_REJECT"), (503, "POOL_UNREADY")]
+    ("status", "code", "said", "told"),
+    [
+        (400, "INVALID_PARAMS", "Not like this.", "Not like this."),
+        (
+            400,
+            "INVALID_PARAMS",
+            "the prompt's 9 tokens and max_tokens 256 do not fit; shorten the prompt or lower max_tokens",
+            "the prompt's 9 tokens and --max-tokens 256 do not fit; shorten the prompt or lower --max-tokens",
+        ),
+        (400, "INVALID_PARAMS", "x has no chat template; send prompt instead of messages", "; use --raw"),
+        (400, "INVALID_PARAMS", "pool_id is required; available: a, b", "--pool is required; available: a, b"),
+        (
+            429,
+            "ADMISSION_REJECT",
+            "the queue is full (64 tasks); try again in 8.3 s",
+            "the queue is full; there should be room in 9 s: let orchd wait with --wait 60",
+        ),
+        (503, "POOL_UNREADY", "the pool is loading; try again", "loading; try again, or let orchd wait with --wait 60"),
+    ],
 )
-def test_a_refusal_is_1(server: StandIn, status: int, code: str) -> None:
-    server.on("POST /v1/tasks", s.refuse(status, code, "Not like this.", {"Retry-After": "9"}))
+def test_a_refusal_is_1_and_in_the_words_of_the_command(
+    server: StandIn, status: int, code: str, said: str, told: str
+) -> None:
+    server.on("POST /v1/tasks", s.refuse(status, code, said, {"Retry-After": "9"}))
     result = orchd("run", "hi", "--url", server.url)
-    assert (result.exit_code, result.stderr) == (1, "orchd: Not like this.\n")
+    assert result.exit_code == 1
+    assert one_line(result.stderr).endswith(f"{told}\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--temperature 9", "--temperature is '9', expected a number from 0 to 5"),
+        ("--temperature warm", "--temperature is 'warm', expected a number from 0 to 5"),
+        ("--max-tokens 0", "--max-tokens is '0', expected a whole number from 1 to"),
+        ("--seed -1", "--seed is '-1', expected a whole number from 0 to"),
+        ("--priority high", """--priority is 'high', expected "interactive" or "batch\""""),
+        ("--wait -1", "--wait is '-1', expected a number from 0 to"),
+        ("--wait", "option '--wait' requires an argument; see orchd"),
+        ("--colour x", "no such option: --colour"),
+        ("rivers, please", "put it in quotes: orchd run 'hi rivers, please'"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_2(server: StandIn, options: str, told: str) -> None:
+    result = orchd("run", "hi", "--url", server.url, *options.split())
+    assert result.exit_code == 2
+    assert told in one_line(result.stderr)
+    assert server.seen == []
+
+
+PROMPTS = [
+    (["Summarise."], "a text\n", "Summarise.\n\na text"),
+    (["Summarise."], "", "Summarise."),
+    ([], "a text\n", "a text"),
+    (["-"], "a text\n", "a text"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "stdin", "content"), PROMPTS)
+def test_the_prompt_then_the_text_on_stdin(server: StandIn, arguments: list[str], stdin: str, content: str) -> None:
+    answering(server, "x")
+    assert orchd("run", *arguments, "--url", server.url, stdin=stdin).exit_code == 0
+    assert server.seen[0].body["messages"][-1]["content"] == content
+
+
+@pytest.mark.parametrize("arguments", [[], ["-"]])
+def test_no_text_at_all_is_one_line_and_2(server: StandIn, arguments: list[str]) -> None:
+    result = orchd("run", *arguments, "--url", server.url, stdin="")
+    assert result.exit_code == 2
+    assert "stdin is empty" in one_line(result.stderr)
+    assert server.seen == []
+
+
+def test_a_terminal_without_a_prompt_is_not_read(server: StandIn) -> None:
+    sent, code = on_terminal("run", "--url", server.url)
+    assert (sent, code) == ("orchd: there is no prompt; use orchd run 'PROMPT', or pipe the text in\r\n", 2)
+
+
+def test_a_pipe_that_stays_silent_is_told_of(server: StandIn) -> None:
+    answering(server, "x")
+    pipe = subprocess.PIPE
+    with spawn("run", "hi", "--url", server.url, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        assert process.stderr is not None
+        assert "use < /dev/null" in process.stderr.readline()
+        assert process.communicate(timeout=10)[0] == "x"
 
 
 def test_run_waits_for_room_if_told_to(server: StandIn) -> None:
@@ -155,6 +240,53 @@ def test_a_terminal_gets_a_newline_and_no_control_characters_from_the_model(serv
 def test_a_pipe_gets_the_models_text_as_it_is(server: StandIn) -> None:
     answering(server, "a\x1b[31m")
     assert orchd("run", "hi", "--url", server.url).stdout == "a\x1b[31m"
+
+
+def test_a_full_queue_that_says_now_is_not_asked_again_and_again(server: StandIn) -> None:
+    server.on("POST /v1/tasks", s.refuse(429, "ADMISSION_REJECT", "Full.", {"X-Backoff-Ms": "1"}))
+    assert orchd("run", "hi", "--wait", "1", "--url", server.url).exit_code == 1
+    assert len(server.requests("POST /v1/tasks")) <= 6
+
+
+def test_a_terminal_sees_when_the_next_try_is_and_when_it_starts(server: StandIn) -> None:
+    full = "the queue is full (64 tasks); try again in 0.4 s"
+    server.on("POST /v1/tasks", s.refuse(429, "ADMISSION_REJECT", full, {"X-Backoff-Ms": "400"}))
+    server.on("POST /v1/tasks", s.accept(queue_position=1, predicted_start_ms=61_000))
+    server.on("GET stream", s.stream(s.started(), s.token(1, "text"), s.end(2)))
+    sent, code = on_terminal("run", "hi", "--wait", "30", "--url", server.url)
+    assert "the queue is full (64 tasks); trying again in about 1 s" in sent
+    assert "waiting, 1 ahead; starts in about 1 min 1 s" in sent
+    assert code == 0
+
+
+def test_a_countdown_counts_down_on_one_line() -> None:
+    times = itertools.chain([0.0, 0.0, 31.5, 89.9, 90.0], itertools.repeat(200.0))
+    line = Countdown("waiting, 3 ahead", "starts", 90, late="starts soon", clock=lambda: next(times))
+    seen = [str(line).partition("; ")[2] for _ in range(5)]
+    assert seen == [
+        "starts in about 1 min 30 s",
+        "starts in about 59 s",
+        "starts in about 1 s",
+        "starts soon",
+        "starts soon",
+    ]
+    screen = io.StringIO()
+    Console(file=screen, width=20).print(Spinner("line", line).render(0))
+    assert screen.getvalue() == "- waiting, 3 ahead;…\n"
+
+
+def test_a_dumb_terminal_gets_each_line_once(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.on("POST /v1/tasks", s.accept(queue_position=3, predicted_start_ms=900))
+    server.on("GET stream", s.stream(s.started(), s.token(1, "text"), s.end(2)))
+    sent, _ = on_terminal("run", "hi", "--url", server.url, term="dumb")
+    assert sent == "waiting, 3 ahead; starts in about 1 s\r\ntext\r\n"
+
+
+def test_ctrl_c_while_it_waits_takes_the_line_away(server: StandIn) -> None:
+    server.on("POST /v1/tasks", s.refuse(429, "ADMISSION_REJECT", "Full.", {"X-Backoff-Ms": "60000"}))
+    sent, code = on_terminal("run", "hi", "--wait", "99", "--url", server.url, interrupt_at="in about")
+    assert code == 130
+    assert sent.endswith(("\x1b[2K", "\x1b[?25h", "\x1b[?25h\r\x1b[1A\x1b[2K"))
 
 
 def test_a_terminal_sees_its_place_in_the_queue_until_text_comes(server: StandIn) -> None:
@@ -189,3 +321,11 @@ def test_a_reader_that_leaves_is_no_error_to_talk_about(server: StandIn) -> None
         assert server.left.wait(10)
         assert process.stderr.read() == ""
         assert process.wait(10) == 141
+
+
+def test_a_terminal_shows_how_much_of_a_long_prompt_is_read(server: StandIn) -> None:
+    server.on("POST /v1/tasks", s.accept())
+    server.on("GET stream", s.stream(s.started(), b": prompt 25/100\n\n", s.token(1, "a"), s.end(2)))
+    sent, code = on_terminal("run", "hi", "--url", server.url)
+    assert code == 0
+    assert "reading the prompt, 25 % of 100 tokens" in sent

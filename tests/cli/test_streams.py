@@ -144,7 +144,7 @@ def script(code: str, *, stdout: int = subprocess.DEVNULL, stderr: int = subproc
 
 def test_a_defect_is_a_traceback_and_70() -> None:
     """Python's own exit code for it is 1, which is an answer here; after 2, systemd would not start a server again."""
-    with script("from orchd.cli import commands\ncommands.app = lambda **_: 1 / 0\ncommands.main()") as process:
+    with script("from orchd.cli import entry\nentry.app = lambda **_: 1 / 0\nentry.main()") as process:
         _, errors = process.communicate(timeout=DEADLINE_S)
     assert b"ZeroDivisionError" in errors
     assert process.returncode == 70

@@ -184,7 +184,7 @@ def test_a_step_with_a_copy_is_not_learnt_as_slow_tokens(tiny_model_path: Path) 
         decode = context.decode
 
         def slowly(n_rows: int) -> None:
-            clock.now += 0.001 * n_rows + 10.0 * context._queued
+            clock.now += 0.001 * n_rows + 10.0 * bool(context._queued)
             decode(n_rows)
 
         context.decode = slowly  # type: ignore[method-assign]  # the same, on a machine where copies take long

@@ -17,8 +17,11 @@ def slot(index: int, cached: list[int] | None = None, *, busy: bool = False, use
     return Slot(index, list(cached or ()), run, used)
 
 
-def reuse(prompt: list[int], *slots: Slot, may_copy: bool = True, worth: int = MIN_COPY) -> Reuse:
-    return find_reuse(prompt, slots, worth=(lambda tokens: worth) if may_copy else None)
+def reuse(prompt: list[int], *slots: Slot, worth: int = MIN_COPY, cuts: bool = True, stored: int = 0) -> Reuse:
+    def kept(slot: Slot, keep: int) -> int:
+        return keep if cuts or keep == len(slot.cached) else 0
+
+    return find_reuse(prompt, slots, worth=lambda tokens: worth, kept=kept, stored=stored)
 
 
 def test_an_empty_slot_goes_before_one_whose_cache_would_be_lost() -> None:
@@ -102,10 +105,17 @@ def test_the_only_free_slot_is_taken_whatever_it_holds() -> None:
     assert reuse([*MUCH[:520], 1], slot(0, MUCH), slot(1, busy=True)) == Reuse(0, 520)
 
 
-def test_without_copies_the_longest_prefix_decides() -> None:
+def test_memory_that_cannot_be_cut_serves_only_what_goes_on_after_all_of_it() -> None:
     much = [*LONG, *range(1000, 1200)]
-    assert reuse([*LONG, 1], slot(0), slot(1, much), may_copy=False) == Reuse(1, len(LONG))
-    assert reuse([*LONG, 1], slot(0), slot(1, much, busy=True), may_copy=False) == Reuse(0, 0)
+    assert reuse([*LONG, 1], slot(0), slot(1, much), cuts=False) == Reuse(0, 0)
+    assert reuse([*much, 1], slot(0), slot(1, much), cuts=False) == Reuse(1, len(much))
+    assert reuse([*much, 1], slot(0), slot(1, much, busy=True), cuts=False) == Reuse(0, len(much), copy_from=1)
+
+
+def test_what_is_saved_is_restored_if_no_slot_holds_about_as_much() -> None:
+    assert reuse([*MUCH[:520], 1], slot(0), slot(1, [9] * 50), stored=520) == Reuse(0, 520, stored=True)
+    assert reuse([*MUCH[:520], 1], slot(0), slot(1, MUCH[:500]), stored=520) == Reuse(1, 500)
+    assert reuse([*MUCH[:520], 1], slot(0), slot(1, MUCH[:400], busy=True), stored=520) == Reuse(0, 520, stored=True)
 
 
 tokens = st.lists(st.integers(0, 2), max_size=20)
@@ -129,16 +139,14 @@ all_slots = st.lists(st.tuples(prompts, st.booleans()), min_size=1, max_size=6).
 
 
 @given(prompts.filter(bool), all_slots.filter(lambda slots: any(s.run is None for s in slots)), st.booleans())
-def test_any_reuse_is_of_a_free_slot_and_of_what_is_cached(
-    prompt: list[int], slots: list[Slot], may_copy: bool
-) -> None:
-    found = reuse(prompt, *slots, may_copy=may_copy)
+def test_any_reuse_is_of_a_free_slot_and_of_what_is_cached(prompt: list[int], slots: list[Slot], cuts: bool) -> None:
+    found = reuse(prompt, *slots, cuts=cuts)
     source = slots[found.slot if found.copy_from is None else found.copy_from]
     assert slots[found.slot].run is None
     assert 0 <= found.keep < len(prompt)
     assert source.cached[: found.keep] == prompt[: found.keep]
     assert found.copy_from != found.slot
-    assert may_copy or found.copy_from is None
+    assert cuts or found.keep in (0, len(source.cached))
 
 
 @given(prompts.filter(bool), all_slots.filter(lambda slots: any(s.run is None for s in slots)))

@@ -19,6 +19,15 @@ ROUTES = [
     ("GET", "/metrics"),
 ]
 STREAM = ROUTES[1]
+
+
+async def test_a_wrong_token_is_told_as_wrong_and_a_missing_one_as_missing(tiny_model_path: Path) -> None:
+    async with serving(tiny_model_path) as server:
+        for headers, told in ({}, "is missing"), ({"Authorization": "Bearer not-the-token-0123"}, "is wrong"):
+            answer = await server.request("GET", "/health", token=None, headers=headers)
+            assert told in assert_envelope(answer, 401, "UNAUTHORIZED")
+
+
 NOT_THE_TOKEN = {
     "none": {},
     "wrong": {"Authorization": "Bearer another-token-0123456789"},

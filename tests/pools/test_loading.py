@@ -21,7 +21,8 @@ OTHER: dict[str, Any] = {
     "flash_attn": "on",
     "cache_type_k": "q8_0",
     "cache_type_v": "q4_0",
-    "swa_full": False,
+    "swa_full": True,
+    "prompt_cache_mib": 7,
     "mmap": False,
 }
 """Another value than the default for every setting that changes what is loaded."""

@@ -180,6 +180,7 @@ async def staged(
     stall_s: float = 60.0,
     ctx: int = 64,
     pools: tuple[str, ...] = ("default",),
+    prompt_cache_mib: int = 0,
 ) -> AsyncIterator[Stage]:
     for name in SHIFTS:
         (folder / f"{name}.gguf").write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))
@@ -191,9 +192,13 @@ async def staged(
         await asyncio.sleep(0.002)
 
     configs = {
-        PoolConfig(id=pool_id, slots=slots, ctx=ctx, reload=mode): [  # type: ignore[arg-type]
-            Device(f"cpu#{pool_id}{i}", DeviceSpec("cpu", ordinal=i)) for i in range(replicas)
-        ]
+        PoolConfig(
+            id=pool_id,
+            slots=slots,
+            ctx=ctx,
+            reload=mode,  # type: ignore[arg-type]
+            prompt_cache_mib=prompt_cache_mib,
+        ): [Device(f"cpu#{pool_id}{i}", DeviceSpec("cpu", ordinal=i)) for i in range(replicas)]
         for pool_id in pools
     }
     async with serving(

@@ -9,6 +9,7 @@ import pytest
 
 from engines.api import Footprint
 from orchd.machine import memory
+from testkit.fake_engine import FakeModel
 from tests.reload.faults import refused, undisturbed
 from tests.reload.stage import staged, until
 
@@ -66,10 +67,23 @@ async def test_a_model_that_can_never_fit_is_refused_before_anything_is_touched(
         need = "6.02 GiB"  # 2.75 GiB twice, 5 % and 256 MiB more
         assert message == (
             f"loading failed: b.gguf needs {need} on cpu, but only 5.00 GiB is free; "
-            "use fewer slots, a smaller ctx or a smaller model; a still serves"
+            "use fewer slots, a smaller ctx, a smaller prompt_cache_mib or a smaller model; a still serves"
         )
         assert stage.current() == before
         await undisturbed(stage)
+
+
+async def test_the_prompt_cache_counts_and_what_the_old_one_holds_is_free_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with staged(tmp_path, replicas=2, mode="replace", prompt_cache_mib=2048) as stage:
+        monkeypatch.setattr(memory, "free_bytes", lambda place: 2 * GIB)
+        stage.engine.footprint = Footprint(0, 0, 0)
+        assert "b.gguf needs 2.25 GiB on cpu, but only 2.00 GiB is free" in await refused(stage)
+        monkeypatch.setattr(FakeModel, "saved_bytes", GIB // 4)
+        model = stage.pool.model
+        assert model is not None
+        await stage.pool.check_fit(model, leaving=model)
 
 
 async def test_where_nobody_can_tell_what_is_free_it_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

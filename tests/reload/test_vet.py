@@ -61,7 +61,7 @@ def test_every_end_of_the_process_is_a_sentence(tmp_path: Path, stand_in: Path, 
 
 
 def test_a_model_that_ends_llama_cpp_only_with_several_slots_is_told_so(tmp_path: Path, stand_in: Path) -> None:
-    answer = '{"ok": true, "cache": 1, "buffers": 2}'
+    answer = '{"ok": true, "cache": 1, "buffers": 2, "on_gpu": 0}'
     stand_in.write_text(f"#!/bin/sh\ncase $* in *'--slots 1 '*) echo '{answer}';; *) kill -ABRT $$;; esac\n")
     model = write_tiny_llama(tmp_path / "m.gguf")
     assert refusal(model) == (

@@ -324,10 +324,10 @@ def test_a_mistake_in_the_environment(read: Loader, variable: str, value: str, r
     [
         ("server.port", -1, "--port is -1", "from 0 to 65535"),
         ("pools.slots", 0, "--slots is 0", "from 1 to 256"),
-        ("pools.devices", ["gpu0"], "--devices is ['gpu0']", '"auto" or a list such as'),
+        ("pools.devices", ["gpu0"], "--device is ['gpu0']", '"auto" or a list such as'),
         ("pools.cache_type_k", "q9", "--cache-type-k is 'q9'", '"q8_0"'),
         ("pools.batch", 3, "flags: pools[0].batch is 3", "set batch to at least 4"),
-        ("models.roots", [""], "--roots is ['']", "a list"),
+        ("models.roots", [""], "--models-dir is ['']", "a list"),
     ],
 )
 def test_a_mistake_in_a_flag(read: Loader, key: str, value: object, start: str, remedy: str) -> None:

@@ -15,9 +15,11 @@ from engines.api import ModelSpec
 from engines.errors import DecodeFailed, EngineDead, LoadFailed
 from engines.llamacpp.load_log import Buffers, load_error
 from engines.llamacpp.native.heartbeat import Heartbeat
-from engines.llamacpp.native.library import captured
+from engines.llamacpp.native.library import captured, keeping_lock
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.native.threads import ComputeThreads
+
+_get_logits = keeping_lock("llama_get_logits", [ctypes.c_void_p], ctypes.POINTER(ctypes.c_float))
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
@@ -44,7 +46,8 @@ class NativeContext:
     def __init__(self, model: NativeModel, spec: ModelSpec, *, threads: int, cpus: Sequence[int] = ()) -> None:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = spec.slots * spec.ctx
-        params.n_batch = params.n_ubatch = max(spec.batch, spec.slots)
+        # A multiple of the slots: of other numbers llama.cpp makes no graph for some models (Kimi Linear), but aborts.
+        params.n_batch = params.n_ubatch = max(spec.batch - spec.batch % spec.slots, spec.slots)
         params.n_seq_max = spec.slots
         params.n_outputs_max = spec.slots
         params.n_threads = params.n_threads_batch = threads
@@ -71,7 +74,7 @@ class NativeContext:
         self._ctx = spec.ctx
         # Else the state of a sequence is not all of its cache (a sliding window), or a device copies faster itself.
         self._copies_held = not (model.n_swa or model.is_recurrent or self.buffers.on_device)
-        self._queued = False  # whether the next decode copies slots
+        self._queued: set[int] = set()  # slots that the next decode copies from or to
         self._passage = np.empty(0, np.uint8)
         try:
             self._make_batch()
@@ -117,9 +120,10 @@ class NativeContext:
         self._batch.n_tokens = n_rows
         self.heartbeat.begin()
         self._threads.use(1 if n_rows <= self._lone_rows else self._threads.count)
-        self._queued = False
+        self._queued.clear()
         code = llama_cpp.llama_decode(self.handle, self._batch)
-        llama_cpp.llama_synchronize(self.handle)  # a GPU may still be at work, and a step's time is measured
+        if self.buffers.on_device:
+            llama_cpp.llama_synchronize(self.handle)  # a GPU may still be at work, and a step's time is measured
         if code == 0:
             return
         reason = {1: "no room in the KV cache", 2: "it was aborted", -1: "the batch was refused"}.get(
@@ -129,7 +133,7 @@ class NativeContext:
 
     def logits(self, n_outputs: int) -> npt.NDArray[np.float32]:
         """Logits of the last decode's output rows in batch order, shape (n_outputs, n_vocab); valid until the next."""
-        pointer = llama_cpp.llama_get_logits(self.handle)
+        pointer = _get_logits(self.handle)
         where = ctypes.addressof(pointer.contents), n_outputs
         if where != self._logits_of:  # nearly always those of the step before
             view = _view(pointer, n_outputs * self._n_vocab, np.float32)
@@ -166,7 +170,36 @@ class NativeContext:
         """Queue a copy of every cell of a slot, held or not; the next decode makes it."""
         self.clear_slot(target)
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
-        self._queued = True
+        self._queued |= {source, target}
+
+    def state_bytes(self, slot: int) -> int:
+        """Bytes that `save_slot` would return; 0 if it cannot now."""
+        return 0 if slot in self._queued else int(llama_cpp.llama_state_seq_get_size(self.handle, slot))
+
+    def save_slot(self, slot: int, n_bytes: int) -> npt.NDArray[np.uint8] | None:
+        """A copy in host memory of what a slot holds, in llama.cpp's format; None if it cannot be made.
+
+        Args:
+            slot: Which.
+            n_bytes: From `state_bytes`.
+
+        Raises:
+            MemoryError: The system has not so much.
+        """
+        state = np.empty(n_bytes, np.uint8)
+        data = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        written = int(llama_cpp.llama_state_seq_get_data(self.handle, data, n_bytes, slot))
+        return state if written == n_bytes else None
+
+    def restore_slot(self, slot: int, state: npt.NDArray[np.uint8]) -> bool:
+        """Replace what a slot holds by what `save_slot` returned; if that fails, the slot is empty and it is False."""
+        data = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+        if slot not in self._queued:
+            self.clear_slot(slot)
+            if int(llama_cpp.llama_state_seq_set_data(self.handle, data, state.nbytes, slot)) == state.nbytes:
+                return True
+        self.clear_slot(slot)
+        return False
 
     def _copy_held(self, source: int, target: int) -> bool:
         """Copy what a slot holds through host memory; False if that cannot be done, and the target is empty then."""
@@ -193,39 +226,41 @@ class NativeContext:
         self.token[:rows], self.pos[:rows], self.seq[:rows], self.output[:rows] = token, position, slots, 1
         self.decode(rows)
 
-    def try_step(self, token: int, rows: int = 1) -> None:
-        """Decode a token some times and forget it: pages in the weights and shows that a step works.
+    def try_step(self, token: int, rows: int = 1, *, slots: int = 1) -> None:
+        """Decode a token ``rows`` times in each of the first slots, and forget it: shows that a step works.
+
+        It pages in the weights, and a GPU takes the memory that such a step needs.
 
         Raises:
             DecodeFailed: It does not.
         """
-        self.token[:rows], self.pos[:rows], self.seq[:rows] = token, np.arange(rows), 0
-        self.output[:rows] = 0
-        self.output[rows - 1] = 1
-        self.decode(rows)
-        if not np.isfinite(self.logits(1)).all():
+        n = rows * slots
+        self.token[:n], self.pos[:n], self.seq[:n] = token, np.tile(np.arange(rows), slots), np.arange(n) // rows
+        self.output[:n] = np.arange(1, n + 1) % rows == 0
+        self.decode(n)
+        if not np.isfinite(self.logits(slots)).all():
             raise DecodeFailed("the model computes NaN or infinity instead of logits; its file may be damaged")
         self.clear()
 
     def try_tasks(self, token: int, slots: int) -> None:
-        """Decode as tasks do that come and go: in up to three slots, of unequal lengths, one of which ends first.
+        """Decode as tasks do that come and go: in up to three slots, of unequal lengths, each of which ends once.
 
         Raises:
             DecodeFailed: A step does not work.
         """
         length = [0] * slots
-        for rows in ((3, 1, 2), (1, 0, 1), (1, 2, 1)):
+        for rows in ((3, 1, 2), (1, 0, 1), (1, 2, 1), (0, 1, 1), (2, 1, 0)):
             n = 0
             for slot, count in enumerate(rows[:slots]):
                 if not count:
                     self.clear_slot(slot)
                     length[slot] = 0
-                for _ in range(count):
-                    self.token[n], self.pos[n], self.seq[n], self.output[n] = token, length[slot], slot, 0
+                for left in reversed(range(count)):
+                    self.token[n], self.pos[n], self.seq[n], self.output[n] = token, length[slot], slot, left == 0
                     length[slot] += 1
                     n += 1
-                self.output[n - 1] = 1
-            self.decode(n)
+            if n:
+                self.decode(n)
         self.clear()
 
     def choose_threads(self, n_slots: int) -> None:

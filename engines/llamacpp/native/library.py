@@ -6,7 +6,8 @@ import contextlib
 import ctypes
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import llama_cpp
 
@@ -26,11 +27,22 @@ def _on_log(level: int, text: bytes, _user_data: object) -> None:
         _log.log(_LEVELS.get(level, logging.DEBUG), "%s", line)
 
 
+_keeping = ctypes.PyDLL(None, handle=llama_cpp.llama_cpp._lib._handle)
 _log_callback = llama_cpp.llama_log_callback(_on_log)  # must stay referenced
 llama_cpp.llama_log_set(_log_callback, ctypes.c_void_p(0))
 llama_cpp.llama_backend_init()
 
 version: str = llama_cpp.__version__
+
+
+def keeping_lock(name: str, arguments: Sequence[Any], result: Any = None) -> Any:
+    """A function of llama.cpp that does not give up Python's lock while it runs: for what takes microseconds.
+
+    Every other call through ctypes gives it up, and a busy thread may keep it for `sys.getswitchinterval` then.
+    """
+    function = _keeping[name]
+    function.argtypes, function.restype = list(arguments), result
+    return function
 
 
 @contextlib.contextmanager

@@ -11,7 +11,13 @@ import llama_cpp
 
 from engines.errors import EngineDead
 from engines.llamacpp.load_log import Buffers, load_error
-from engines.llamacpp.native.library import captured
+from engines.llamacpp.native.library import captured, keeping_lock
+
+_token_to_piece = keeping_lock(
+    "llama_token_to_piece",
+    [ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_bool],
+    ctypes.c_int32,
+)
 
 
 class NativeModel:
@@ -78,6 +84,8 @@ class NativeModel:
         self._vocab: Any = llama_cpp.llama_model_get_vocab(handle)
         self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self.n_swa: int = 0 if vocab_only else llama_cpp.llama_model_n_swa(handle)
+        # Its `seq_rm` empties at once what its `seq_cp` only copies in the next decode.
+        self.survives_moves: bool = vocab_only or self.architecture != "deepseek4"
         self.is_recurrent: bool = not vocab_only and (
             llama_cpp.llama_model_is_recurrent(handle) or llama_cpp.llama_model_is_hybrid(handle)
         )
@@ -109,9 +117,29 @@ class NativeModel:
     @property
     def pre_tokenizer(self) -> str:
         """What the file's metadata calls the rules by which texts are cut into words."""
+        return self._metadata("tokenizer.ggml.pre")
+
+    @property
+    def architecture(self) -> str:
+        """llama.cpp's name for it."""
+        return self._metadata("general.architecture")
+
+    def _metadata(self, key: str) -> str:
+        """A short value in the file's metadata; empty if it is not there."""
         buffer = ctypes.create_string_buffer(64)
-        llama_cpp.llama_model_meta_val_str(self.handle, b"tokenizer.ggml.pre", buffer, len(buffer))
+        llama_cpp.llama_model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace")
+
+    @property
+    def heads(self) -> tuple[int, int, int, int]:
+        """Of the first layer's attention: sizes of a K and of a V head, heads, KV heads; all 0 if it has none."""
+        heads, kv_heads = llama_cpp.llama_model_n_head(self.handle), llama_cpp.llama_model_n_head_kv(self.handle)
+        if not heads or not kv_heads:
+            return 0, 0, 0, 0
+        usual = llama_cpp.llama_model_n_embd(self.handle) // heads
+        prefix = f"{self.architecture}.attention"
+        k, v = (self._metadata(f"{prefix}.{what}_length") for what in ("key", "value"))
+        return int(k) if k.isdigit() else usual, int(v) if v.isdigit() else usual, heads, kv_heads
 
     def tokenize(self, text: str, *, add_special: bool = False, parse_special: bool = True) -> list[int]:
         """Token ids of a text. ``llama_tokenize`` is thread-safe."""
@@ -141,10 +169,10 @@ class NativeModel:
     def piece(self, token: int, *, special: bool) -> bytes:
         """The bytes a token stands for; control tokens are empty unless ``special``."""
         buffer = ctypes.create_string_buffer(64)
-        n = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
+        n = _token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
         if n < 0:
             buffer = ctypes.create_string_buffer(-n)
-            n = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
+            n = _token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
         return buffer.raw[:n]
 
     def is_control(self, token: int) -> bool:

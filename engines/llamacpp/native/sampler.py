@@ -9,21 +9,18 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
+from engines.llamacpp.native.library import keeping_lock
+
 SHORT = 1 << 15
-"""Candidates up to which a call keeps Python's lock; it takes half a millisecond at most. A thread that gives the lock
-up beside a busy one gets it back after `sys.getswitchinterval` only, at each call."""
+"""Candidates up to which a call keeps Python's lock; it takes half a millisecond at most."""
 
 _CANDIDATE = np.dtype(llama_cpp.llama_token_data)
 
 
-def _apply(library: ctypes.CDLL) -> Any:
-    function = library["llama_sampler_apply"]
-    function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_void_p], None
-    return function
-
-
-_apply_short = _apply(ctypes.PyDLL(None, handle=llama_cpp.llama_cpp._lib._handle))
-_apply_long = _apply(ctypes.CDLL(None, handle=llama_cpp.llama_cpp._lib._handle))
+_apply_short = keeping_lock("llama_sampler_apply", [ctypes.c_void_p, ctypes.c_void_p])
+_apply_long = llama_cpp.llama_sampler_apply
+_clone = keeping_lock("llama_sampler_clone", [ctypes.c_void_p], ctypes.c_void_p)
+_free = keeping_lock("llama_sampler_free", [ctypes.c_void_p])
 
 
 class Candidates:
@@ -84,16 +81,16 @@ class NativeSampler:
 
     def saved_draw(self) -> Any:
         """A copy of the state of the draw, for `restore_draw` or `forget_draw`, one of them once."""
-        return llama_cpp.llama_sampler_clone(self._draw)
+        return _clone(self._draw)
 
     def restore_draw(self, saved: Any) -> None:
         """Draw again as from the moment when this was saved."""
         used, self._draw = self._draw, saved
-        llama_cpp.llama_sampler_free(used)
+        _free(used)
 
     def forget_draw(self, saved: Any) -> None:
         """It was not needed."""
-        llama_cpp.llama_sampler_free(saved)
+        _free(saved)
 
     def close(self) -> None:
         """Free the samplers. Calling it again does nothing."""
@@ -101,7 +98,7 @@ class NativeSampler:
             handle = getattr(self, owned)
             setattr(self, owned, None)
             if handle is not None:
-                llama_cpp.llama_sampler_free(handle)
+                _free(handle)
 
 
 def _chain(*links: Any) -> Any:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import shlex
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
 from orchd import __version__
-from orchd.cli.actions import Exit, complain
+from orchd.cli.command import Command, examples, new_app
 from orchd.cli.console import ServeConsole, set_up_logging
+from orchd.cli.options import ConfigOption, TokenFileOption, UrlOption
+from orchd.cli.outcome import Exit, complain
 from orchd.cli.streams import StandardStreams
 from orchd.client.discovery import find_server
 from orchd.errors import ConfigError
@@ -20,26 +21,25 @@ from orchd.openai import command
 from orchd.settings.credentials import find_token
 from orchd.settings.sources import load, working_folder
 
+app = new_app()
 
+
+@app.command(
+    cls=Command,
+    epilog=examples(
+        "orchd openai",
+        "orchd openai --port 9001 --url http://127.0.0.1:9000",
+    ),
+)
 def openai(
     context: typer.Context,
     host: Annotated[str, typer.Option(metavar="HOST", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(metavar="PORT", min=0, max=65535, help="Port; 0 picks a free one.")
     ] = command.PORT,
-    url: Annotated[
-        str | None,
-        typer.Option(
-            "--url", metavar="URL", help="Address of the server. [dim]Default: the configured host and port[/]"
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", "-c", metavar="FILE", help="Configuration file. [dim]Default: orchd.toml[/]"),
-    ] = None,
-    token_file: Annotated[
-        Path | None, typer.Option("--token-file", metavar="FILE", help="File that contains the token.")
-    ] = None,
+    url: UrlOption = None,
+    config: ConfigOption = None,
+    token_file: TokenFileOption = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
 ) -> None:
     """Speak the OpenAI API to programs that know no other, until Ctrl-C.

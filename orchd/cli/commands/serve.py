@@ -1,0 +1,93 @@
+"""`orchd serve`: serves models until Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from orchd.cli.command import WithModel, examples, new_app
+from orchd.cli.console import ServeConsole, set_up_logging
+from orchd.cli.options import (
+    ConfigOption,
+    CtxOption,
+    DeviceOption,
+    ModelOption,
+    ModelsDirOption,
+    SlotsOption,
+    TokenFileOption,
+    pool_flags,
+)
+from orchd.cli.outcome import Exit, complain
+from orchd.cli.streams import StandardStreams
+from orchd.errors import ConfigError
+from orchd.observer import Observer
+from orchd.settings.config import Config
+from orchd.settings.credentials import Credentials, find_or_create_token
+from orchd.settings.sources import load, working_folder
+
+app = new_app()
+
+
+@app.command(
+    cls=WithModel,
+    epilog=examples(
+        "orchd serve",
+        "orchd serve -m models/qwen.gguf --slots 8 --ctx 8192",
+        "orchd serve -m models/qwen.gguf --device gpu:0 --device gpu:1",
+        "orchd serve --models-dir ~/models    [dim]# and what a reload may ask for[/]",
+        "orchd serve -c orchd.toml --port 9000",
+    ),
+)
+def serve(
+    context: typer.Context,
+    config: ConfigOption = None,
+    host: Annotated[
+        str | None, typer.Option(metavar="HOST", help="Address to listen on. [dim]Default: 127.0.0.1[/]")
+    ] = None,
+    port: Annotated[
+        str | None, typer.Option(metavar="PORT", help="Port; 0 picks a free one. [dim]Default: 8737[/]")
+    ] = None,
+    token_file: TokenFileOption = None,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    slots: SlotsOption = None,
+    ctx: CtxOption = None,
+    models_dir: ModelsDirOption = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every decision.")] = False,
+) -> None:
+    """Serve models until Ctrl-C.
+
+    On Ctrl-C, running tasks may finish; a second Ctrl-C quits at once. The first start creates a
+    token and prints where it is stored.
+    """
+    flags = pool_flags(model, device, slots, ctx) | {
+        "server.host": host,
+        "server.port": port,
+        "models.roots": models_dir or None,
+    }
+    if (streams := context.find_object(StandardStreams)) is not None:
+        streams.write_aside()
+    console = ServeConsole()
+    set_up_logging(console.err, verbose=verbose)
+    try:
+        settings = load(config_path=config, flags=flags, environ=os.environ, cwd=working_folder())
+        credentials = find_or_create_token(settings, token_file_flag=token_file, environ=os.environ)
+        code = _serve(settings, credentials, console)
+    except ConfigError as error:
+        console.close()
+        complain(error)
+        code = Exit.NO_ANSWER
+    finally:
+        console.close()
+    raise typer.Exit(code)
+
+
+def _serve(config: Config, credentials: Credentials, observer: Observer) -> int:
+    """Imports the server only now: it loads llama.cpp, and a wrong configuration is told without it."""
+    try:
+        from orchd import server
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ConfigError(f"llama.cpp cannot be loaded ({error}); run 'make setup' again") from error
+    return server.serve(config, credentials, observer=observer)

@@ -1,0 +1,231 @@
+"""Prompts that have left their slot: found again, within a bound, and as good as computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engines.llamacpp.model import LlamaModel
+from engines.llamacpp.prompt_cache import PromptCache
+from engines.llamacpp.slots import common_prefix
+from testkit import tiny_gguf
+from tests.engines.support import count_rows, exact, loaded, sequence, text_of
+
+WRITERS = [tiny_gguf.write_tiny_llama, tiny_gguf.write_tiny_swa, tiny_gguf.write_tiny_mamba]
+TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=12)
+
+
+def state(n_bytes: int = 8) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    return np.zeros(n_bytes, np.uint8)
+
+
+# --- the structure ---------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(TOKENS, max_size=12), TOKENS)
+def test_the_entry_that_shares_most_is_found(entries: list[list[int]], prompt: list[int]) -> None:
+    cache = PromptCache(1 << 20, whole_only=False)
+    for tokens in entries:
+        cache.add(tokens, state())
+    best = max((common_prefix(prompt[:-1], tokens) for tokens in entries), default=0)
+    found = cache.find(prompt, at_most=len(prompt) - 1)
+    assert (found[1] if found else 0) == best
+
+
+@given(st.lists(TOKENS, max_size=12), TOKENS)
+def test_of_states_that_cannot_be_cut_the_longest_beginning_is_found(
+    entries: list[list[int]], prompt: list[int]
+) -> None:
+    cache = PromptCache(1 << 20, whole_only=True)
+    for tokens in entries:
+        cache.add(tokens, state())
+    usable = [len(tokens) for tokens in entries if tokens == prompt[:-1][: len(tokens)]]
+    found = cache.find(prompt, at_most=len(prompt) - 1)
+    assert (found[1] if found else 0) == max(usable, default=0)
+    assert found is None or found[0].n_tokens == found[1]
+
+
+@given(st.lists(st.tuples(TOKENS, st.integers(1, 60)), max_size=30), st.integers(0, 200), st.booleans())
+def test_the_bound_holds_whatever_comes(added: list[tuple[list[int], int]], limit: int, whole_only: bool) -> None:
+    cache = PromptCache(limit, whole_only=whole_only)
+    for tokens, n_bytes in added:
+        cache.add(tokens, state(n_bytes))
+        assert cache.n_bytes <= limit
+        assert cache.n_bytes == sum(entry.n_bytes for entry in cache._entries.values())
+        assert cache._order == sorted(cache._entries)
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    cache = PromptCache(2 * (4 + 8), whole_only=False)
+    cache.add([1], state())
+    cache.add([2], state())
+    assert cache.knows([1])
+    cache.add([3], state())
+    assert [cache.knows([token]) for token in (1, 2, 3)] == [True, False, True]
+
+
+def test_a_prefix_that_others_extend_stays_before_a_tail() -> None:
+    cache = PromptCache(4 * 40, whole_only=True)
+    cache.add([1], state())
+    cache.add([1, 2], state())
+    cache.add([1, 3], state())
+    while cache.knows([1]):
+        cache.add([len(cache) + 10, cache.n_bytes], state())
+        assert cache.knows([1]) or not (cache.knows([1, 2]) or cache.knows([1, 3]))
+        if len(cache) > 6:
+            break
+
+
+def test_a_longer_state_replaces_its_beginning_if_it_can_be_cut() -> None:
+    for whole_only, left in ((False, 1), (True, 2)):
+        cache = PromptCache(1 << 20, whole_only=whole_only)
+        cache.add([1, 2], state())
+        cache.add([1, 2, 3], state())
+        assert len(cache) == left
+        assert cache.knows([1, 2])
+
+
+def test_what_is_larger_than_the_bound_pushes_nothing_out() -> None:
+    cache = PromptCache(50, whole_only=False)
+    cache.add([1], state())
+    cache.add([2], state(60))
+    assert cache.knows([1])
+    assert not cache.knows([2])
+
+
+# --- with llama.cpp --------------------------------------------------------------------------------------------------
+
+
+def conversation(seed: int, length: int = 100) -> tuple[int, ...]:
+    random_ = random.Random(seed)
+    return (1, *(random_.randrange(300, 750) for _ in range(length)))
+
+
+def cold(path: Path, prompt: tuple[int, ...], max_tokens: int, **shape: bool) -> str:
+    with loaded(dataclasses.replace(exact(path, ctx=1024, **shape), prompt_cache_mib=0)) as model:
+        return text_of(model, prompt, max_tokens)
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_conversation_that_lost_its_slot_is_not_computed_again(
+    write: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "model.gguf")
+    first, other, more = conversation(1), conversation(2), conversation(3, 5)
+    with loaded(exact(path, ctx=1024)) as model:
+        text_of(model, first, 4)
+        text_of(model, other, 4)
+        rows = count_rows(model, monkeypatch)
+        assert text_of(model, (*first, *more), 8) == cold(path, (*first, *more), 8)
+    assert sum(rows) <= len(more) + 10
+
+
+@pytest.mark.parametrize("write", WRITERS[1:])
+def test_the_same_prompt_again_is_not_computed_again_even_if_memory_cannot_be_cut(
+    write: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "model.gguf")
+    with loaded(exact(path, ctx=1024, swa_full=False)) as model:
+        text = text_of(model, conversation(1), 300)
+        rows = count_rows(model, monkeypatch)
+        assert text_of(model, conversation(1), 300) == text
+    assert rows[0] == 1
+
+
+def test_without_a_prompt_cache_nothing_is_saved(tiny_model_path: Path) -> None:
+    with loaded(dataclasses.replace(exact(tiny_model_path), prompt_cache_mib=0)) as model:
+        for seed in (1, 2, 1):
+            text_of(model, conversation(seed), 4)
+        assert len(model._saver._cache) == 0
+
+
+def test_a_state_that_is_refused_is_computed_and_forgotten(
+    tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with loaded(exact(tiny_model_path)) as model:
+        text_of(model, conversation(1), 4)
+        text_of(model, conversation(2), 4)
+        monkeypatch.setattr("llama_cpp.llama_state_seq_set_data", lambda *arguments: 0)
+        assert text_of(model, conversation(1), 8) == cold(tiny_model_path, conversation(1), 8)
+        assert not model._saver._cache.knows(conversation(1))
+
+
+def test_memory_that_cannot_be_had_makes_the_cache_smaller(
+    tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(slot: int, n_bytes: int) -> None:
+        raise MemoryError
+
+    with loaded(exact(tiny_model_path)) as model:
+        text_of(model, conversation(1), 4)
+        text_of(model, conversation(2), 4)
+        monkeypatch.setattr(model._context, "save_slot", fail)
+        assert text_of(model, conversation(3), 8) == cold(tiny_model_path, conversation(3), 8)
+    assert "no more host memory for the prompt cache" in caplog.text
+
+
+def test_a_failed_model_forgets_what_it_saved(tiny_model_path: Path) -> None:
+    with loaded(exact(tiny_model_path)) as model:
+        text_of(model, conversation(1), 4)
+        text_of(model, conversation(2), 4)
+        model.reset()
+        assert len(model._saver._cache) == 0
+
+
+def test_no_copy_is_made_that_a_watched_stream_would_feel(tiny_model_path: Path) -> None:
+    spec = dataclasses.replace(exact(tiny_model_path, slots=2, ctx=1024), step_target_s=1e-9)
+    with loaded(spec) as model:
+        text_of(model, conversation(1), 4)
+        model.admit(sequence(conversation(2), 400, key="watched"))
+        while not any(event.text for event in model.step()):
+            pass
+        model.admit(sequence(conversation(3), 1, key="other"))
+        while model.free_slots == 0:
+            model.step()
+        model.admit(sequence(conversation(4), 1, key="another"))
+        assert len(model._saver._cache) == 0
+
+
+@pytest.mark.parametrize("cache_type", ["f32", "f16"])
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("swa_full", [True, False], ids=["whole cache", "window only"])
+def test_conversations_in_any_order_give_the_text_of_a_cold_run(
+    write: Callable[[Path], Path], swa_full: bool, slots: int, cache_type: str, tmp_path: Path
+) -> None:
+    """They fork, repeat, get shorter, come together and are cancelled half way."""
+    path = write(tmp_path / "model.gguf")
+    random_ = random.Random(f"{slots}{swa_full}")
+    shape = dataclasses.replace(
+        exact(path, slots=slots, ctx=1024, batch=48, swa_full=swa_full),
+        cache_type_k=cache_type,
+        cache_type_v=cache_type,
+    )
+    alone = dataclasses.replace(shape, slots=1, prompt_cache_mib=0)
+    prompts = [conversation(0, 300), conversation(1, 300), conversation(2, 40)]
+    with loaded(shape) as model, loaded(alone) as other:
+        for turn in range(30):
+            parent = random_.choice(prompts[-6:])
+            cut = random_.choice([len(parent), len(parent), len(parent) - 1, random_.randrange(1, len(parent))])
+            prompt = (*parent[:cut], *conversation(turn, random_.choice([0, 1, 8, 60]))[1:])[:900]
+            prompts.append(prompt)
+            if turn % 5 == 4:
+                cancel_half_way(model, prompt, steps=random_.randrange(1, 6))
+                continue
+            max_tokens = random_.choice([1, 8, 40])
+            other.reset()
+            assert text_of(model, prompt, max_tokens) == text_of(other, prompt, max_tokens), f"turn {turn}"
+
+
+def cancel_half_way(model: LlamaModel, prompt: tuple[int, ...], *, steps: int) -> None:
+    model.admit(sequence(prompt, 40, key="cancelled"))
+    for _ in range(steps):
+        model.step()
+    model.cancel("cancelled")
