@@ -8,9 +8,9 @@ returned is a turn of the user that names the call; a call is the JSON that the 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import groupby
-from typing import Any
 
 import msgspec
 
@@ -66,21 +66,22 @@ def _text(message: Message, where: str) -> str:
 
 
 def _said(message: Message, text: str, *, as_json: bool) -> str:
+    """In the spelling in which models write JSON under a schema, so that their cache still holds."""
     if not message.tool_calls:
-        return json({"content": text}) if as_json else text
-    said = {"content": text} if text else {}
-    return json(said | {"tool_calls": [_call(call.function) for call in message.tool_calls]})
+        return f'{{"content": {to_json(text)}}}' if as_json else text
+    content = f'"content": {to_json(text)}, ' if text else ""
+    calls = ", ".join(_call(call.function) for call in message.tool_calls)
+    return f'{{{content}"tool_calls": [{calls}]}}'
 
 
-def _call(function: CalledFunction) -> dict[str, Any]:
+def _call(function: CalledFunction) -> str:
     """A call as the model writes it, its arguments as they were written if they are JSON."""
-    arguments: Any = function.arguments
+    arguments = function.arguments
     try:
         msgspec.json.decode(arguments, type=msgspec.Raw)
-        arguments = msgspec.Raw(arguments.encode())
     except (msgspec.DecodeError, RecursionError):
-        pass
-    return {"name": function.name, "arguments": arguments}
+        arguments = to_json(arguments)
+    return f'{{"name": {to_json(function.name)}, "arguments": {arguments}}}'
 
 
 def _returned(function: CalledFunction | None, text: str) -> str:
@@ -88,6 +89,6 @@ def _returned(function: CalledFunction | None, text: str) -> str:
     return f"Result of {named}:\n{text}"
 
 
-def json(value: object) -> str:
-    """Compact JSON."""
-    return msgspec.json.encode(value).decode()
+def to_json(value: object) -> str:
+    """JSON in one line, with a blank after each comma and colon."""
+    return json.dumps(value, ensure_ascii=False)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from orchd.errors import InvalidParams
-from orchd.openai.conversation import json
+from orchd.openai.conversation import to_json
 from orchd.openai.wire import ChatRequest, Function, ToolChoice
 
 MOST_CALLS: Final = 16
@@ -48,7 +48,7 @@ class ToolPlan:
     def instructions(self) -> str:
         """For the system message."""
         functions = [
-            json({"name": one.name, "description": one.description or "", "parameters": one.parameters or {}})
+            to_json({"name": one.name, "description": one.description or "", "parameters": one.parameters or {}})
             for one in self.functions
         ]
         if self.reply is None:

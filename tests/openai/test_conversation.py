@@ -25,7 +25,8 @@ RETURNED: list[dict[str, Any]] = [
     {"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": "rain"}]},
 ]
 CALLS_TEXT = (
-    '{"tool_calls":[{"name":"weather","arguments":{"city": "Paris"}},{"name":"weather","arguments":{"city": "Rome"}}]}'
+    '{"tool_calls": [{"name": "weather", "arguments": {"city": "Paris"}}, '
+    '{"name": "weather", "arguments": {"city": "Rome"}}]}'
 )
 RETURNED_TEXT = 'Result of weather({"city": "Rome"}):\nsun\n\nResult of weather({"city": "Paris"}):\nrain'
 
@@ -67,7 +68,7 @@ def test_calls_and_results_are_turns_of_assistant_and_user(instructions: str | N
 
 def test_with_tools_the_assistant_has_always_written_json() -> None:
     made = turns(ASK, {"role": "assistant", "content": 'Say "where".'}, ASK, instructions="Functions: ...")
-    assert made[2] == ("assistant", '{"content":"Say \\"where\\"."}')
+    assert made[2] == ("assistant", '{"content": "Say \\"where\\"."}')
 
 
 def test_instructions_come_behind_the_system_message() -> None:
@@ -77,7 +78,7 @@ def test_instructions_come_behind_the_system_message() -> None:
 
 def test_a_call_with_text_beside_it_keeps_both() -> None:
     [_, (_, said), *_] = turns(ASK, CALLS | {"content": "Let me see."}, *RETURNED)
-    assert said == '{"content":"Let me see.",' + CALLS_TEXT[1:]
+    assert said == '{"content": "Let me see.", ' + CALLS_TEXT[1:]
 
 
 @pytest.mark.parametrize("arguments", ["", "{", "[" * 5000])
