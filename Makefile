@@ -26,6 +26,7 @@ SUPPLY_READY := $(VENV)/.made-supply
 RAY := build/ray
 PORTABLE := build/portable
 WHEELHOUSE := build/wheelhouse
+OPENAI_CLIENTS := build/openai-clients
 PEER := build/peer/bin/llama-server
 TINY_MODELS := build/architectures/.made
 MINUTES ?= 1
@@ -45,7 +46,7 @@ say = @printf '==> %s\n'
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test setup lint fmt type cov bench clean distclean check-box FORCE
-.PHONY: docs test-all test-ray test-templates test-architectures
+.PHONY: docs test-all test-openai test-ray test-templates test-architectures
 .PHONY: conformance metrics-lint schema bench-quick
 .PHONY: soak storm lock setup-locked audit sbom wheelhouse
 FORCE:
@@ -117,6 +118,17 @@ test-ray: $(RAY)/.made ## test examples/ray_serve with real Ray, installed into 
 $(RAY)/.made: $(DEV_READY)
 	@rm -rf $(RAY)
 	@$(PIP) install --quiet --target $(RAY) 'ray[serve]>=2.50'
+	@touch $@
+
+# An environment of their own: they want other versions of what orchd uses too.
+test-openai: $(OPENAI_CLIENTS)/.made ## test orchd openai with real clients: openai, langchain, llm, instructor, pydantic-ai
+	$(BIN)/python -m pytest -q tests/openai/clients $(ARGS)
+
+$(OPENAI_CLIENTS)/.made: $(DEV_READY) examples/openai/requirements.txt
+	@rm -rf $(OPENAI_CLIENTS)
+	@$(BIN)/python -m venv $(OPENAI_CLIENTS)
+	@$(OPENAI_CLIENTS)/bin/python -m pip --disable-pip-version-check install --quiet -r examples/openai/requirements.txt
+	@if command -v npm >/dev/null; then npm install --silent --no-fund --no-audit --prefix $(OPENAI_CLIENTS) openai@6; fi
 	@touch $@
 
 test-templates: $(DEV_READY) ## render the chat templates in llama.cpp's source; ARGS="--server PATH" compares

@@ -24,7 +24,8 @@ from orchd.client import Client, End
 from orchd.machine.devices import Device, usable_cores
 from orchd.models.references import demo_model_path
 from orchd.observer import Summary
-from orchd.server import Server, listen
+from orchd.process import listen
+from orchd.server import Server
 from orchd.settings.config import Config, PoolConfig, ServerConfig
 from orchd.settings.credentials import Credentials
 

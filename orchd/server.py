@@ -7,8 +7,6 @@ import contextlib
 import faulthandler
 import logging
 import os
-import resource
-import signal
 import socket
 import sys
 import time
@@ -33,8 +31,9 @@ from orchd.observer import Guarded, Observer, PoolSummary, Summary
 from orchd.pools.loading import PoolLoader
 from orchd.pools.pool import Pool
 from orchd.pools.worker import Worker
+from orchd.process import listen, raise_file_limit, stop_on_signals
 from orchd.service import Service
-from orchd.settings.addresses import bind_remedy, resolve, url_of
+from orchd.settings.addresses import url_of
 from orchd.settings.config import Config
 from orchd.settings.credentials import Credentials
 from orchd.settings.running import RunningServer, announced
@@ -44,9 +43,6 @@ _log = logging.getLogger(__name__)
 
 SWEEP_S = 0.25
 """How often abandoned tasks are cancelled and old ones forgotten."""
-
-MOST_FILES = 65536
-"""Open files to ask for, where the account may have more."""
 
 STEP_SHARE = 1 / 20
 """Of the time after which a worker counts as hanging: the longest step to aim at."""
@@ -106,22 +102,6 @@ def serve(config: Config, credentials: Credentials, *, observer: Observer) -> in
     if server.left_behind:
         _leave(code)
     return code
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A bound, listening socket, so that a port in use is known before a model is loaded."""
-    family, address = resolve(host, port)
-    listening = None
-    try:
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(1024)
-    except OSError as error:
-        if listening is not None:
-            listening.close()
-        raise ConfigError(f"cannot listen on {host}:{port} ({error.strerror}); {bind_remedy(error)}") from None
-    return listening
 
 
 class Server:
@@ -320,27 +300,6 @@ def _leave(code: int) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):  # nobody reads it
             stream.flush()
     os._exit(code)
-
-
-def raise_file_limit() -> None:
-    """Allow as many open files as the account may have: each client and each listener takes one."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def stop_on_signals(stop: asyncio.Event) -> None:
-    """The first SIGINT, SIGTERM or SIGHUP sets the event; the second ends the process on the spot."""
-    loop = asyncio.get_running_loop()
-
-    def on_signal(number: int) -> None:
-        if stop.is_set():
-            os._exit(128 + number)
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, on_signal, number)
 
 
 @contextlib.asynccontextmanager

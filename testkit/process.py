@@ -91,9 +91,10 @@ def orchd_serve(
     stderr: int | None = None,
     redirect: str = "",
     module: str = "orchd",
+    command: str = "serve",
     **environ: str,
 ) -> Iterator[Process]:
-    """Run `orchd serve` with arguments until the context ends.
+    """Run `orchd serve`, or another command, with arguments until the context ends.
 
     Args:
         args: For the command.
@@ -103,6 +104,7 @@ def orchd_serve(
         stderr: The same for its log.
         redirect: What a shell does with its descriptors, such as ``2>&-``.
         module: What stands in for the program.
+        command: Of the program.
         environ: Added to a clean environment.
     """
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("ORCHD_", "XDG_"))}
@@ -111,9 +113,8 @@ def orchd_serve(
     if token is not None:
         env["ORCHD_TOKEN"] = token
     with (home / "stdout").open("wb") as out, (home / "stderr").open("wb") as err:
-        command = ["sh", "-c", f'exec "$@" {redirect}', "sh", sys.executable, "-m", module, "serve", *args]
         popen = subprocess.Popen(
-            command,
+            ["sh", "-c", f'exec "$@" {redirect}', "sh", sys.executable, "-m", module, command, *args],
             cwd=home,
             env=env,
             stdin=subprocess.DEVNULL,

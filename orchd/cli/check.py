@@ -26,6 +26,7 @@ from orchd.machine.devices import Device
 from orchd.machine.memory import gib
 from orchd.models import files, references
 from orchd.pools.loading import model_spec
+from orchd.process import listen
 from orchd.settings import credentials
 from orchd.settings.addresses import url_of
 from orchd.settings.config import Config, PoolConfig
@@ -153,7 +154,6 @@ class Checkup:
             return "not usable"
 
     def _look_at_the_address(self, host: str, port: int) -> None:
-        from orchd.server import listen  # with all of HTTP, which the other commands do without
 
         try:
             listen(host, port).close()

@@ -16,7 +16,7 @@ from orchd import __version__
 from orchd.cli.command import examples, without_types
 from orchd.cli.exits import complain
 
-COMMANDS: Final = ("serve", "health", "status", "run", "chat", "reload", "models", "check")
+COMMANDS: Final = ("serve", "health", "status", "run", "chat", "reload", "models", "check", "openai")
 """In the order of the help. Each is the module of that name in `orchd.cli.commands`."""
 
 

@@ -14,6 +14,7 @@ from aiohttp.http import HttpProcessingError
 
 from orchd.errors import Code
 from orchd.http import errors
+from orchd.http.errors import Envelope
 
 _log = logging.getLogger(__name__)
 
@@ -31,17 +32,32 @@ SHUTDOWN_S = 2.0
 
 
 @contextlib.asynccontextmanager
-async def serving(app: web.Application, listening: socket.socket) -> AsyncIterator[None]:
-    """Serve an application on a bound socket for the duration of the context. There is no access log."""
+async def serving(
+    app: web.Application,
+    listening: socket.socket,
+    *,
+    envelope: Envelope = errors.envelope,
+    shutdown_s: float = SHUTDOWN_S,
+) -> AsyncIterator[None]:
+    """Serve an application on a bound socket for the duration of the context. There is no access log.
+
+    Args:
+        app: The application.
+        listening: Where to listen.
+        envelope: The shape of its errors.
+        shutdown_s: How long requests that are being answered have at the end.
+    """
     loop = asyncio.get_running_loop()
-    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=SHUTDOWN_S)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=shutdown_s)
     await runner.setup()
     manager = runner.server
     assert manager is not None  # `setup` made it
     loop.set_exception_handler(_Complaints())
     # One accept at a time: where descriptors have run out, each that fails makes a timer to try again, and in a batch
     # their number doubles every second.
-    server = await loop.create_server(lambda: Connection(manager, loop=loop), sock=listening, backlog=1)
+    server = await loop.create_server(
+        lambda: Connection(manager, loop=loop, envelope=envelope), sock=listening, backlog=1
+    )
     listening.listen(BACKLOG)  # the kernel's queue may be long all the same
     try:
         yield
@@ -74,7 +90,9 @@ class Connection(web.RequestHandler):
     and whatever becomes of it: a megabyte of zeros, a thousandfold, on the event loop.
     """
 
-    def __init__(self, manager: web.Server, *, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, manager: web.Server, *, loop: asyncio.AbstractEventLoop, envelope: Envelope = errors.envelope
+    ) -> None:
         super().__init__(
             manager,
             loop=loop,
@@ -83,6 +101,7 @@ class Connection(web.RequestHandler):
             lingering_time=LINGER_S,
             auto_decompress=False,
         )
+        self._envelope = envelope
 
     def handle_error(
         self,
@@ -100,9 +119,9 @@ class Connection(web.RequestHandler):
                 f"the request is not valid HTTP/1.1, or a line of its head exceeds {self.max_line_size} bytes; "
                 "send a well-formed request with shorter lines"
             )
-            response = errors.envelope(Code.INVALID_PARAMS, sentence)
+            response = self._envelope(Code.INVALID_PARAMS, sentence, {})
         else:
-            response = errors.internal(exc, request)
+            response = errors.internal(exc, request, self._envelope)
         response.force_close()
         return response
 
@@ -111,5 +130,5 @@ class Connection(web.RequestHandler):
     ) -> tuple[web.StreamResponse, bool]:
         """Sends an answer; one that aiohttp made becomes ours."""
         if isinstance(resp, web.HTTPException):
-            resp = errors.from_http_error(resp, request)
+            resp = errors.from_http_error(resp, request, self._envelope)
         return await super().finish_response(request, resp, start_time)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 
 import msgspec
 from aiohttp import hdrs, web
@@ -32,6 +33,10 @@ STATUS: dict[Code, int] = {
 }
 
 
+Envelope = Callable[[Code, str, dict[str, str]], web.Response]
+"""Makes an error body with these headers; another program may have bodies of another shape."""
+
+
 def envelope(code: Code, message: str, headers: dict[str, str] | None = None) -> web.Response:
     """The error body that every route uses, exactly ``{code, message, engine}``. A message may not quote at length."""
     if len(message) > MAX_MESSAGE_CHARS:
@@ -44,7 +49,7 @@ def envelope(code: Code, message: str, headers: dict[str, str] | None = None) ->
     )
 
 
-def from_task_error(error: TaskError) -> web.Response:
+def from_task_error(error: TaskError, envelope: Envelope = envelope) -> web.Response:
     """A refusal, with how long to wait where trying again may help."""
     headers: dict[str, str] = {}
     if error.retry_after_s is not None:
@@ -54,20 +59,20 @@ def from_task_error(error: TaskError) -> web.Response:
     return envelope(error.code, str(error), headers)
 
 
-def from_http_error(error: web.HTTPException, request: web.BaseRequest) -> web.Response:
+def from_http_error(error: web.HTTPException, request: web.BaseRequest, envelope: Envelope = envelope) -> web.Response:
     """What aiohttp itself refuses, in our words."""
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
         message = f"{request.method} is not allowed on {request.path}; use {allowed}"
         return envelope(Code.METHOD_NOT_ALLOWED, message, {hdrs.ALLOW: allowed})
     if isinstance(error, web.HTTPNotFound):
-        return envelope(Code.NOT_FOUND, f"there is no route {request.path}")
+        return envelope(Code.NOT_FOUND, f"there is no route {request.path}", {})
     if 400 <= error.status < 500:
-        return envelope(Code.INVALID_PARAMS, f"the request is malformed ({error.reason})")
-    return internal(error, request)
+        return envelope(Code.INVALID_PARAMS, f"the request is malformed ({error.reason})", {})
+    return internal(error, request, envelope)
 
 
-def internal(error: BaseException | None, request: web.BaseRequest) -> web.Response:
+def internal(error: BaseException | None, request: web.BaseRequest, envelope: Envelope = envelope) -> web.Response:
     """A defect: the log has the details, the client gets a sentence."""
     _log.error("%s %s failed", request.method, request.path, exc_info=error)
-    return envelope(Code.INTERNAL, "orchd failed to handle this request; see the server's log")
+    return envelope(Code.INTERNAL, "orchd failed to handle this request; see the server's log", {})

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import sys
 import uuid
 from typing import TypeVar
 
@@ -13,15 +11,11 @@ from aiohttp import hdrs, web
 
 from orchd.errors import Internal, InvalidParams, TaskError
 from orchd.http import sse
+from orchd.http.body import read_body
 from orchd.metrics import CONTENT_TYPE, Metrics
 from orchd.schemas import ReloadRequest, StrictWire, TaskRequest
 from orchd.service import Service
 from orchd.settings.strict import explain
-
-if sys.version_info >= (3, 11):
-    from asyncio import timeout
-else:
-    from async_timeout import timeout
 
 SERVICE = web.AppKey("service", Service)
 METRICS = web.AppKey("metrics", Metrics)
@@ -43,39 +37,9 @@ LARGE_BODY_BYTES = 64 * 1024
 """Beyond this, each field is read once, however often it is there: numbers of hundreds of digits take up to 30 µs each,
 and Python's lock with it, so a thread would help nobody."""
 
-BODY_S = 60.0
-"""How long a body may take to arrive, from its head on."""
-
 
 def _json(body: object, status: int = 200) -> web.Response:
     return web.Response(body=_encode(body), status=status, content_type="application/json")
-
-
-async def _body(request: web.Request) -> bytes:
-    if hdrs.CONTENT_ENCODING in request.headers:
-        named = ",".join(request.headers.getall(hdrs.CONTENT_ENCODING))
-        if not {name.strip().lower() for name in named.split(",")} <= {"", "identity"}:
-            raise InvalidParams("the body is compressed; send it without Content-Encoding")
-    limit = request.client_max_size
-    try:
-        if request.content.is_eof():  # all of it has arrived, as is usual: neither a timer nor a copy
-            body = request.content.read_nowait()
-        else:
-            async with timeout(BODY_S):
-                body = await request.read()
-    except asyncio.TimeoutError:
-        raise InvalidParams(f"the body did not arrive within {BODY_S:g} s; send it without pauses") from None
-    except web.HTTPRequestEntityTooLarge:
-        raise _too_large(limit) from None
-    except web.RequestPayloadError:
-        raise InvalidParams("the body's chunks are malformed; send it with Content-Length") from None
-    if len(body) > limit:
-        raise _too_large(limit)
-    return body
-
-
-def _too_large(limit: int) -> InvalidParams:
-    return InvalidParams(f"the body is larger than {limit} bytes (server.max_body_bytes); send a smaller one")
 
 
 def _decode(body: bytes, decoder: msgspec.json.Decoder[_WireT]) -> _WireT:
@@ -93,7 +57,7 @@ async def submit(request: web.Request) -> web.Response:
     service = request.app[SERVICE]
     wanted = None
     try:
-        wanted = _decode(await _body(request), _decode_task)
+        wanted = _decode(await read_body(request), _decode_task)
         return _json(await service.submit(wanted), 202)
     except TaskError as error:
         service.note_refusal(error, wanted)
@@ -141,7 +105,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
 
 async def reload(request: web.Request) -> web.Response:
     """``POST /v1/pools/{id}/reload``."""
-    body = await _body(request)
+    body = await read_body(request)
     wanted = _decode(body, _decode_reload) if body.strip() else ReloadRequest()
     return _json(await request.app[SERVICE].reload(request.match_info["id"], wanted.new_model_ref))
 

@@ -135,9 +135,19 @@ def _kinds(kind: inspect.Type, key: str) -> Iterator[inspect.Type]:
     """The types on the way to a key, from the outermost one on."""
     yield kind
     for part in _parts(key):
-        bare = _bare(kind)
-        kind = _children(bare)[part] if isinstance(part, str) else getattr(bare, "item_type", kind)
+        kind = _inside(kind, part)
         yield kind
+
+
+def _inside(kind: inspect.Type, part: str | int) -> inspect.Type:
+    """The type of a field or of an item; where there are several types, the first that has one."""
+    bare = _bare(kind)
+    for one in map(_bare, bare.types if isinstance(bare, inspect.UnionType) else (bare,)):
+        if isinstance(one, inspect.StructType) and part in (children := _children(one)):
+            return children[part]
+        if isinstance(part, int) and isinstance(one, inspect.VarTupleType):
+            return one.item_type
+    return kind  # a value of an object
 
 
 def _drop_unknown_keys(
@@ -215,6 +225,8 @@ def _choices(kind: inspect.Type) -> list[str]:
     """The values of a type that has only a few; none of another."""
     if isinstance(kind, inspect.EnumType):
         return [str(member.value) for member in kind.cls]
+    if isinstance(kind, inspect.UnionType):
+        return [choice for one in kind.types for choice in _choices(one)]
     return [str(value) for value in kind.values] if isinstance(kind, inspect.LiteralType) else []
 
 

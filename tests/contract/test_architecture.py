@@ -111,6 +111,16 @@ def test_engines_know_nothing_of_orchd(module: str) -> None:
     assert [found.name for found in imports(ROOT / module) if found.name.split(".")[0] == "orchd"] == []
 
 
+BRIDGE = re.compile(r"orchd/(openai|client|settings)/|orchd/(errors|process|schemas)\.py")
+OF_ANY_SERVER = {f"orchd/http/{name}.py" for name in ("auth", "body", "connection", "errors", "middleware", "sse")}
+
+
+@pytest.mark.parametrize("module", [module for module in modules() if module.startswith("orchd/openai/")])
+def test_the_bridge_is_a_client_and_knows_no_server(module: str) -> None:
+    seen = {file_of(found.name) for found in imports(ROOT / module)} - {None, "orchd/http/__init__.py"}
+    assert {file for file in seen if file and not BRIDGE.match(file)} <= OF_ANY_SERVER
+
+
 @pytest.mark.parametrize("library", ONLY_IMPORTERS)
 def test_a_library_has_one_importer(library: str) -> None:
     importers = {

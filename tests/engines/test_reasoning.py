@@ -270,7 +270,7 @@ def test_whatever_a_model_writes_comes_out_on_one_side_or_the_other(tmp_path: Pa
 @pytest.mark.parametrize(
     ("template", "written"),
     [
-        (OPENS, (" a", "{", "</think>")),
+        (OPENS, (" a", " b", "</think>")),
         (HARMONY, ("<|channel|>", "analysis", "<|message|>", " a", "<|end|>", *AGAIN, "final", "<|message|>")),
     ],
     ids=["opened by the template", "harmony"],

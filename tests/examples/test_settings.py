@@ -14,6 +14,8 @@ import pytest
 from orchd.settings.sources import load
 from testkit.account import EXAMPLES, ROOT
 
+UNITS = ("orchd.service", "orchd-openai.service")
+
 SERIES = {
     "gpu_utilization",
     "model_state",
@@ -67,13 +69,14 @@ def test_the_dashboard_asks_for_our_series_and_no_others() -> None:
 @pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="no systemd; run it on a machine that systemd has started"
 )
-def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("unit", UNITS)
+def test_systemd_finds_nothing_wrong_with_a_unit(tmp_path: Path, unit: str) -> None:
     program = tmp_path / ".local/bin/orchd"
     program.parent.mkdir(parents=True)
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--user", str(EXAMPLES / "systemd/orchd.service")],
+        ["systemd-analyze", "verify", "--user", str(EXAMPLES / "systemd" / unit)],
         env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -83,8 +86,9 @@ def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-def test_the_units_time_limit_leaves_room_for_the_shutdown_grace() -> None:
-    unit = (EXAMPLES / "systemd/orchd.service").read_text()
-    limit = re.search(r"^TimeoutStopSec=(\d+)$", unit, re.M)
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_units_time_limit_leaves_room_for_the_shutdown_grace(unit: str) -> None:
+    text = (EXAMPLES / "systemd" / unit).read_text()
+    limit = re.search(r"^TimeoutStopSec=(\d+)$", text, re.M)
     assert limit is not None
     assert int(limit[1]) > load(config_path=None, flags={}, environ={}, cwd=EXAMPLES).server.shutdown_grace_s + 5

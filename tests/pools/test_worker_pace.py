@@ -11,7 +11,8 @@ import pytest
 
 from engines.api import ALONE, Beside, DeviceSpec, StepEvent
 from orchd.machine.devices import Device
-from orchd.server import Server, listen
+from orchd.process import listen
+from orchd.server import Server
 from orchd.settings.config import Config, WorkersConfig
 from orchd.settings.credentials import Credentials
 from testkit.fake_engine import FakeEngine, FakeModel

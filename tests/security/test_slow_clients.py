@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from orchd.http import connection, routes
+from orchd.http import body, connection
 from testkit.harness import TOKEN, Running, serving
 
 BEARER = f"Authorization: Bearer {TOKEN}\r\n"
@@ -86,7 +86,7 @@ async def test_a_stream_is_not_idle_however_long_it_is_silent(
 async def test_a_body_that_does_not_end_is_refused(
     tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr(routes, "BODY_S", 0.4)
+    monkeypatch.setattr(body, "BODY_S", 0.4)
     monkeypatch.setattr(connection, "LINGER_S", 0.2)
     drop = b" " if "Length" in how else b"1\r\n \r\n"
     async with serving(tiny_model_path) as server:
@@ -111,7 +111,7 @@ async def test_a_body_that_comes_in_two_parts_is_a_body(tiny_model_path: Path) -
 
 
 def test_the_limits_are_what_the_documentation_says() -> None:
-    assert (connection.IDLE_S, routes.BODY_S, connection.LINGER_S) == (75, 60, 5)
+    assert (connection.IDLE_S, body.BODY_S, connection.LINGER_S) == (75, 60, 5)
 
 
 async def test_two_thousand_idle_connections_are_no_burden(tiny_model_path: Path) -> None:
