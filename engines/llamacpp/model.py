@@ -18,6 +18,7 @@ from engines.llamacpp.chooser import Chooser
 from engines.llamacpp.cleansing import cleanse
 from engines.llamacpp.copying import Copier
 from engines.llamacpp.native.context import NativeContext
+from engines.llamacpp.native.gpus import index_of
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.native.threads import free_to_move
 from engines.llamacpp.planner import Planner
@@ -46,8 +47,7 @@ class LlamaModel:
     ) -> None:
         self._spec = spec
         self._clock = clock
-        gpu = device.ordinal if device.kind == "gpu" else None
-        self._native = NativeModel(spec.path, gpu=gpu, mmap=spec.mmap, on_progress=on_progress)
+        self._native = NativeModel(spec.path, gpu=index_of(device), mmap=spec.mmap, on_progress=on_progress)
         try:
             if not self._native.generates:
                 raise LoadFailed(f"{spec.path.name} does not generate text (an embedding or encoder model)")

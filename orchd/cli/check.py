@@ -165,14 +165,15 @@ class Checkup:
             self._problems.append(str(error))
 
     def _placed(self, gpus: list[devices.Gpu]) -> list[list[Device]]:
-        cuda = build.has_cuda()
-        if gpus and not cuda:
+        gpu_build = build.gpu_backend() is not None
+        if gpus and not gpu_build:
             self._notes.append(
-                "there are GPUs, but llama.cpp was built for the CPU only; rebuild it with: make BACKEND=cuda setup"
+                "there are GPUs, but llama.cpp was built for the CPU only; rebuild it with: make BACKEND=cuda setup "
+                "(for cards before the RTX 20 series: BACKEND=vulkan)"
             )
         try:
             return devices.assign(
-                self._config.pools, gpus, gpu_build=cuda, cores=devices.usable_cores(), cpus=devices.crowded_cpus()
+                self._config.pools, gpus, gpu_build=gpu_build, cores=devices.usable_cores(), cpus=devices.crowded_cpus()
             )[0]
         except ConfigError as error:
             self._problems.append(str(error))

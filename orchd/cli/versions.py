@@ -22,10 +22,10 @@ def engine_versions() -> Iterator[str]:
 
 def build_summary() -> str:
     """What the installed llama.cpp was built for."""
-    if not build.has_cuda():
-        return "built for the CPU"
+    backend = build.gpu_backend()
     architectures = devices.built_architectures()
-    return f"built for CUDA, compute capability {', '.join(architectures)}" if architectures else "built for CUDA"
+    of_gpus = f", compute capability {', '.join(architectures)}" if architectures else ""
+    return f"built for {backend}{of_gpus}" if backend else "built for the CPU"
 
 
 def driver_summary() -> str | None:
