@@ -14,6 +14,7 @@ from collections.abc import Sequence as Seq
 
 from engines.api import ALONE, Beside, DeviceSpec, FinishReason, ModelSpec, ProgressCallback, Sequence, StepEvent
 from engines.errors import EngineError, LoadFailed
+from engines.llamacpp.choices import choices
 from engines.llamacpp.chooser import Chooser
 from engines.llamacpp.cleansing import cleanse
 from engines.llamacpp.copying import Copier
@@ -69,12 +70,14 @@ class LlamaModel:
     def _open_context(self, device: DeviceSpec) -> NativeContext:
         """A context that has shown that it works."""
         spec = self._spec
-        context = NativeContext(self._native, spec, threads=device.threads, cpus=device.cpus)
+        chosen = choices(device)
+        context = NativeContext(
+            self._native, spec, threads=device.threads, cpus=device.cpus, copies_held=chosen.copies_held
+        )
         try:
-            # A GPU takes memory for some kernels when they first run: a full batch now, not in the middle of work.
-            rows = min(context.n_rows, spec.ctx) if device.kind == "gpu" else 1
+            rows = min(context.n_rows, spec.ctx) if chosen.fills_first_batch else 1
             context.try_step(max(self._native.bos, 0), rows)
-            if device.kind == "cpu":
+            if chosen.tunes_threads:
                 context.choose_threads(spec.slots)
         except BaseException as error:
             context.close()

@@ -9,7 +9,9 @@ from typing import Any
 import pynvml
 import pytest
 
-from engines.api import ModelSpec
+from engines.api import DeviceSpec, ModelSpec
+from engines.llamacpp.engine import LlamaCppEngine
+from engines.llamacpp.model import LlamaModel
 from engines.llamacpp.vet import vet
 from orchd.errors import ConfigError
 from orchd.machine import memory
@@ -112,9 +114,16 @@ async def test_a_reload_that_does_not_fit_is_refused_with_the_numbers(nvml: Fake
 
 @pytest.mark.parametrize("beside", [True, False], ids=["beside the old one", "after the old one"])
 async def test_a_cache_that_the_device_refuses_puts_the_old_model_back(
-    nvml: FakeNvml, models: Path, beside: bool
+    nvml: FakeNvml, models: Path, beside: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The driver shows room enough; the device then gives no buffer of that size."""
+    loads: list[str] = []
+
+    def load(engine: LlamaCppEngine, spec: ModelSpec, device: DeviceSpec, **more: Any) -> LlamaModel:
+        loads.append(spec.path.stem)
+        return LlamaModel(spec, device, **more)
+
+    monkeypatch.setattr(LlamaCppEngine, "load", load)
     shape = {"slots": 16, "ctx": 2048}
     async with serving(models, **shape) as server:
         before = await run(server)
@@ -127,6 +136,7 @@ async def test_a_cache_that_the_device_refuses_puts_the_old_model_back(
         assert "wide.gguf does not fit in device memory" in body["message"]
         assert await run(server) == before
         assert [one["alive"] for one in await replicas(server)] == [True, True]
+        assert loads.count("a") == (2 if beside else 4)
 
 
 # --- reload ----------------------------------------------------------------------------------------------------------

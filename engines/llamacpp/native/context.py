@@ -36,12 +36,21 @@ WORTH_WAKING = 1.5
 class NativeContext:
     """Owner of a ``llama_context`` with one KV stream per slot, and of the batch it is fed with.
 
+    Args:
+        model: What it computes with.
+        spec: Slots, sizes and data types.
+        threads: Compute threads on the host.
+        cpus: See `engines.api.DeviceSpec`.
+        copies_held: Whether what a slot holds may be copied by itself.
+
     Raises:
         LoadFailed: llama.cpp refuses the parameters.
         OutOfDeviceMemory: KV cache or compute buffers do not fit.
     """
 
-    def __init__(self, model: NativeModel, spec: ModelSpec, *, threads: int, cpus: Sequence[int] = ()) -> None:
+    def __init__(
+        self, model: NativeModel, spec: ModelSpec, *, threads: int, cpus: Sequence[int] = (), copies_held: bool = True
+    ) -> None:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = spec.slots * spec.ctx
         params.n_batch = params.n_ubatch = max(spec.batch, spec.slots)
@@ -69,8 +78,8 @@ class NativeContext:
         self.buffers = Buffers(lines)
         self.n_rows = int(llama_cpp.llama_n_batch(handle))
         self._ctx = spec.ctx
-        # Else the state of a sequence is not all of its cache (a sliding window), or a device copies faster itself.
-        self._copies_held = not (model.n_swa or model.is_recurrent or self.buffers.on_device)
+        # With a sliding window the state of a sequence is not all of its cache.
+        self._copies_held = copies_held and not (model.n_swa or model.is_recurrent)
         self._queued = False  # whether the next decode copies slots
         self._passage = np.empty(0, np.uint8)
         try:
