@@ -15,8 +15,9 @@ class Choices(NamedTuple):
     """One column.
 
     Attributes:
-        fills_first_batch: The first step has as many rows as one may have. A GPU takes memory for some kernels, and
-            Vulkan compiles shaders, when they first run: not in the middle of work.
+        first_rows: Rows of steps that are tried before there is work, after one with as many as a step may have. A GPU
+            takes memory for some kernels when they first run, and Vulkan compiles their shaders: without these, some of the first steps took 20 to 40 s on a software device. The largest comes first: on one row and then
+            two, llama.cpp's Vulkan backend crashed.
         tunes_threads: Whether small steps are worth waking all threads is found out. On a GPU they have next to nothing
             to do.
         copies_held: Of a slot that holds little, only that is copied, through host memory. On a CPU a token costs three
@@ -24,13 +25,15 @@ class Choices(NamedTuple):
             back.
     """
 
-    fills_first_batch: bool
+    first_rows: tuple[int, ...]
     tunes_threads: bool
     copies_held: bool
 
 
-CPU = Choices(fills_first_batch=False, tunes_threads=True, copies_held=True)
-GPU = Choices(fills_first_batch=True, tunes_threads=False, copies_held=False)  # untested on a card
+CPU = Choices(first_rows=(), tunes_threads=True, copies_held=True)
+GPU = Choices(  # untested on a card
+    first_rows=(64, 32, 9, 8, 7, 6, 5, 4, 3, 2, 1), tunes_threads=False, copies_held=False
+)
 
 
 def choices(device: DeviceSpec) -> Choices:

@@ -75,8 +75,11 @@ class LlamaModel:
             self._native, spec, threads=device.threads, cpus=device.cpus, copies_held=chosen.copies_held
         )
         try:
-            rows = min(context.n_rows, spec.ctx) if chosen.fills_first_batch else 1
-            context.try_step(max(self._native.bos, 0), rows)
+            token = max(self._native.bos, 0)
+            for rows in (context.n_rows, *chosen.first_rows) if chosen.first_rows else (1,):
+                context.try_step(token, min(rows, context.n_rows, spec.ctx))
+            if chosen.first_rows:
+                context.try_slots(token, spec.slots)
             if chosen.tunes_threads:
                 context.choose_threads(spec.slots)
         except BaseException as error:

@@ -15,7 +15,7 @@ from engines.llamacpp.model import LlamaModel
 from engines.llamacpp.vet import vet
 from orchd.errors import ConfigError
 from orchd.machine import memory
-from testkit.harness import Running, text_of, until
+from testkit.harness import POOL, Running, text_of, until
 from testkit.nvml import FakeNvml
 from tests.device.rig import CTX, SLOTS, allocated, of_gpus, reload, replicas, serving
 from tests.engines.test_leaks import resident_kib
@@ -116,7 +116,7 @@ async def test_a_reload_that_does_not_fit_is_refused_with_the_numbers(nvml: Fake
 async def test_a_cache_that_the_device_refuses_puts_the_old_model_back(
     nvml: FakeNvml, models: Path, beside: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The driver shows room enough; the device then gives no buffer of that size."""
+    """Beside: the driver shows room, the device gives no buffer of that size. After: the driver shows none for it."""
     loads: list[str] = []
 
     def load(engine: LlamaCppEngine, spec: ModelSpec, device: DeviceSpec, **more: Any) -> LlamaModel:
@@ -128,12 +128,13 @@ async def test_a_cache_that_the_device_refuses_puts_the_old_model_back(
     async with serving(models, **shape) as server:
         before = await run(server)
         if not beside:
-            footprint = vet(ModelSpec(models / "wide.gguf", **shape))  # type: ignore[arg-type]
+            footprint = vet(ModelSpec(models / "wide.gguf", batch=POOL["batch"], **shape))  # type: ignore[arg-type]
             for card in nvml.cards:
                 card.used = card.total - memory.need(footprint, 1, memory="gpu:0") + MIB
         status, body = await reload(server, "wide")
         assert (status, body["code"]) == (422, "RELOAD_FAILED")
-        assert "wide.gguf does not fit in device memory" in body["message"]
+        why = "does not fit in device memory" if beside else "is free; use fewer slots"
+        assert why in body["message"]
         assert await run(server) == before
         assert [one["alive"] for one in await replicas(server)] == [True, True]
         assert loads.count("a") == (2 if beside else 4)

@@ -237,6 +237,14 @@ class NativeContext:
             self.decode(n)
         self.clear()
 
+    def try_slots(self, token: int, slots: int) -> None:
+        """Decode a token in the first slot, in the first two, and so on, and forget it all."""
+        for rows in range(2, slots + 1):
+            self.token[:rows], self.pos[:rows], self.output[:rows] = token, 0, 1
+            self.seq[:rows] = np.arange(rows)
+            self.decode(rows)
+            self.clear()
+
     def choose_threads(self, n_slots: int) -> None:
         """Find out for small steps whether waking the other threads is worth it; with tiny models it is not."""
         lone_rows = 0
