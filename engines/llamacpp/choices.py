@@ -16,8 +16,9 @@ class Choices(NamedTuple):
 
     Attributes:
         first_rows: Rows of steps that are tried before there is work, after one with as many as a step may have. A GPU
-            takes memory for some kernels when they first run, and Vulkan compiles their shaders: without these, some of the first steps took 20 to 40 s on a software device. The largest comes first: on one row and then
-            two, llama.cpp's Vulkan backend crashed.
+            takes memory for some kernels when they first run, and Vulkan compiles their shaders: without these, some
+            of the first steps took 20 to 40 s on a software device. The largest comes first: on one row and then two,
+            llama.cpp's Vulkan backend crashed.
         tunes_threads: Whether small steps are worth waking all threads is found out. On a GPU they have next to nothing
             to do.
         copies_held: Of a slot that holds little, only that is copied, through host memory. On a CPU a token costs three
