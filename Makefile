@@ -1,7 +1,7 @@
 # `make serve` and `make test` are all that a newcomer needs; `make help` lists the rest.
 
 PYTHON ?= python3
-# For CMakeLists.txt: auto, cpu or cuda; compute capabilities as in 86;89, if not this machine's; anything else. The
+# For CMakeLists.txt: auto, cpu, cuda or vulkan; compute capabilities as in 86;89, if not this machine's; anything else. The
 # environment variable CMAKE_BUILD_PARALLEL_LEVEL limits how many compilers run at once.
 BACKEND ?= auto
 CUDA_ARCHITECTURES ?=
@@ -46,13 +46,13 @@ say = @printf '==> %s\n'
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test setup lint fmt type cov bench clean distclean check-box FORCE
-.PHONY: docs test-all test-openai test-ray test-templates test-architectures
+.PHONY: docs test-all test-device test-openai test-ray test-templates test-architectures
 .PHONY: conformance metrics-lint schema bench-quick
 .PHONY: soak storm lock setup-locked audit sbom wheelhouse
 FORCE:
 
 help: ## list these targets
-	@echo 'usage: make TARGET [ARGS="..."] [PYTHON=python3.12] [BACKEND=auto|cpu|cuda]'
+	@echo 'usage: make TARGET [ARGS="..."] [PYTHON=python3.12] [BACKEND=auto|cpu|cuda|vulkan]'
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
 
 serve: $(READY) ## set up, then run `orchd serve $(ARGS)` with the demo model
@@ -111,6 +111,23 @@ test-all: ## run the test suite with each installed Python from 3.10 to 3.13
 	    CMAKE_FLAGS='$(CMAKE_FLAGS) -DORCHD_PYTHON=$(CURDIR)/build/python'$$version/bin/python || exit 1; \
 	  tried=$$((tried + 1)); \
 	done; test $$tried -gt 0
+
+# Mesa's software driver, listed twice. A test asks for a larger buffer than these devices then give.
+LAVAPIPE = $(firstword $(wildcard /usr/share/vulkan/icd.d/lvp_icd.*json))
+ON_TWO_DEVICES = VK_DRIVER_FILES=$(LAVAPIPE) VK_ICD_FILENAMES=$(LAVAPIPE) GGML_VK_VISIBLE_DEVICES=0,0 \
+  GGML_VK_MEMORY_LOGGER=1 GGML_VK_FORCE_MAX_BUFFER_SIZE=33554432
+# Of the engine's tests those whose prompts are short: a software device computes about 100 tokens a second.
+ENGINE_TESTS = tests/engines/test_reuse.py tests/engines/test_compaction.py tests/engines/test_model.py -k '\
+  same_prompt_again or longer_conversation or copied_from or recurrent or share_the_prefill or followers or nightly \
+  or whoever_moves or several_move or cancelling or reset_model'
+
+test-device: ## build llama.cpp for Vulkan into build/device and test it on two software devices, without a GPU
+	@test -n '$(LAVAPIPE)' || { echo "make: Mesa's software device is missing. On Debian and Ubuntu:" \
+	  'sudo apt install mesa-vulkan-drivers libvulkan-dev glslc spirv-headers' >&2; exit 1; }
+	@$(MAKE) --no-print-directory setup BACKEND=vulkan VENV=build/device \
+	  CMAKE_FLAGS='$(CMAKE_FLAGS) -DORCHD_PYTHON=$(CURDIR)/build/device/bin/python'
+	$(ON_TWO_DEVICES) build/device/bin/python -m pytest -q -m device $(ARGS)
+	$(ON_TWO_DEVICES) ORCHD_TEST_DEVICE=gpu:1 build/device/bin/python -m pytest -q --timeout 300 $(ENGINE_TESTS)
 
 test-ray: $(RAY)/.made ## test examples/ray_serve with real Ray, installed into a separate folder (0.4 GB)
 	PYTHONPATH=$(CURDIR)/$(RAY) $(BIN)/python -m pytest -q tests/examples/test_ray_serve.py $(ARGS)

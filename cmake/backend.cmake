@@ -1,6 +1,7 @@
 # Which backend llama.cpp is built with, and why.
 
 include("${CMAKE_CURRENT_LIST_DIR}/cuda.cmake")
+include("${CMAKE_CURRENT_LIST_DIR}/vulkan.cmake")
 
 # Sets in the caller: `out_name`, for messages; `out_args`, arguments for llama.cpp's configure step; `out_key`, what else
 # the result depends on. For a CUDA build also these, empty if not needed:
@@ -8,8 +9,8 @@ include("${CMAKE_CURRENT_LIST_DIR}/cuda.cmake")
 #   ORCHD_CUDA_COMPILER  the requirements file of the compiler to put there
 #   ORCHD_CUDA_RUNTIME   the requirements file of the libraries that the environment needs
 function(orchd_choose_backend out_name out_args out_key)
-  if(NOT ORCHD_BACKEND MATCHES "^(auto|cpu|cuda)$")
-    message(FATAL_ERROR "ORCHD_BACKEND is '${ORCHD_BACKEND}'; it must be auto, cpu or cuda.")
+  if(NOT ORCHD_BACKEND MATCHES "^(auto|cpu|cuda|vulkan)$")
+    message(FATAL_ERROR "ORCHD_BACKEND is '${ORCHD_BACKEND}'; it must be auto, cpu, cuda or vulkan.")
   endif()
   set(${out_name} "the CPU" PARENT_SCOPE)
   set(${out_args} "" PARENT_SCOPE)
@@ -19,6 +20,16 @@ function(orchd_choose_backend out_name out_args out_key)
   endforeach()
   if(ORCHD_BACKEND STREQUAL "cpu")
     message(NOTICE "Backend: CPU, as requested.")
+    return()
+  elseif(ORCHD_BACKEND STREQUAL "vulkan")
+    orchd_plan_vulkan(obstacle plan)
+    if(obstacle)
+      message(FATAL_ERROR "Backend: Vulkan was requested, but ${obstacle}.")
+    endif()
+    message(NOTICE "Backend: Vulkan ${plan_version}, as requested.")
+    set(${out_name} "Vulkan" PARENT_SCOPE)
+    set(${out_args} "${plan_args}" PARENT_SCOPE)
+    set(${out_key} "Vulkan ${plan_version}\n${plan_key}" PARENT_SCOPE)
     return()
   endif()
 
@@ -113,7 +124,8 @@ function(orchd_plan_cuda out_obstacle prefix architectures)
         set(wheel_trouble "${own_trouble}; and from PyPI: ${wheel_trouble}")
       endif()
       string(CONCAT obstacle "${wheel_trouble}. Otherwise install a complete toolkit that fits, such as CUDA 12 (Debian and "
-                             "Ubuntu: apt install nvidia-cuda-toolkit), and set CUDA_HOME to its folder")
+                             "Ubuntu: apt install nvidia-cuda-toolkit), and set CUDA_HOME to its folder; or build for "
+                             "Vulkan, which serves older cards too, with BACKEND=vulkan")
       set(${out_obstacle} "${obstacle}" PARENT_SCOPE)
       return()
     endif()

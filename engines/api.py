@@ -51,12 +51,14 @@ class DeviceSpec:
         ordinal: Index among the GPUs this process can see, in the order of ``CUDA_VISIBLE_DEVICES``; 0 for a CPU.
         threads: Compute threads on the host. For a GPU they only run what llama.cpp leaves on the host.
         cpus: CPUs to keep the compute threads on, one each, the thread that steps included; empty lets them move.
+        pci: A GPU's PCI address, such as ``0000:01:00.0``: Vulkan counts GPUs in an order of its own. Empty if unknown.
     """
 
     kind: Literal["cpu", "gpu"]
     ordinal: int = 0
     threads: int = 1
     cpus: tuple[int, ...] = ()
+    pci: str = ""
 
 
 @dataclass(frozen=True)

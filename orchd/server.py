@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from engines.api import Engine, ModelSpec
 from engines.errors import LoadFailed, OutOfDeviceMemory
-from engines.llamacpp.build import has_cuda, identity
+from engines.llamacpp.build import gpu_backend, identity
 from orchd.errors import ConfigError
 from orchd.http.app import create_app
 from orchd.http.connection import serving
@@ -75,7 +75,7 @@ def serve(config: Config, credentials: Credentials, *, observer: Observer) -> in
     placed, used = devices.assign(
         config.pools,
         devices.visible(devices.find_gpus(), os.environ),
-        gpu_build=has_cuda(),
+        gpu_build=gpu_backend() is not None,
         cores=devices.usable_cores(),
         cpus=devices.crowded_cpus(),
     )

@@ -18,6 +18,7 @@ class Card:
     """A GPU.
 
     Attributes:
+        bus: Its PCI bus.
         used: Bytes taken, whoever has them.
         busy: What NVML calls utilisation, in percent; None for a card that does not tell.
         error: NVML's code for whatever is asked of it; None while it answers.
@@ -26,6 +27,7 @@ class Card:
     name: str
     uuid: str
     total: int
+    bus: int = 1
     used: int = 0
     busy: int | None = 0
     error: int | None = None
@@ -36,7 +38,7 @@ def large() -> Card:
 
 
 def small() -> Card:
-    return Card("NVIDIA GeForce RTX 3060", "GPU-8f5e0000-0000-0000-0000-000000000002", 12 * GIB)
+    return Card("NVIDIA GeForce RTX 3060", "GPU-8f5e0000-0000-0000-0000-000000000002", 12 * GIB, bus=0x41)
 
 
 @dataclass
@@ -104,6 +106,10 @@ class FakeNvml:
     def nvmlDeviceGetName(self, card: Card) -> str:
         self._called("nvmlDeviceGetName")
         return self._of(card).name
+
+    def nvmlDeviceGetPciInfo(self, card: Card) -> SimpleNamespace:
+        self._called("nvmlDeviceGetPciInfo")
+        return SimpleNamespace(domain=0, bus=self._of(card).bus, device=0)
 
     def nvmlDeviceGetMemoryInfo(self, card: Card) -> SimpleNamespace:
         self._called("nvmlDeviceGetMemoryInfo")

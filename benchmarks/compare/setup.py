@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
-from engines.llamacpp.build import has_cuda
+from engines.llamacpp.build import gpu_backend
 from orchd.machine.devices import usable_cores
 from orchd.models.references import demo_model_path
 from testkit.tiny_gguf import write_tiny_llama
@@ -57,7 +57,7 @@ def tiny_model() -> Path:
 
 def host_class() -> str:
     """Machines whose figures may be compared, for file names."""
-    return f"{platform.machine()}-{usable_cores()}core{'-cuda' if has_cuda() else ''}"
+    return f"{platform.machine()}-{usable_cores()}core{f'-{gpu.lower()}' if (gpu := gpu_backend()) else ''}"
 
 
 def facts() -> dict[str, str]:

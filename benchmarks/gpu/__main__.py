@@ -29,7 +29,7 @@ from benchmarks.compare.servers import serving
 from benchmarks.compare.stats import summarise
 from benchmarks.compare.workloads import Work, warm_up
 from benchmarks.gpu.card import Card, look_at
-from engines.llamacpp.build import has_cuda
+from engines.llamacpp.build import gpu_backend
 from orchd.machine.devices import gpu_index, usable_cores
 from orchd.models.references import demo_model_path
 from testkit.synthetic_gguf import SHAPES, write
@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if 1 not in options.clients:
         options.clients = [1, *options.clients]
     try:
-        if options.device != "cpu" and not has_cuda():
+        if options.device != "cpu" and gpu_backend() is None:
             raise setup.SetupError("llama.cpp was built for the CPU only; make BACKEND=cuda setup, or try --device cpu")
         card = look_at(options.device)
         binaries = setup.peer_binaries(options.peer_bin)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.api import DeviceSpec, ModelSpec, Prompt
-from orchd.machine.devices import gpu_index, usable_cores
+from orchd.machine.devices import find_gpus, gpu_index, usable_cores
 from orchd.pools.replica import Instance, Replica
 from orchd.pools.reports import Report
 from orchd.pools.worker import Worker
@@ -52,6 +52,14 @@ class Share:
         return 1 - self.decode_s / self.step_s
 
 
+def spec_of(device: str, threads: int = 1) -> DeviceSpec:
+    """A device of this machine in a process that sees them all; a CPU computes with so many threads."""
+    index = gpu_index(device)
+    if index is None:
+        return DeviceSpec("cpu", threads=threads)
+    return DeviceSpec("gpu", index, pci=next((gpu.pci for gpu in find_gpus() if gpu.index == index), ""))
+
+
 def share_outside_decode(model: Path, device: str, *, slots: int, steps: int) -> Share:
     """Measure it; every sequence samples as a task does by default, because greedy ones cost less.
 
@@ -65,11 +73,9 @@ def share_outside_decode(model: Path, device: str, *, slots: int, steps: int) ->
     from engines.llamacpp.engine import LlamaCppEngine  # loads CUDA, which looks at that once
 
     engine = LlamaCppEngine()
-    index = gpu_index(device)
-    spec = DeviceSpec("cpu", threads=usable_cores()) if index is None else DeviceSpec("gpu", index, threads=1)
     tokens = WARM_UP_STEPS + steps + 64
     ctx = -(-(PROMPT_TOKENS + tokens) // 256) * 256
-    loaded = engine.load(ModelSpec(model, slots=slots, ctx=ctx), spec)
+    loaded = engine.load(ModelSpec(model, slots=slots, ctx=ctx), spec_of(device, usable_cores()))
     decode, decoded = loaded._context.decode, [0.0]
 
     def timed(n_rows: int) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+_NAMES = {"cpu": "CPU", "cuda": "CUDA", "vulkan": "Vulkan"}
 
-def has_cuda() -> bool:
-    """Whether it has a CUDA backend. May be called before ``CUDA_VISIBLE_DEVICES`` is decided."""
-    return "CUDA" in backends()
+
+def gpu_backend() -> str | None:
+    """How it computes on GPUs: ``CUDA`` or ``Vulkan``; None if it cannot. Is known before GPUs are chosen."""
+    return next((name for name in ("CUDA", "Vulkan") if name in backends()), None)
 
 
 def backends() -> list[str]:
     """What it can compute on, such as ``["CPU", "CUDA"]``; nothing where it is not installed."""
     names = {name.split(".")[0].split("-")[1] for name in _libraries() if name.startswith("libggml-")}
-    return sorted(name.upper() for name in names - {"base"})
+    return sorted(_NAMES.get(name, name) for name in names - {"base"})
 
 
 def is_portable() -> bool:

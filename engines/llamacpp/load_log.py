@@ -44,7 +44,7 @@ class Buffers:
     @property
     def on_device(self) -> int:
         """All that is not in host memory."""
-        return sum(size for place, _, size in self._all if not place.startswith(("CPU", "CUDA_Host")))
+        return sum(size for place, _, size in self._all if not place.startswith("CPU") and not place.endswith("_Host"))
 
     def of(self, *kinds: str) -> int:
         """All of these kinds, wherever."""

@@ -15,12 +15,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 from engines.api import ALONE, Beside, DeviceSpec, FinishReason, ModelSpec, ProgressCallback, Sequence, StepEvent
 from engines.errors import EngineError, InvalidSchema, LoadFailed
+from engines.llamacpp.choices import choices
 from engines.llamacpp.chooser import NOTHING_SAID, SMALL, Chooser
 from engines.llamacpp.cleansing import cleanse
 from engines.llamacpp.copying import Copier
 from engines.llamacpp.grammar import Allowed, Follower, Grammar
 from engines.llamacpp.model_template import reasoning_style
 from engines.llamacpp.native.context import NativeContext
+from engines.llamacpp.native.gpus import index_of
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.native.threads import free_to_move
 from engines.llamacpp.planner import Planner
@@ -51,8 +53,7 @@ class LlamaModel:
     ) -> None:
         self._spec = spec
         self._clock = clock
-        gpu = device.ordinal if device.kind == "gpu" else None
-        self._native = NativeModel(spec.path, gpu=gpu, mmap=spec.mmap, on_progress=on_progress)
+        self._native = NativeModel(spec.path, gpu=index_of(device), mmap=spec.mmap, on_progress=on_progress)
         try:
             if not self._native.generates:
                 raise LoadFailed(f"{spec.path.name} does not generate text (an embedding or encoder model)")
@@ -86,17 +87,19 @@ class LlamaModel:
     def _open_context(self, device: DeviceSpec) -> NativeContext:
         """A context that has shown that it works."""
         spec = self._spec
-        context = NativeContext(self._native, spec, threads=device.threads, cpus=device.cpus)
+        chosen = choices(device)
+        context = NativeContext(
+            self._native, spec, threads=device.threads, cpus=device.cpus, copies_held=chosen.copies_held
+        )
         try:
             token = max(self._native.bos, 0)
-            context.try_step(token)
-            if device.kind == "gpu":
-                # It takes memory for some kernels when they first run: now, in the steps that need most of it (a full
-                # batch of one prompt, prompts in all slots, streams in all slots), and not in the middle of work.
-                context.try_step(token, min(context.n_rows, spec.ctx))
+            for rows in (context.n_rows, *chosen.first_rows) if chosen.first_rows else (1,):
+                context.try_step(token, min(rows, context.n_rows, spec.ctx))
+            if chosen.first_rows:
                 context.try_step(token, min(context.n_rows // spec.slots, spec.ctx), slots=spec.slots)
-                context.try_step(token, slots=spec.slots)
-            if device.kind == "cpu":
+                for slots in range(2, spec.slots + 1):
+                    context.try_step(token, slots=slots)
+            if chosen.tunes_threads:
                 context.choose_threads(spec.slots)
         except BaseException as error:
             context.close()

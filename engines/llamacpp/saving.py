@@ -101,6 +101,8 @@ class Saver:
 
     def restore(self, slot: Slot, entry: Entry) -> bool:
         """Put a saved state into a slot, in place of what it holds; if it cannot be, the slot is empty."""
+        if self._context.is_queued(slot.index):
+            return False
         began = self._clock()
         if not self._context.restore_slot(slot.index, entry.state):
             self._cache.drop(entry)

@@ -197,6 +197,7 @@ def _environment() -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(os.path.abspath(folder) for folder in sys.path),
         "OPENBLAS_NUM_THREADS": "1",  # numpy's, which has nothing to do here
         "CUDA_VISIBLE_DEVICES": "",
+        "GGML_DISABLE_VULKAN": "1",
         "GGML_NO_BACKTRACE": "1",
     }
 

@@ -56,7 +56,7 @@ class Catalog:
         self._pool = pool
         gpus = devices.visible(devices.find_gpus(), os.environ)
         cores = devices.usable_cores()
-        placed = devices.assign([pool], gpus, gpu_build=build.has_cuda(), cores=cores)[0][0]
+        placed = devices.assign([pool], gpus, gpu_build=build.gpu_backend() is not None, cores=cores)[0][0]
         self._replicas = Counter(map(memory.memory_of, placed))
 
     def names(self) -> list[str]:

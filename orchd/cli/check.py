@@ -172,15 +172,16 @@ class Checkup:
                 self._problems.append(str(error))
 
     def _placed(self, gpus: list[devices.Gpu]) -> list[list[Device]]:
-        cuda = build.has_cuda()
-        if gpus and not cuda:
+        gpu_build = build.gpu_backend() is not None
+        if gpus and not gpu_build:
             self._notes.append(
-                "there are GPUs, but llama.cpp was built for the CPU only; rebuild it with: make BACKEND=cuda setup"
+                "there are GPUs, but llama.cpp was built for the CPU only; rebuild it with: make BACKEND=cuda setup "
+                "(for cards before the RTX 20 series: BACKEND=vulkan)"
             )
 
         def assign(pools: Sequence[PoolConfig]) -> list[list[Device]]:
             cores, cpus = devices.usable_cores(), devices.crowded_cpus()
-            return devices.assign(pools, gpus, gpu_build=cuda, cores=cores, cpus=cpus)[0]
+            return devices.assign(pools, gpus, gpu_build=gpu_build, cores=cores, cpus=cpus)[0]
 
         pools = self._config.pools
         try:

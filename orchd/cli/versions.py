@@ -22,10 +22,12 @@ def engine_versions() -> Iterator[str]:
 
 def build_summary() -> str:
     """What the installed llama.cpp was built for."""
-    if not build.has_cuda():
-        return "built for the CPU" + (" of any machine" if build.is_portable() else "")
+    backend = build.gpu_backend()
     architectures = devices.built_architectures()
-    return f"built for CUDA, compute capability {', '.join(architectures)}" if architectures else "built for CUDA"
+    of_gpus = f", compute capability {', '.join(architectures)}" if architectures else ""
+    if backend:
+        return f"built for {backend}{of_gpus}"
+    return "built for the CPU" + (" of any machine" if build.is_portable() else "")
 
 
 def driver_summary() -> str | None:

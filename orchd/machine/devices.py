@@ -29,12 +29,14 @@ class Gpu:
         uuid: NVIDIA's name for this very card.
         name: The product.
         memory_bytes: All of its memory.
+        pci: Its PCI address as Linux writes it, such as ``0000:01:00.0``; empty if NVML does not say.
     """
 
     index: int
     uuid: str
     name: str
     memory_bytes: int
+    pci: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,19 @@ def _gpu(index: int) -> Gpu | None:
     try:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         total = int(pynvml.nvmlDeviceGetMemoryInfo(handle).total)
-        return Gpu(index, pynvml.nvmlDeviceGetUUID(handle), pynvml.nvmlDeviceGetName(handle), total)
+        name = pynvml.nvmlDeviceGetName(handle)
+        return Gpu(index, pynvml.nvmlDeviceGetUUID(handle), name, total, _pci_address(handle))
     except pynvml.NVMLError as error:
         _log.warning("gpu:%d is skipped: NVML reports %s", index, error)
         return None
+
+
+def _pci_address(handle: object) -> str:
+    try:
+        at = pynvml.nvmlDeviceGetPciInfo(handle)
+    except pynvml.NVMLError:
+        return ""
+    return f"{at.domain:04x}:{at.bus:02x}:{at.device:02x}.0"  # a GPU is the first function of its device
 
 
 def find_driver() -> Driver | None:
@@ -192,7 +203,7 @@ def assign(
         threads = pool.threads or share
         for gpu in entry:
             if gpu is not None:
-                mine.append(Device(f"gpu:{gpu.index}", DeviceSpec("gpu", used.index(gpu), threads)))
+                mine.append(Device(f"gpu:{gpu.index}", DeviceSpec("gpu", used.index(gpu), threads, pci=gpu.pci)))
             else:
                 name = "cpu" if workers == 1 else f"cpu#{seen_cpus}"
                 own = tuple(cpus[seen_cpus * share : (seen_cpus + 1) * share])
@@ -222,7 +233,7 @@ def _wanted(pool: PoolConfig, gpus: Sequence[Gpu], *, gpu_build: bool) -> list[G
         if not gpu_build:
             raise ConfigError(
                 f'pool "{pool.id}": llama.cpp was built for the CPU only, so {name} cannot be used; '
-                "rebuild it with: make BACKEND=cuda setup"
+                "rebuild it with: make BACKEND=cuda setup (for cards before the RTX 20 series: BACKEND=vulkan)"
             )
         if match[0] in wanted:
             raise ConfigError(f'pool "{pool.id}": {name} is listed twice; list it once and raise slots instead')
@@ -231,9 +242,14 @@ def _wanted(pool: PoolConfig, gpus: Sequence[Gpu], *, gpu_build: bool) -> list[G
 
 
 def show_only(gpus: Sequence[Gpu], environ: MutableMapping[str, str]) -> None:
-    """Make CUDA see exactly these GPUs, in this order. Must come before llama.cpp is loaded: CUDA reads this once."""
+    """Make CUDA see exactly these GPUs, in this order. Must come before llama.cpp is loaded: CUDA reads this once.
+
+    Vulkan is not told which: each model's GPU is found there by its PCI address.
+    """
     environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid for gpu in gpus)
+    if not gpus:
+        environ["GGML_DISABLE_VULKAN"] = "1"
 
 
 def usable_cores(cpus: Path = Path("/sys/devices/system/cpu")) -> int:

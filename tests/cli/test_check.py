@@ -113,7 +113,7 @@ def test_a_gpu_that_is_not_there_is_a_problem(tiny_model_path: Path) -> None:
 def test_gpus_are_listed_and_measured(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Gpu(0, "GPU-8f5e0000-0000-0000-0000-000000000000", "NVIDIA Test", 8 * 2**30)
     monkeypatch.setattr(devices, "find_gpus", lambda: [gpu])
-    monkeypatch.setattr("engines.llamacpp.build.has_cuda", lambda: True)
+    monkeypatch.setattr("engines.llamacpp.build.gpu_backend", lambda: "CUDA")
     monkeypatch.setattr(memory, "free_bytes", lambda place: {"gpu:0": 6 * 2**30, "cpu": 2 * 2**30}[place])
     result = check("-m", str(tiny_model_path))
     assert result.exit_code == 0
@@ -121,9 +121,19 @@ def test_gpus_are_listed_and_measured(tiny_model_path: Path, monkeypatch: pytest
     assert as_json("-m", str(tiny_model_path))["pools"][0]["devices"] == ["gpu:0"]
 
 
+@pytest.mark.usefixtures("nvml")
+def test_the_backend_and_the_driver_are_named(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engines.llamacpp.build.backends", lambda: ["CPU", "Vulkan"])
+    monkeypatch.setattr(devices, "built_architectures", lambda: ())
+    monkeypatch.setattr(devices, "find_gpus", lambda: [Gpu(0, "GPU-1a2b", "NVIDIA GeForce GTX 1080", 8 * 2**30)])
+    said = " ".join(check("-m", str(tiny_model_path), "--device", "gpu:0").stdout.split())
+    assert "llama.cpp built for Vulkan driver NVIDIA 580.65.06, CUDA up to 13.0 gpu:0 NVIDIA GeForce GTX 1080" in said
+    assert "devices gpu:0" in said
+
+
 def test_a_gpu_without_a_build_for_it_is_a_note(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "find_gpus", lambda: [Gpu(0, "GPU-8f5e", "NVIDIA Test", 2**30)])
-    monkeypatch.setattr("engines.llamacpp.build.has_cuda", lambda: False)
+    monkeypatch.setattr("engines.llamacpp.build.gpu_backend", lambda: None)
     result = check("-m", str(tiny_model_path))
     assert result.exit_code == 0
     assert "note: there are GPUs, but llama.cpp was built for the CPU only" in result.stdout

@@ -87,7 +87,7 @@ def too_large(home: Home) -> str:
 
 def with_gpu(home: Home, device: str) -> str:
     home.patch.setattr(devices, "find_gpus", lambda: [Gpu(0, "GPU-8f5e0000", "NVIDIA Test", 1 << 33)])
-    home.patch.setattr("engines.llamacpp.build.has_cuda", lambda: False)
+    home.patch.setattr("engines.llamacpp.build.gpu_backend", lambda: None)
     return home.says("check", "-m", str(home.model), "--device", device)
 
 

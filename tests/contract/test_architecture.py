@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "architecture.md"
 PACKAGES = ("engines", "orchd")
 ONLY_IMPORTERS = {
-    "llama_cpp": {f"engines/llamacpp/native/{name}.py" for name in ("library", "model", "sampler", "context")},
+    "llama_cpp": {f"engines/llamacpp/native/{name}.py" for name in ("library", "model", "sampler", "context", "gpus")},
     "prometheus_client": {"orchd/metrics.py"},
 }
 """Libraries that one module, or those of one folder, keep from all others."""

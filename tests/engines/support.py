@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -10,11 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu.worker_share import spec_of
 from engines import api
-from engines.api import DeviceSpec, FinishReason, ModelSpec, SamplingParams, StepEvent
+from engines.api import FinishReason, ModelSpec, SamplingParams, StepEvent
 from engines.llamacpp.model import LlamaModel
 from engines.llamacpp.vocab import LlamaVocab
 from testkit.tiny_gguf import PIECES
+
+DEVICE = spec_of(os.environ.get("ORCHD_TEST_DEVICE", "cpu"))
+"""Where models are loaded: what is said here of one on a CPU holds on a GPU as well (``make test-device``)."""
 
 GREEDY = SamplingParams(temperature=0)
 EXACT = ModelSpec(Path(), slots=1, ctx=512, batch=64, flash_attn="off", cache_type_k="f32", cache_type_v="f32")
@@ -25,7 +30,7 @@ PROMPTS = [" ".join([*PIECES[10 * n : 11 * n + 1], "and the river"]).replace("â–
 
 @contextmanager
 def loaded(spec: ModelSpec) -> Iterator[LlamaModel]:
-    model = LlamaModel(spec, DeviceSpec("cpu", threads=1))
+    model = LlamaModel(spec, DEVICE)
     try:
         yield model
     finally:

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from engines.api import DeviceSpec, FinishReason, ModelSpec, SamplingParams
+from engines.api import FinishReason, ModelSpec, SamplingParams
 from engines.errors import DecodeFailed, EngineDead, LoadFailed
 from engines.llamacpp.engine import LlamaCppEngine
 from engines.llamacpp.model import LlamaModel
 from engines.llamacpp.native.model import NativeModel
 from testkit import tiny_gguf
 from tests.engines.support import (
+    DEVICE,
     GREEDY,
     PROMPTS,
     Output,
@@ -30,7 +31,6 @@ from tests.engines.support import (
     tokens_of,
 )
 
-CPU = DeviceSpec("cpu", threads=1)
 HOT = SamplingParams(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=7)
 
 
@@ -207,15 +207,15 @@ def test_a_closed_model_says_so(tiny_model_path: Path, prompt: tuple[int, ...]) 
 def test_a_model_computing_nan_is_not_loaded(tmp_path: Path) -> None:
     path = tiny_gguf.write_tiny_llama(tmp_path / "nan.gguf", nan_weights=True)
     with pytest.raises(LoadFailed, match=r"nan\.gguf loads, but its first step fails: .*NaN"):
-        LlamaModel(exact(path), CPU)
+        LlamaModel(exact(path), DEVICE)
 
 
 def test_an_embedding_model_is_not_loaded(tmp_path: Path) -> None:
     with pytest.raises(LoadFailed, match=r"tiny-bert\.gguf does not generate text"):
-        LlamaModel(exact(tiny_gguf.write_tiny_bert(tmp_path / "tiny-bert.gguf")), CPU)
+        LlamaModel(exact(tiny_gguf.write_tiny_bert(tmp_path / "tiny-bert.gguf")), DEVICE)
 
 
-@pytest.mark.parametrize("load", [lambda p: LlamaCppEngine().load(exact(p), CPU), LlamaCppEngine().load_vocab])
+@pytest.mark.parametrize("load", [lambda p: LlamaCppEngine().load(exact(p), DEVICE), LlamaCppEngine().load_vocab])
 @pytest.mark.parametrize("content", [b"", b"not a model", b"GGUF\x03\0\0\0"])
 def test_what_is_not_a_gguf_is_not_loaded(load: Callable[[Path], object], content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "näme.gguf"
@@ -232,14 +232,14 @@ def test_what_is_not_a_gguf_is_not_loaded(load: Callable[[Path], object], conten
     ],
 )
 def test_llama_cpps_own_reason_is_told(tiny_model_path: Path, shape: dict[str, Any], reason: str) -> None:
-    for load in (lambda spec: LlamaCppEngine().load(spec, CPU), LlamaCppEngine().vet):
+    for load in (lambda spec: LlamaCppEngine().load(spec, DEVICE), LlamaCppEngine().vet):
         with pytest.raises(LoadFailed, match=re.escape(reason)):
             load(ModelSpec(tiny_model_path, **shape))
 
 
 def test_progress_runs_up_to_one(tiny_model_path: Path) -> None:
     shares: list[float] = []
-    LlamaModel(exact(tiny_model_path), CPU, on_progress=shares.append).close()
+    LlamaModel(exact(tiny_model_path), DEVICE, on_progress=shares.append).close()
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
 

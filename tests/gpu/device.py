@@ -16,7 +16,7 @@ import pynvml
 import pytest
 
 from engines.api import Footprint, ModelSpec
-from engines.llamacpp.build import has_cuda
+from engines.llamacpp.build import gpu_backend
 from engines.llamacpp.vet import vet
 from orchd.machine import devices, memory
 from testkit.synthetic_gguf import SHAPES, write
@@ -46,7 +46,7 @@ def check_device() -> None:
     """Fail with what to do if the suite cannot run here."""
     if not ON_GPU:
         return
-    if not has_cuda():
+    if gpu_backend() is None:
         pytest.fail("llama.cpp was built for the CPU only: make BACKEND=cuda setup; or try with ORCHD_TEST_DEVICE=cpu")
     there = [f"gpu:{gpu.index}" for gpu in devices.find_gpus()]
     if DEVICE not in there:

@@ -71,7 +71,7 @@ def test_models_go_wholly_to_one_gpu_on_both_sides(tmp_path: Path) -> None:
 def test_without_a_build_for_gpus_it_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench, "has_cuda", lambda: False)
+    monkeypatch.setattr(bench, "gpu_backend", lambda: None)
     assert bench.main([]) == 2
     assert "make BACKEND=cuda setup, or try --device cpu" in capsys.readouterr().err
 

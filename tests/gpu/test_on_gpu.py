@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu.worker_share import share_outside_decode
-from engines.api import DeviceSpec, ModelSpec, SamplingParams, Sequence
-from orchd.machine import devices
+from benchmarks.gpu.worker_share import share_outside_decode, spec_of
+from engines.api import ModelSpec, SamplingParams, Sequence
 from testkit.live import Live, serving
 from testkit.synthetic_gguf import main as write_synthetic
 from tests.gpu.device import (
@@ -214,8 +213,7 @@ def test_two_models_on_one_gpu_step_and_load_on_two_threads(models: Models) -> N
     from engines.llamacpp.engine import LlamaCppEngine
 
     engine = LlamaCppEngine()
-    index = devices.gpu_index(DEVICE)
-    device = DeviceSpec("gpu", index or 0)
+    device = spec_of(DEVICE)
     spec = ModelSpec(models.first, slots=4, ctx=512)
     vocab = engine.load_vocab(models.first)
     prompt = vocab.tokenize(PROMPT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,12 @@ def test_auto_takes_every_gpu() -> None:
     devices, used = assign([make_pool()], MIXED, gpu_build=True, cores=8)
     assert devices == [[Device("gpu:0", DeviceSpec("gpu", 0, 8)), Device("gpu:1", DeviceSpec("gpu", 1, 8))]]
     assert used == MIXED
+
+
+def test_a_gpu_keeps_its_pci_address_whatever_its_ordinal() -> None:
+    gpus = [dataclasses.replace(gpu, pci=f"0000:{gpu.index:02x}:00.0") for gpu in MIXED]
+    [[device]], _ = assign([make_pool()], visible(gpus, {"CUDA_VISIBLE_DEVICES": "1"}), gpu_build=True, cores=8)
+    assert device == Device("gpu:1", DeviceSpec("gpu", 0, 8, pci="0000:01:00.0"))
 
 
 @pytest.mark.parametrize(("gpus", "gpu_build"), [([], True), ([], False), (MIXED, False)])
@@ -167,6 +174,7 @@ def test_a_process_without_gpu_pools_is_shown_none() -> None:
     environ: dict[str, str] = {}
     show_only(assign([make_pool("cpu")], MIXED, gpu_build=True, cores=8)[1], environ)
     assert environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert environ["GGML_DISABLE_VULKAN"] == "1"
 
 
 def test_there_is_at_least_one_usable_core() -> None:

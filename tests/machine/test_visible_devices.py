@@ -45,7 +45,7 @@ from orchd import server
 from orchd.settings.sources import load
 from orchd.settings.credentials import Credentials
 
-server.has_cuda = lambda: True
+server.gpu_backend = lambda: "CUDA"
 listen = server.listen
 server.listen = lambda host, port: (events.append(["listens"]), listen(host, port))[1]
 config = load(config_path=Path(sys.argv[1]), flags={}, environ={}, cwd=Path.cwd())
@@ -100,11 +100,21 @@ def test_a_server_without_gpu_pools_hides_them_all(tmp_path: Path, tiny_model_pa
 
 def test_gpus_are_found_with_what_the_driver_knows(nvml: FakeNvml) -> None:
     found = devices.find_gpus()
-    assert [(gpu.index, gpu.name, gpu.uuid, gpu.memory_bytes) for gpu in found] == [
-        (0, "NVIDIA GeForce RTX 4090", large().uuid, 24 * GIB),
-        (1, "NVIDIA GeForce RTX 3060", small().uuid, 12 * GIB),
+    assert [(gpu.index, gpu.name, gpu.uuid, gpu.memory_bytes, gpu.pci) for gpu in found] == [
+        (0, "NVIDIA GeForce RTX 4090", large().uuid, 24 * GIB, "0000:01:00.0"),
+        (1, "NVIDIA GeForce RTX 3060", small().uuid, 12 * GIB, "0000:41:00.0"),
     ]
     assert nvml.initialised == 0
+
+
+def test_a_gpu_whose_address_nvml_does_not_tell_can_still_be_used(
+    nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: object) -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetPciInfo", refuse)
+    assert [(gpu.index, gpu.pci) for gpu in devices.find_gpus()] == [(0, ""), (1, "")]
 
 
 def test_the_driver_says_its_version_and_its_cuda(nvml: FakeNvml) -> None:

@@ -38,12 +38,21 @@ WORTH_WAKING = 1.5
 class NativeContext:
     """Owner of a ``llama_context`` with one KV stream per slot, and of the batch it is fed with.
 
+    Args:
+        model: What it computes with.
+        spec: Slots, sizes and data types.
+        threads: Compute threads on the host.
+        cpus: See `engines.api.DeviceSpec`.
+        copies_held: Whether what a slot holds may be copied by itself.
+
     Raises:
         LoadFailed: llama.cpp refuses the parameters.
         OutOfDeviceMemory: KV cache or compute buffers do not fit.
     """
 
-    def __init__(self, model: NativeModel, spec: ModelSpec, *, threads: int, cpus: Sequence[int] = ()) -> None:
+    def __init__(
+        self, model: NativeModel, spec: ModelSpec, *, threads: int, cpus: Sequence[int] = (), copies_held: bool = True
+    ) -> None:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = spec.slots * spec.ctx
         # A multiple of the slots: of other numbers llama.cpp makes no graph for some models (Kimi Linear), but aborts.
@@ -72,8 +81,8 @@ class NativeContext:
         self.buffers = Buffers(lines)
         self.n_rows = int(llama_cpp.llama_n_batch(handle))
         self._ctx = spec.ctx
-        # Else the state of a sequence is not all of its cache (a sliding window), or a device copies faster itself.
-        self._copies_held = not (model.n_swa or model.is_recurrent or self.buffers.on_device)
+        # With a sliding window the state of a sequence is not all of its cache.
+        self._copies_held = copies_held and not (model.n_swa or model.is_recurrent)
         self._queued: set[int] = set()  # slots that the next decode copies from or to
         self._passage = np.empty(0, np.uint8)
         try:
@@ -172,9 +181,13 @@ class NativeContext:
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
         self._queued |= {source, target}
 
+    def is_queued(self, slot: int) -> bool:
+        """Whether the next decode copies from or to a slot; until then it can be neither saved nor restored."""
+        return slot in self._queued
+
     def state_bytes(self, slot: int) -> int:
         """Bytes that `save_slot` would return; 0 if it cannot now."""
-        return 0 if slot in self._queued else int(llama_cpp.llama_state_seq_get_size(self.handle, slot))
+        return 0 if self.is_queued(slot) else int(llama_cpp.llama_state_seq_get_size(self.handle, slot))
 
     def save_slot(self, slot: int, n_bytes: int) -> npt.NDArray[np.uint8] | None:
         """A copy in host memory of what a slot holds, in llama.cpp's format; None if it cannot be made.
@@ -194,10 +207,9 @@ class NativeContext:
     def restore_slot(self, slot: int, state: npt.NDArray[np.uint8]) -> bool:
         """Replace what a slot holds by what `save_slot` returned; if that fails, the slot is empty and it is False."""
         data = state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        if slot not in self._queued:
-            self.clear_slot(slot)
-            if int(llama_cpp.llama_state_seq_set_data(self.handle, data, state.nbytes, slot)) == state.nbytes:
-                return True
+        self.clear_slot(slot)
+        if int(llama_cpp.llama_state_seq_set_data(self.handle, data, state.nbytes, slot)) == state.nbytes:
+            return True
         self.clear_slot(slot)
         return False
 

@@ -25,7 +25,7 @@ class NativeModel:
 
     Args:
         path: The GGUF file, or the first part of a split one.
-        gpu: Ordinal of the GPU that holds every layer; None keeps all of it on the CPU.
+        gpu: Index in llama.cpp's list of the GPU that holds every layer; None keeps all of it on the CPU.
         mmap: Map the file instead of reading it.
         repack: Copy weights into layouts that are faster on this CPU.
         vocab_only: Load no weights.
