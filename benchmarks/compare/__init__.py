@@ -8,6 +8,7 @@
 | `servers.py` | one server process, from its start to its exit |
 | `load.py` | the load client: the same reading loop for every server |
 | `workloads.py` | the scenarios and their targets |
+| `conversations.py` | those in which prompts come back, or meet other work |
 | `setup.py` | the models and this machine |
 | `profile.py` | where orchd's Python time goes, by py-spy |
 | `report.py`, `plots.py` | JSON, tables, docs |

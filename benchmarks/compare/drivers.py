@@ -34,7 +34,7 @@ class Setup:
         slots: Requests at the same time.
         ctx: Tokens per slot.
         threads: Compute threads, for prompts and for decoding.
-        prompt_store: Whether llama-server may keep prompts of idle slots in further memory (its default).
+        prompt_store: Whether prompts that have left their slot may be kept in further memory (the default of both).
         peer_batch: llama-server's ``--batch-size``: the most tokens it takes up between two looks at its streams. orchd
             has no such thing; it fits prompt chunks to `workers.step_target_ms`.
     """
@@ -49,13 +49,17 @@ class Setup:
 
 @dataclass(frozen=True)
 class Task:
-    """One request; the output is always `max_tokens` long, except from llama-cpp-python's server."""
+    """One request; the output is always `max_tokens` long, except from llama-cpp-python's server.
+
+    ``batch`` says that nobody waits for it, to a server that knows priorities.
+    """
 
     prompt: str
     max_tokens: int
     seed: int
     sampling: Mapping[str, float] = field(default_factory=lambda: SAMPLING)
     json_schema: Mapping[str, Any] | None = None
+    batch: bool = False
 
 
 class Piece(NamedTuple):
@@ -115,7 +119,7 @@ class Orchd:
         config.write_text(
             "[tasks]\ncancel_grace_s = 0\n"
             f"[[pools]]\nmodel = {json.dumps(str(setup.model))}\nslots = {setup.slots}\nctx = {setup.ctx}\n"
-            f"threads = {setup.threads}\nbatch = {UBATCH}\n"
+            f"threads = {setup.threads}\nbatch = {UBATCH}\n" + ("" if setup.prompt_store else "prompt_cache_mib = 0\n")
         )
         return [sys.executable, "-m", "orchd", "serve", "--config", str(config), "--port", "0"]
 
@@ -133,6 +137,7 @@ class Orchd:
             **{"task_id": task_id, "prompt": task.prompt, "max_tokens": task.max_tokens, "ignore_eos": True},
             **{"seed": task.seed, **task.sampling},
             **({} if task.json_schema is None else {"json_schema": task.json_schema}),
+            **({"priority": "batch"} if task.batch else {}),
         }
         async with _answer(session, "POST", "/v1/tasks", 202, json=body) as answer:
             await answer.read()

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from benchmarks.compare import load
+from benchmarks.compare import conversations, load
 from benchmarks.compare.drivers import GREEDY, SAMPLING, Task
 from benchmarks.compare.prompts import Prompts
 from benchmarks.compare.servers import Running
@@ -62,6 +62,10 @@ class Work:
     ) -> list[list[Task]]:
         """For each client so many unrelated tasks."""
         return [[self.task(prompt_tokens, max_tokens, sampling=sampling) for _ in range(each)] for _ in range(clients)]
+
+    def batch_task(self, prompt_tokens: int, max_tokens: int) -> Task:
+        """A task for whose answer nobody waits."""
+        return replace(self.task(prompt_tokens, max_tokens), batch=True)
 
     def text(self, tokens: int) -> str:
         return self._prompts.text(tokens)
@@ -210,6 +214,8 @@ async def sweep(server: Running, work: Work) -> Metrics:
 
 
 _REAL = Shape(slots=8, ctx=2048)
+_FOUR = Shape(slots=4, ctx=2048)
+_LONG = Shape(slots=4, ctx=8192)
 _TINY = Shape(slots=16, ctx=512, use="tiny")
 _BOTH: Final[tuple[Peer, ...]] = ("llama-server", "llama_cpp.server")
 
@@ -242,6 +248,41 @@ SCENARIOS: Final = (
         _REAL,
         shared_prefix,
         (Target("ttft_p99_ms", "at most", 0.3), Target("requests_per_s", "at least", 2.0)),
+    ),
+    *(
+        Scenario(
+            f"conversations-{count}",
+            f"{count} conversations on 4 slots, turns 2 to 4",
+            _FOUR,
+            functools.partial(conversations.conversations, count=count),
+            (Target("ttft_p50_ms", "at most", 0.9), Target("ttft_p99_ms", "at most", 1.0)),
+        )
+        for count in (3, 12)
+    ),
+    Scenario(
+        "agent",
+        "a prompt that grows to 6,000 tokens beside 2 streams",
+        _LONG,
+        conversations.agent,
+        (
+            Target("ttft_p50_ms", "at most", 0.9),
+            Target("ttft_p99_ms", "at most", 1.0),
+            Target("itl_max_ms", "at most", 0.3),
+        ),
+    ),
+    Scenario(
+        "short-behind-long",
+        "16 tokens, 0.3 s after a prompt of 5,000",
+        _LONG,
+        conversations.short_behind_long,
+        (Target("ttft_p50_ms", "at most", 0.1),),
+    ),
+    Scenario(
+        "interactive-beside-batch",
+        "a 1,000-token prompt beside 3 batch streams",
+        _LONG,
+        conversations.interactive_beside_batch,
+        (Target("ttft_p50_ms", "at most", 1.05),),
     ),
     Scenario(
         "memory",
