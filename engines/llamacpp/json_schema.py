@@ -50,7 +50,7 @@ def check(schema: Mapping[str, Any]) -> None:
         if members * 2 > MAX_BYTES:
             raise _too_large()  # without writing it out, which would hold Python's lock
         for number in filter(_is_too_long, itertools.chain.from_iterable(map(_members, level))):
-            raise InvalidSchema(f"#: an integer of {number.bit_length()} bits would be rounded; use at most 53 bits")
+            raise InvalidSchema(f"#: the integer {str(number)[:32]} would be rounded; use none beyond 2^53")
         level = [child for node in level for child in _children(node)]
         if not level:
             break
@@ -98,7 +98,7 @@ def _children(node: Any) -> list[Any]:
 
 
 def _is_too_long(value: Any) -> bool:
-    return isinstance(value, int) and value.bit_length() > 53
+    return isinstance(value, int) and abs(value) > 2**53
 
 
 def _keys(node: Any) -> Iterator[str]:

@@ -84,8 +84,9 @@ class LlamaVocab:
         return tail.rstrip().endswith(THINKING)
 
     def _all_pieces(self) -> list[bytes | None]:
-        pieces = (Pieces(self._native, None)[token] for token in range(self._native.n_vocab))
-        return [piece.data if piece is not None and piece.shown else None for piece in pieces]
+        pieces = Pieces(self._native, None)
+        all_pieces = (pieces[token] for token in range(self._native.n_vocab))
+        return [piece.data if piece is not None and piece.shown else None for piece in all_pieces]
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:

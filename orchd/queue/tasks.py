@@ -23,7 +23,7 @@ class TaskState(enum.Enum):
     ENDED = enum.auto()
 
 
-TASK_BYTES = 1024
+TASK_BYTES = 1152
 """What an ended task takes besides its events: itself, its id, its first answer, what is left of its request, and its
 places in tables. By tracemalloc on CPython 3.11, rounded up."""
 

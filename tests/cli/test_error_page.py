@@ -12,7 +12,9 @@ from typing import NoReturn
 
 import pytest
 
-from engines.errors import OutOfDeviceMemory
+from engines.api import DeviceSpec
+from engines.errors import LoadFailed, OutOfDeviceMemory
+from engines.llamacpp.native.gpus import Listed, match
 from orchd.machine import devices, memory
 from orchd.machine.devices import Gpu
 from orchd.models import references
@@ -91,6 +93,12 @@ def with_gpu(home: Home, device: str) -> str:
     return home.says("check", "-m", str(home.model), "--device", device)
 
 
+def no_vulkan(home: Home) -> str:
+    with pytest.raises(LoadFailed) as caught:
+        match(DeviceSpec("gpu", pci="0000:01:00.0"), [Listed("another card", "0000:02:00.0")])
+    return str(caught.value)
+
+
 def no_folder(home: Home) -> str:
     (gone := home.folder / "gone").mkdir()
     os.chdir(gone)
@@ -153,6 +161,7 @@ AT_THE_START: dict[str, Callable[[Home], str]] = {
     "… needs": too_large,
     "there is no gpu:1": lambda home: with_gpu(home, "gpu:1"),
     "llama.cpp was built": lambda home: with_gpu(home, "gpu:0"),
+    "Vulkan shows no GPU": no_vulkan,
     "cannot listen on …; this machine": lambda home: home.serve("--host", "192.0.2.1"),
     "server.host": lambda home: home.serve("--host", "a..lan"),
     "the working directory": no_folder,

@@ -89,4 +89,5 @@ def test_a_gpu_is_warmed_up_with_all_slots(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(NativeContext, "decode", decode)
     spec = ModelSpec(write_tiny_llama(tmp_path / "tiny.gguf"), slots=3, ctx=256, batch=64)
     LlamaModel(spec, DeviceSpec("gpu")).close()
-    assert steps == [(1, 1), (63, 1), (63, 3), (3, 3)]
+    assert steps[0] == (63, 1), "the largest first"
+    assert {(63, 3), (3, 3), (1, 1)} < set(steps)

@@ -329,7 +329,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown type": ({"type": "text"}, "Invalid type: text"),
     "too deep": (nested(60), "^#: over 50 objects and arrays"),
     "a long enumeration": ({"enum": [f"v{number}" for number in range(40_000)]}, "more than 65536 bytes"),
-    "a long integer": ({"enum": [1, 2**53 + 1]}, "an integer of 54 bits would be rounded"),
+    "a long integer": ({"enum": [1, 2**53 + 1]}, "the integer 9007199254740993 would be rounded"),
     "a long text": ({"const": "x" * 70_000}, "more than 65536 bytes"),
     "many alternatives": ({"oneOf": [{"const": number} for number in range(40_000)]}, "more than 65536 bytes"),
     "patterns that multiply": (

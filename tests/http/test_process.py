@@ -27,8 +27,10 @@ def _long_pool(model: Path, home: Path) -> tuple[str, ...]:
 def _curl_pair(process: Process) -> str:
     """The commands of the ready screen, as a person would copy them."""
     screen = process.stdout.partition("Try it from another shell:\n")[2]
-    assert screen.count("curl ") == 2
-    return screen
+    run, _, pair = screen.strip().partition("\n")
+    assert run.startswith("orchd run ")
+    assert pair.count("curl ") == 2
+    return pair
 
 
 # --- ready -----------------------------------------------------------------------------------------------------------

@@ -146,7 +146,7 @@ async def test_a_task_gets_the_reasoning_that_it_asks_for(
     model = write_tiny_llama(tmp_path / "thinks.gguf", more=markers, chat_template=THINKS)
     a, close, b = FIRST_PIECE + PIECES.index("a"), FIRST_PIECE + len(PIECES) + 1, FIRST_PIECE + PIECES.index("b")
     script = iter([a, a, close, b, b])
-    monkeypatch.setattr(Chooser, "choose", lambda self, logits, samplers: [next(script)])
+    monkeypatch.setattr(Chooser, "choose", lambda self, logits, samplers, allowed: [next(script)])
     async with serving(model) as server:
         asked = {"reasoning": True} if wanted else {}
         started, *tokens, end = await server.run(messages=ASKED, max_tokens=5, **asked)

@@ -78,7 +78,7 @@ def test_another_file_in_its_place_is_another(memory: Vetted, spec: ModelSpec, t
     assert memory.take(spec) is None
 
 
-@pytest.mark.parametrize("change", [{"slots": 5}, {"ctx": 512}, {"cache_type_k": "q8_0"}, {"swa_full": False}])
+@pytest.mark.parametrize("change", [{"slots": 5}, {"ctx": 512}, {"cache_type_k": "q8_0"}, {"swa_full": True}])
 def test_another_shape_is_not_known(memory: Vetted, spec: ModelSpec, change: dict[str, object]) -> None:
     memory.keep(spec, FOOTPRINT)
     assert memory.take(dataclasses.replace(spec, **change)) is None  # type: ignore[arg-type]

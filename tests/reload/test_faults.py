@@ -93,7 +93,13 @@ async def test_a_message_has_no_folders_and_no_line_breaks(tmp_path: Path) -> No
 
 async def test_the_first_load_is_vetted_as_well(tmp_path: Path) -> None:
     async with staged(tmp_path) as stage:
-        assert stage.engine.steps == [("vet", "a", 0), ("vocab", "a", 0), ("load", "a", 0), ("load", "a", 1)]
+        vet, *rest = stage.engine.steps
+        assert vet == ("vet", "a", 0)
+        assert sorted(rest) == [
+            ("load", "a", 0),
+            ("load", "a", 1),
+            ("vocab", "a", 0),
+        ]  # the tokenizer beside the weights
 
 
 # --- the old model leaves first

@@ -97,6 +97,7 @@ def test_the_process_knows_nothing_of_the_servers_secrets(
     assert names - {"PWD", "SHLVL", "_", "OLDPWD"} <= {
         *("PATH", "LD_LIBRARY_PATH", "LANG", "TMPDIR"),
         *("PYTHONPATH", "OPENBLAS_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "GGML_NO_BACKTRACE"),
+        "GGML_DISABLE_VULKAN",
     }
     assert "CUDA_VISIBLE_DEVICES=\n" in seen
     assert "\n/\n" in seen, "modules of the folder that the server was started in are not imported"
