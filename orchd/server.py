@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -99,7 +100,7 @@ def serve(config: Config, credentials: Credentials, *, observer: Observer) -> in
     )
     with contextlib.closing(listening), announced(me):
         code = asyncio.run(run())
-    if server.left_behind:
+    if server.left_behind or not _threads_end():
         _leave(code)
     return code
 
@@ -166,6 +167,7 @@ class Server:
                     loading.cancel()
                 self._observer.stopping(service.running)
                 await service.shut_down(self._config.server.shutdown_grace_s)
+                service.end_threads()
         finally:
             for worker in self._workers.values():
                 worker.stop()
@@ -292,6 +294,18 @@ class Server:
                 for pool in service.pools.values()
             ),
         )
+
+
+def _threads_end() -> bool:
+    """Whether the threads for prompts and schemas have ended, which Python would wait for however long they take."""
+    deadline = time.monotonic() + JOIN_S
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread.is_alive():
+                _log.error("the thread %s does not end and is abandoned", thread.name)
+                return False
+    return True
 
 
 def _leave(code: int) -> NoReturn:

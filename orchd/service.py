@@ -354,6 +354,11 @@ class Service:
         if self._background:
             await asyncio.wait(self._background, timeout=ANSWER_S)
 
+    def end_threads(self) -> None:
+        """Let the threads for prompts and schemas end; whatever hangs in one is not waited for."""
+        for model in filter(None, (pool.model for pool in self.pools.values())):
+            model.end_threads()
+
 
 def _note_unheard(work: asyncio.Task[Any]) -> None:
     """A reload whose caller has left is over. What it raises on purpose has been logged already."""

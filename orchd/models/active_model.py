@@ -77,6 +77,11 @@ class ActiveModel(VettedModel):
         default_factory=lambda: ThreadPoolExecutor(SCHEMA_THREADS, "schemas"), repr=False
     )
 
+    def end_threads(self) -> None:
+        """Begin nothing more; what is under way is not waited for."""
+        for threads in (self.long_prompts, self.conversations, self.schemas):
+            threads.shutdown(wait=False, cancel_futures=True)
+
     def is_named(self, model_ref: str) -> bool:
         """Whether a reference (a name, a file name or a path) means this model."""
         return references.model_id(Path(model_ref)) == self.id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
@@ -32,11 +33,12 @@ import time
 if "{where}" == "vet" and "engines.llamacpp.vet" in sys.orig_argv:
     time.sleep(1000)
 if "{where}" != "vet" and "serve" in sys.orig_argv:
+    from engines.llamacpp.grammar import Grammars
     from engines.llamacpp.native.context import NativeContext
     from engines.llamacpp.native.model import NativeModel
 
-    owner = {{"decode": NativeContext, "load": NativeModel}}["{where}"]
-    name = {{"decode": "decode", "load": "__init__"}}["{where}"]
+    owner = {{"decode": NativeContext, "load": NativeModel, "schema": Grammars}}["{where}"]
+    name = {{"decode": "decode", "load": "__init__", "schema": "compile"}}["{where}"]
     real = getattr(owner, name)
 
     def hangs(*args, **kwargs):
@@ -90,6 +92,22 @@ def test_a_step_that_never_ends_costs_no_stream_its_end_and_does_not_keep_the_pr
         listener.join(5)
     assert ends == [("end", "cancelled")]
     assert "hangs in a step and is abandoned" in process.stderr
+
+
+def unanswered(port: int) -> None:
+    with contextlib.suppress(Exception):  # the server stops
+        submit(port, prompt="the", json_schema=True)
+
+
+def test_a_schema_whose_compilation_hangs_does_not_keep_the_process(tiny_model_path: Path, tmp_path: Path) -> None:
+    with hanging("schema", "-m", str(tiny_model_path), home=tmp_path, ORCHD_SHUTDOWN_GRACE_S="0.2") as process:
+        port = process.wait_ready()
+        (tmp_path / "hang").touch()
+        thread = threading.Thread(target=unanswered, args=(port,))
+        thread.start()
+        process.until((tmp_path / "hangs").exists, "the schema's compilation hangs")
+        assert stop(process) < BOUND_S
+        thread.join(5)
 
 
 @pytest.mark.parametrize("where", ["load", "vet"])
