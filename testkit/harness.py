@@ -253,7 +253,7 @@ async def serving(
         serve = asyncio.create_task(server.run(paths, listening))
         try:
             done = {serve, running.summary} if ready else {serve, asyncio.create_task(_reachable(running))}
-            await asyncio.wait(done, return_when=asyncio.FIRST_COMPLETED)  # type: ignore[type-var]
+            await asyncio.wait(done, return_when=asyncio.FIRST_COMPLETED)  # type: ignore[type-var]  # tasks of different results
             if serve.done():
                 serve.result()
             yield running
@@ -279,7 +279,7 @@ def engine_text(model: Path, prompt: str, *, max_tokens: int, sampling: Sampling
     """What llama.cpp writes without orchd, on a pool's slots, alone."""
     engine = LlamaCppEngine()
     vocab = engine.load_vocab(model)
-    spec = ModelSpec(model, slots=POOL["slots"], ctx=POOL["ctx"], batch=POOL["batch"])  # type: ignore[arg-type]
+    spec = ModelSpec(model, slots=POOL["slots"], ctx=POOL["ctx"], batch=POOL["batch"])  # type: ignore[arg-type]  # numbers
     loaded = engine.load(spec, DeviceSpec("cpu", threads=1))
     try:
         params = sampling or SamplingParams(temperature=0)

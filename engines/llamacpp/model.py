@@ -152,7 +152,7 @@ class LlamaModel:
         """Make a slot hold the first tokens of a prompt, from its own cache, another's or a saved one."""
         slot, keep = self._slots[reuse.slot], reuse.keep
         own = reuse.copy_from is None and not reuse.stored
-        self._saver.save(slot, losing=len(slot.cached) - (keep if own else 0))
+        self._saver.save(slot, losing=len(slot.cached) - (keep if own else 0), then=entry if reuse.stored else None)
         if reuse.copy_from is not None:
             self._copier.copy(reuse.copy_from, reuse.slot, len(self._slots[reuse.copy_from].cached))
         elif reuse.stored and (entry is None or not self._saver.restore(slot, entry)):

@@ -74,17 +74,20 @@ class Saver:
         token_s = self._cost.token_s()
         return MIN_COPY if not token_s else max(MIN_COPY, math.ceil(n_bytes * self._byte_s / token_s))
 
-    def save(self, slot: Slot, *, losing: int) -> None:
+    def save(self, slot: Slot, *, losing: int, then: Entry | None = None) -> None:
         """Keep what a slot holds, if that is worth it.
 
         Args:
             slot: Its cache is about to be cut or overwritten.
             losing: Tokens at its end that will be gone.
+            then: What will be restored before the next step, and takes its share of the time.
         """
         if losing < MIN_COPY or self._cache.knows(slot.cached) or self._held_elsewhere(slot, losing):
             return
         n_bytes = self._context.state_bytes(slot.index)
-        if not n_bytes or not self._cache.takes(n_bytes) or losing < 2 * self.worth(n_bytes) or not self._fits(n_bytes):
+        if not n_bytes or not self._cache.takes(n_bytes) or losing < 2 * self.worth(n_bytes):
+            return
+        if not self._fits(n_bytes + (0 if then is None else then.state.nbytes)):
             return
         began = self._clock()
         try:

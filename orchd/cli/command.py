@@ -18,11 +18,11 @@ class Command(TyperCommand):
         super().__init__(*args, **kwargs)
         self.help = flowing(self.help or "")
 
-    def get_params(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+    def get_params(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # the base says a private class
         """Typer's own, the flags without a type."""
         return without_types(super().get_params(ctx))
 
-    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # the base says a private class
         """Typer's own, once nothing is left over."""
         if ctx.args:
             ctx.fail(self.about_extra(ctx.args, ctx.params))

@@ -32,20 +32,20 @@ class _Commands(TyperGroup):
             code = 2
         sys.exit(code)
 
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # the base says a private class
         """Typer's own; ``help`` and ``help run`` are ``--help`` and ``run --help``."""
         if args[:1] == ["help"]:
             args = [*args[1:2], "--help"]
         return super().parse_args(ctx, args)
 
-    def get_params(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+    def get_params(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # the base says a private class
         """Typer's own, the flags without a type."""
         return without_types(super().get_params(ctx))
 
-    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]  # the base says a private class
         return list(COMMANDS)
 
-    def get_command(self, ctx: typer.Context, cmd_name: str) -> TyperCommand | None:  # type: ignore[override]
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> TyperCommand | None:  # type: ignore[override]  # the base says a private class
         if cmd_name not in COMMANDS:
             if not ctx.resilient_parsing and not cmd_name.startswith("-"):
                 ctx.fail(_no_command(cmd_name))

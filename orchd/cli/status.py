@@ -92,7 +92,7 @@ def status_of(url: str, before: Look, now: Look) -> Status:
         tokens = samples.total("tokens_out_total", **where) - then.total("tokens_out_total", **where)
         vram = next(samples.values("vram_used_bytes", **where), None)
         return ReplicaStatus(
-            **health,  # type: ignore[arg-type]
+            **health,  # type: ignore[arg-type]  # the fields of one struct in another
             tokens_per_s=round(max(0.0, tokens) / seconds, 1),
             gpu_utilization=next(samples.values("gpu_utilization", **where), None),
             vram_used_bytes=None if vram is None else int(vram),

@@ -25,7 +25,7 @@ def task_options(*, pool: str | None, template_arg: Sequence[str] | None, **fiel
     }
     options["pool_id"] = pool
     options["chat_template_kwargs"] = dict(map(_template_argument, template_arg)) if template_arg else None
-    return options  # type: ignore[no-any-return]
+    return options  # type: ignore[no-any-return]  # each value was converted to its field's type
 
 
 def wait_seconds(text: str) -> float:

@@ -193,6 +193,23 @@ def test_no_copy_is_made_that_a_watched_stream_would_feel(tiny_model_path: Path)
         assert len(model._saver._cache) == 0
 
 
+def test_a_save_leaves_the_time_for_the_restore_that_follows(tiny_model_path: Path) -> None:
+    with loaded(exact(tiny_model_path, slots=2, ctx=1024)) as model:
+        text_of(model, conversation(1), 4)
+        model._saver.save(model._slots[0], losing=len(model._slots[0].cached))
+        (entry,) = model._saver._cache._entries.values()
+        model.admit(sequence(conversation(2), 400, key="watched"))
+        while not any(event.text for event in model.step()):
+            pass
+        free = next(slot for slot in model._slots if slot.run is None)
+        free.cached = list(conversation(3))
+        model._saver._limit_s = 1.5 * entry.state.nbytes * model._saver._byte_s
+        model._saver.save(free, losing=len(free.cached), then=entry)
+        assert not model._saver._cache.knows(conversation(3)), "both together take too long"
+        model._saver.save(free, losing=len(free.cached))
+        assert model._saver._cache.knows(conversation(3))
+
+
 @pytest.mark.parametrize("cache_type", ["f32", "f16"])
 @pytest.mark.parametrize("slots", [1, 3])
 @pytest.mark.parametrize("write", WRITERS)
