@@ -26,10 +26,11 @@ from engines.llamacpp.native.gpus import index_of
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.native.threads import free_to_move
 from engines.llamacpp.planner import Planner
-from engines.llamacpp.prompt_cache import Entry, PromptCache
+from engines.llamacpp.prefixes import Prefixes
+from engines.llamacpp.prompt_cache import PromptCache
 from engines.llamacpp.sampling import Sampler, is_argmax
 from engines.llamacpp.saving import Saver
-from engines.llamacpp.slots import Reuse, Run, Slot, find_donor, find_leader, find_reuse
+from engines.llamacpp.slots import Run, Slot
 from engines.llamacpp.step_cost import StepCost
 from engines.llamacpp.text import OutputText
 from engines.llamacpp.vocab import Pieces
@@ -70,8 +71,11 @@ class LlamaModel:
         self._copier = Copier(self._context, cost, clock)
         cuts = not self._native.is_recurrent and not self._native.n_swa  # a saved window is only the last one
         prompts = PromptCache(spec.prompt_cache_mib << 20, whole_only=not cuts)
-        self._checkpoints = spec.prompt_cache_mib > 0 and not cuts
+        checkpoints = spec.prompt_cache_mib > 0 and not cuts
         self._saver = Saver(self._context, prompts, self._slots, cost=cost, limit_s=spec.step_target_s, clock=clock)
+        self._prefixes = Prefixes(
+            self._native, self._context, self._slots, copier=self._copier, saver=self._saver, checkpoints=checkpoints
+        )
         self._planner = Planner(
             self._context,
             self._slots,
@@ -79,7 +83,7 @@ class LlamaModel:
             copier=self._copier,
             saver=self._saver,
             moves=self._native.survives_moves,
-            checkpoints=self._checkpoints,
+            checkpoints=checkpoints,
         )
         self._admissions = 0
         self._masks = ThreadPoolExecutor(1, "masks")  # its thread starts with the first schema
@@ -130,15 +134,10 @@ class LlamaModel:
 
     def admit(self, sequence: Sequence) -> None:
         """See `engines.api.LoadedModel`."""
-        prompt = list(sequence.tokens)
-        entry, shared = self._saver.find(prompt) or (None, 0)
-        reuse = find_reuse(prompt, self._slots, worth=self._copier.worth, kept=self._can_keep, stored=shared)
-        slot = self._slots[reuse.slot]
-        self._take_prefix(prompt, reuse, entry)
-        may_follow = not self._native.is_recurrent
-        leader = find_leader(prompt, len(slot.cached), self._slots, urgent=sequence.urgent) if may_follow else None
+        slot, leader = self._prefixes.assign(sequence)
         follower = self._follower(sequence)
         follows = follower is not None
+        prompt = list(sequence.tokens)
         sampler = None if is_argmax(sequence.sampling) else Sampler(sequence.sampling, prompt=prompt, follows=follows)
         self._admissions += 1
         slot.used = self._admissions
@@ -148,66 +147,12 @@ class LlamaModel:
             slot.run.leader, slot.run.shared = leader
         self._planner.slots_changed()
 
-    def _take_prefix(self, prompt: list[int], reuse: Reuse, entry: Entry | None = None) -> None:
-        """Make a slot hold the first tokens of a prompt, from its own cache, another's or a saved one."""
-        slot, keep = self._slots[reuse.slot], reuse.keep
-        own = reuse.copy_from is None and not reuse.stored
-        self._saver.save(slot, losing=len(slot.cached) - (keep if own else 0), then=entry if reuse.stored else None)
-        if reuse.copy_from is not None:
-            self._copier.copy(reuse.copy_from, reuse.slot, len(self._slots[reuse.copy_from].cached))
-        elif reuse.stored and (entry is None or not self._saver.restore(slot, entry)):
-            keep = 0
-        slot.cached = prompt[: self._cut(reuse.slot, keep)]
-
     def _follower(self, sequence: Sequence) -> Follower | None:
         if sequence.grammar is None:
             return None
         assert isinstance(sequence.grammar, Grammar)  # of this engine's `Vocab`
         ignore_eos = sequence.sampling.ignore_eos
         return Follower(sequence.grammar, self._masks, ends=self._pieces.ends, most=SMALL, to_the_end=ignore_eos)
-
-    def _release_followers(self) -> None:
-        """Let runs go on whose leader has prefilled what they share, or will not any more."""
-        if not any(slot.run is not None and slot.run.leader is not None for slot in self._slots):
-            return
-        leading = {id(slot.run): len(slot.cached) for slot in self._slots if slot.run is not None}
-        for slot in self._slots:
-            run = slot.run
-            if run is None or run.leader is None or leading.get(id(run.leader), run.shared) < run.shared:
-                continue
-            run.leader = None
-            prompt = list(run.sequence.tokens)
-            reuse = find_donor(prompt, slot, self._slots, worth=self._copier.worth, kept=self._can_keep)
-            if reuse is not None:
-                self._take_prefix(prompt, reuse)
-                run.cached = len(slot.cached)
-
-    def _can_keep(self, slot: Slot, keep: int) -> int:
-        """How many tokens would be left of a slot that is cut back to ``keep``: these, or none."""
-        if keep == len(slot.cached):
-            return keep
-        return keep if not self._native.is_recurrent and self._has_window(slot.index, keep) else 0
-
-    def _has_window(self, slot: int, keep: int) -> bool:
-        window = self._native.n_swa
-        return not window or 0 <= self._context.first_pos(slot) <= max(0, keep - window)
-
-    def _cut(self, slot: int, keep: int) -> int:
-        """Cut a slot's cache to ``keep`` tokens, or empty it if it cannot go back that far; returns how many are left.
-
-        A sliding-window cache keeps only the last positions, and the next token attends to the whole window before it.
-        llama.cpp cuts such a cache and returns True even if part of that window is already gone, and the model would
-        then write wrong text without any error. So the first position is read before the cut; afterwards it may be -1.
-
-        For example, with a window of 512 and a slot of 2,000 tokens whose first position is 1,488:
-        - a prompt that shares all 2,000 needs the positions from 1,488 on: they are there, 2,000 tokens are kept;
-        - a prompt that shares 1,500 needs those from 988 on: 500 of them are gone, so the slot is emptied.
-        """
-        context = self._context
-        if keep and self._has_window(slot, keep) and context.keep(slot, keep):
-            return keep
-        context.clear_slot(slot)
-        return 0
 
     @property
     def heartbeat(self) -> int:
@@ -224,17 +169,10 @@ class LlamaModel:
         self._planner.done(step, self._clock() - started)
         self._saver.next_step()
         if step.prefill_tokens:
-            self._save_checkpoints()
-            self._release_followers()  # before a leader that ends leaves its slot to somebody else
+            self._prefixes.save_checkpoints()
+            self._prefixes.release_followers()  # before a leader that ends leaves its slot to somebody else
             return self._sample(step.outputs) + self._reading()
         return self._sample(step.outputs)
-
-    def _save_checkpoints(self) -> None:
-        """Save what is known before a prompt's last token, if one cannot come back to it later."""
-        for slot in self._slots if self._checkpoints else ():
-            run = slot.run
-            if run is not None and not run.decoding and len(slot.cached) == len(run.sequence.tokens) - 1:
-                self._saver.save(slot, losing=len(slot.cached))
 
     def _reading(self) -> list[StepEvent]:
         """How far the prompts are that are not done."""
@@ -304,7 +242,7 @@ class LlamaModel:
         for slot in self._slots:
             if slot.run is not None and slot.run.sequence.key == key:
                 self._free(slot)
-                self._release_followers()
+                self._prefixes.release_followers()
                 return True
         return False
 

@@ -97,8 +97,8 @@ def test_copies_that_follow_one_another_before_a_step_see_each_other(
     with loaded(spec(tiny_model_path, ctx=HELD_COST * 1000)) as model:
         text_of(model, (*CONVERSATION, 7), 1)
         made = ways(model._context, monkeypatch)
-        model._take_prefix(list(CONVERSATION), Reuse(1, 900, copy_from=0))
-        model._take_prefix(list(CONVERSATION), Reuse(2, 800, copy_from=1))
+        model._prefixes._take(list(CONVERSATION), Reuse(1, 900, copy_from=0))
+        model._prefixes._take(list(CONVERSATION), Reuse(2, 800, copy_from=1))
         assert made == [(0, 1, False), (1, 2, False)]
         assert len(model._slots[1].cached) * HELD_COST < HELD_COST * 1000, "it would have been made at once"
         model._slots[0].cached, model._slots[1].cached = [], []
