@@ -127,8 +127,8 @@ class GuidanceTokenizer:
     Args:
         tokens: The bytes of each token; those that begin with 0xFF stand for no text.
         ends: The tokens that end the generation, at least one.
-        tokenize: How the model itself would write a text, in UTF-8, that goes on where another ended; any thread, raises
-            nothing. Where a schema leaves no choice of text, these tokens are the only ones allowed, and
+        tokenize: How the model itself would write a text, in UTF-8, that goes on where another ended; any thread,
+            raises nothing. Where a schema leaves no choice of text, these tokens are the only ones allowed, and
             `Matcher.forced` tells them. Without it, every spelling of such a text is allowed, and nothing is forced.
     """
 
