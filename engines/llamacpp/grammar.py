@@ -8,8 +8,9 @@ computes.
 
 from __future__ import annotations
 
+import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,12 +19,19 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.api import Schema
-from engines.errors import InvalidSchema
+from engines.errors import EngineError, InvalidSchema
 from engines.llamacpp.json_schema import check, compiled, is_harmless
 from engines.llamacpp.native.guidance import GuidanceTokenizer, Matcher
 from engines.llamacpp.schema_vet import vet
 
 Ids = npt.NDArray[np.intp]
+Bits = npt.NDArray[np.bool_]
+
+SPELLED_CHARS = 512
+"""Of a text without a choice that are turned into tokens at once: a constant may have 64 KiB."""
+
+MOST_FORCED = 32
+"""Tokens that `Follower.forced` tells."""
 
 
 class Grammars:
@@ -33,12 +41,20 @@ class Grammars:
         name: The model's, for messages.
         pieces: Reads the bytes of every token, None or nothing for one that stands for no text.
         ends: The tokens that end the generation.
+        spell: The tokens of a text that goes on where another ended. Raises `EngineError` once it can no more.
     """
 
-    def __init__(self, name: str, pieces: Callable[[], Seq[bytes | None]], ends: Seq[int]) -> None:
+    def __init__(
+        self,
+        name: str,
+        pieces: Callable[[], Seq[bytes | None]],
+        ends: Seq[int],
+        spell: Callable[[str], Seq[int]] | None = None,
+    ) -> None:
         self._name = name
         self._pieces = pieces
         self._ends = ends
+        self._spell = spell
         self._lock = threading.Lock()
         self._tokenizer: GuidanceTokenizer | None = None
 
@@ -61,8 +77,50 @@ class Grammars:
                     lack = f"no token for {missing[0]!r}" if missing else "no token that ends a text"
                     raise InvalidSchema(f"{self._name} cannot write JSON: its vocabulary has {lack}")
                 tokens = [piece or b"\xff%d" % token for token, piece in enumerate(pieces)]
-                self._tokenizer = GuidanceTokenizer(tokens, ends=self._ends)
+                spelling = None if self._spell is None else Spelling(tokens, self._spell)
+                self._tokenizer = GuidanceTokenizer(tokens, ends=self._ends, tokenize=spelling)
             return self._tokenizer
+
+
+class Spelling:
+    """How a model writes what a schema leaves no choice about. Any thread.
+
+    Args:
+        tokens: The bytes of each token.
+        spell: See `Grammars`; its tokens are used if they are the text to the byte, and else the longest that fit.
+    """
+
+    def __init__(self, tokens: Seq[bytes], spell: Callable[[str], Seq[int]]) -> None:
+        self._tokens = tokens
+        self._spell = spell
+
+    def __call__(self, data: bytes) -> Seq[int]:
+        """The first tokens of a text in UTF-8, all of them if it is not long."""
+        text = data.decode()[:SPELLED_CHARS]
+        try:
+            tokens = self._spell(text)
+        except EngineError:  # the vocabulary is closed: a reload lets running sequences finish
+            tokens = ()
+        data = text.encode()
+        return tokens if b"".join(self._tokens[token] for token in tokens) == data else list(self._greedy(data))
+
+    def _greedy(self, data: bytes) -> Iterator[int]:
+        begin = 0
+        while begin < len(data):
+            ends = range(min(len(data), begin + self._longest), begin, -1)
+            end = next((end for end in ends if data[begin:end] in self._ids), None)
+            if end is None:
+                return
+            yield self._ids[data[begin:end]]
+            begin = end
+
+    @functools.cached_property
+    def _ids(self) -> Mapping[bytes, int]:
+        return {piece: token for token, piece in enumerate(self._tokens)}
+
+    @functools.cached_property
+    def _longest(self) -> int:
+        return max(map(len, self._tokens))
 
 
 class Grammar:
@@ -89,7 +147,7 @@ class Follower:
 
     Args:
         grammar: The schema.
-        threads: Where the allowed tokens are looked for.
+        threads: The one thread on which the allowed tokens are looked for.
         ends: The tokens that end the generation.
         most: The number of tokens up to which they are given as ``few``.
         to_the_end: Not to end before nothing else is allowed.
@@ -103,7 +161,13 @@ class Follower:
         self._most = most
         self._to_the_end = to_the_end
         self._matcher = grammar.begin()
-        self._next: Future[Allowed] = threads.submit(self._look)
+        self._forced: Seq[int] = ()
+        self._next: Future[Allowed] = Future()
+        self._look_ahead()
+
+    def forced(self) -> Seq[int]:
+        """The tokens that come next whatever the model makes of it; the first of them are told if there are many."""
+        return self._forced
 
     def allowed(self) -> Allowed:
         """What may come next; waits for it.
@@ -113,20 +177,59 @@ class Follower:
         """
         return self._next.result()
 
-    def take(self, token: int) -> bool:
-        """Go on by an allowed token; returns whether the text is complete and can only end. Raises `InvalidSchema`."""
-        self._matcher.take(token)
-        if self._matcher.stopped:
-            return True
-        self._next = self._threads.submit(self._look)
+    def allowed_along(self, tokens: Seq[int]) -> Future[list[Allowed]]:
+        """What may come next, then what after the first of these tokens, and so on up to the first that may not come.
+
+        Wait for it before `take`. Raises `InvalidSchema` as `allowed` does.
+        """
+        return self._threads.submit(self._look_along, tokens)
+
+    def take(self, *tokens: int) -> bool:
+        """Go on by allowed tokens; returns whether the text is complete and can only end. Raises `InvalidSchema`."""
+        for token in tokens:
+            self._matcher.take(token)
+        return self._matcher.stopped or self._look_ahead()
+
+    def _look_ahead(self) -> bool:
+        """Find out what is forced, and have what may come next looked for."""
+        self._forced = self._matcher.forced(MOST_FORCED)
+        if self._forced:
+            self._next = Future()
+            self._next.set_result(Allowed(np.array(self._forced[:1], np.intp)))
+        else:
+            self._next = self._threads.submit(self._look)
         return False
 
     def _look(self) -> Allowed:
-        bits = np.unpackbits(self._matcher.mask().view(np.uint8), bitorder="little").view(bool)
+        return self._allowed(self._bits(self._matcher))
+
+    def _look_along(self, tokens: Seq[int]) -> list[Allowed]:
+        matcher = self._matcher.copy()
+        bits = self._bits(matcher)
+        sets = [self._allowed(bits)]
+        for token in tokens:
+            if not bits[token] or token in self._ends:
+                break
+            try:
+                matcher.take(token)
+                if matcher.stopped:
+                    break
+                bits = self._bits(matcher)
+                sets.append(self._allowed(bits))
+            except InvalidSchema:  # if the sequence gets there
+                break
+        return sets
+
+    def _bits(self, matcher: Matcher) -> Bits:
+        """Of each token, whether it may come next."""
+        bits = np.unpackbits(matcher.mask().view(np.uint8), count=matcher.n_vocab, bitorder="little").view(bool)
         if self._to_the_end:
             ends, bits[self._ends] = bits[self._ends], False
             if not bits.any():
                 bits[self._ends] = ends
+        return bits
+
+    def _allowed(self, bits: Bits) -> Allowed:
         count = int(np.count_nonzero(bits))
         if not count:
             raise InvalidSchema("this model's vocabulary cannot write what has to come next")

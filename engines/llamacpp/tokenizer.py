@@ -86,6 +86,11 @@ class Tokenizer:
             tokens.insert(0, self._bos)
         return tokens
 
+    def spell(self, text: str) -> list[int]:
+        """The tokens of a short text that goes on where another ended; what spells a control token is text."""
+        taker, count = self._taker or ("", 0)
+        return self._native.tokenize(taker + text, parse_special=False)[count:]
+
     def _least_tokens(self, text: str) -> int:
         """How many tokens a long text has at least, if nothing remains of its blanks and all others are the longest."""
         if len(text) < _LONG_CHARS or not (self._native.is_bpe or self._native.is_sentencepiece):

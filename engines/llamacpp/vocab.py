@@ -43,7 +43,7 @@ class LlamaVocab:
         self._tokenizer = Tokenizer(self._native)
         self._style = reasoning_style(self._native)
         ends = [token for token in range(self._native.n_vocab) if self._native.is_end(token)]
-        self._grammars = Grammars(path.name, self._all_pieces, ends)
+        self._grammars = Grammars(path.name, self._all_pieces, ends, self._spell)
         self._template: ChatTemplate | None = None
         self._no_chat = ""
         try:
@@ -87,6 +87,10 @@ class LlamaVocab:
         pieces = Pieces(self._native, None)
         all_pieces = (pieces[token] for token in range(self._native.n_vocab))
         return [piece.data if piece is not None and piece.shown else None for piece in all_pieces]
+
+    def _spell(self, text: str) -> list[int]:
+        with self._open():
+            return self._tokenizer.spell(text)
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ the process would pause as long.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,12 @@ import numpy.typing as npt
 from engines.errors import InvalidSchema
 
 Mask = npt.NDArray[np.uint32]
+Tokenize = Callable[[bytes], Sequence[int]]
+
+_TokenizeFn = ctypes.CFUNCTYPE(
+    ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t
+)
+"""``LlgTokenizeFn``."""
 
 
 class _Limits(ctypes.Structure):
@@ -60,7 +66,7 @@ class _TokenizerInit(ctypes.Structure):
         ("token_bytes", ctypes.c_char_p),
         ("tokenizer_json", ctypes.c_char_p),
         ("tokenize_assumes_string", ctypes.c_bool),
-        ("tokenize_fn", ctypes.c_void_p),
+        ("tokenize_fn", _TokenizeFn),
         ("use_approximate_greedy_tokenize_fn", ctypes.c_bool),
         ("tokenize_user_data", ctypes.c_void_p),
         ("slices", ctypes.POINTER(ctypes.c_char_p)),
@@ -96,6 +102,9 @@ _error = _declare(_short, "llg_matcher_get_error", ctypes.c_char_p, _POINTER)
 _compute_mask = _declare(_library, "llg_matcher_compute_mask_into", ctypes.c_int32, _POINTER, _POINTER, ctypes.c_size_t)
 _mask_bytes = _declare(_short, "llg_matcher_get_mask_byte_size", ctypes.c_size_t, _POINTER)
 _consume = _declare(_short, "llg_matcher_consume_token", ctypes.c_int32, _POINTER, ctypes.c_uint32)
+_forced = _declare(
+    _short, "llg_matcher_compute_ff_tokens", ctypes.c_int32, _POINTER, ctypes.POINTER(ctypes.c_uint32), ctypes.c_size_t
+)
 _is_stopped = _declare(_short, "llg_matcher_is_stopped", ctypes.c_bool, _POINTER)
 
 _LIMITS = _Limits(
@@ -118,18 +127,25 @@ class GuidanceTokenizer:
     Args:
         tokens: The bytes of each token; those that begin with 0xFF stand for no text.
         ends: The tokens that end the generation, at least one.
+        tokenize: How the model itself would write a text, in UTF-8, that goes on where another ended; any thread,
+            raises nothing. Where a schema leaves no choice of text, these tokens are the only ones allowed, and
+            `Matcher.forced` tells them. Without it, every spelling of such a text is allowed, and nothing is forced.
     """
 
-    def __init__(self, tokens: Sequence[bytes], *, ends: Sequence[int]) -> None:
+    def __init__(self, tokens: Sequence[bytes], *, ends: Sequence[int], tokenize: Tokenize | None = None) -> None:
+        self.n_vocab = len(tokens)
         lengths = np.fromiter(map(len, tokens), np.uint32, len(tokens))
         extra = np.array(ends[1:], np.uint32)
+        self._tokenize = _TokenizeFn() if tokenize is None else _callback(tokenize)  # outlives the handle
         init = _TokenizerInit(
             struct_size=ctypes.sizeof(_TokenizerInit),
             vocab_size=len(tokens),
             tok_eos=ends[0],
             token_lens=lengths.ctypes.data,
             token_bytes=b"".join(tokens),
-            use_approximate_greedy_tokenize_fn=True,  # of use only for tokens that are forced
+            tokenize_assumes_string=True,
+            tokenize_fn=self._tokenize,
+            use_approximate_greedy_tokenize_fn=tokenize is None,
             slices=(ctypes.c_char_p * (len(_SLICES) + 1))(*_SLICES, None),
             tok_eos_extra=extra.ctypes.data,
             tok_eos_extra_count=len(extra),
@@ -155,6 +171,7 @@ class Matcher:
     def __init__(self, handle: int, tokenizer: GuidanceTokenizer) -> None:
         self._handle = handle
         self._tokenizer = tokenizer  # outlives it
+        self.n_vocab = tokenizer.n_vocab
         if error := self.error:
             raise InvalidSchema(error)
 
@@ -179,6 +196,11 @@ class Matcher:
             raise InvalidSchema(self.error)
         return mask
 
+    def forced(self, at_most: int) -> list[int]:
+        """The next tokens that can only be these, as far as this is known; the state stays the same."""
+        room = (ctypes.c_uint32 * at_most)()
+        return room[: max(0, _forced(self._handle, room, at_most))]
+
     def take(self, token: int) -> None:
         """Go on by a token that the mask allows. Raises `InvalidSchema`."""
         if _consume(self._handle, token):
@@ -186,6 +208,18 @@ class Matcher:
 
     def __del__(self) -> None:
         _free_matcher(self._handle)
+
+
+def _callback(tokenize: Tokenize) -> Any:
+    """A function for C; it is asked again if there was too little room."""
+
+    def call(_data: object, text: int, length: int, room: int, size: int) -> int:
+        tokens = tokenize(ctypes.string_at(text, length))
+        array = (ctypes.c_uint32 * min(len(tokens), size))(*tokens[:size])
+        ctypes.memmove(room, array, ctypes.sizeof(array))
+        return len(tokens)
+
+    return _TokenizeFn(call)
 
 
 def _text(message: bytes) -> str:
