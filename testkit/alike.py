@@ -21,9 +21,10 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGUFReader
 
-from engines.api import DeviceSpec, ModelSpec, SamplingParams, StepEvent
+from engines.api import DeviceSpec, ModelSpec, SamplingParams
 from engines.api import Sequence as EngineSequence
 from engines.llamacpp.model import LlamaModel
+from engines.llamacpp.outputs import Written
 from engines.llamacpp.slots import Slot
 
 Rows = npt.NDArray[np.float32]
@@ -138,11 +139,17 @@ class _Observed(LlamaModel):
 
     rows: dict[str, list[Rows]]
 
-    def _sample(self, outputs: Sequence[tuple[Slot, int]]) -> list[StepEvent]:
-        for (slot, _), row in zip(outputs, self._context.logits(len(outputs)) if outputs else (), strict=True):
-            assert slot.run is not None  # it gets a token
-            self.rows.setdefault(slot.run.sequence.key, []).append(row.copy())
-        return super()._sample(outputs)
+    def observe(self) -> None:
+        """Keep them from now on, one row for each token."""
+        self.rows = {}
+        choose = self._outputs._choose
+
+        def observed(written: Sequence[Written], logits: Rows, damaged: list[Slot]) -> list[Written]:
+            for one in written:
+                self.rows.setdefault(one.run.sequence.key, []).append(logits[one.row].copy())
+            return choose(written, logits, damaged)
+
+        self._outputs._choose = observed  # type: ignore[method-assign]  # this object's alone
 
     def cached(self, key: str) -> int:
         """Tokens of a sequence that are in its slot."""
@@ -153,7 +160,7 @@ class _Observed(LlamaModel):
 def _opened(spec: ModelSpec, device: DeviceSpec) -> Iterator[_Observed]:
     ticks = itertools.count()
     model = _Observed(spec, device, clock=lambda: next(ticks) / 1000)  # what is learnt from time is the same each time
-    model.rows = {}
+    model.observe()
     try:
         yield model
     finally:

@@ -23,6 +23,8 @@ _get_logits = keeping_lock("llama_get_logits", [ctypes.c_void_p], ctypes.POINTER
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
+GUESSES = 32
+"""Rows of guessed tokens in a step, at most: their logits take memory."""
 LONG_STEP_S = 0.001
 """A step that takes as long is not made faster by leaving threads asleep."""
 HELD_COST = 3
@@ -45,6 +47,11 @@ class NativeContext:
         cpus: See `engines.api.DeviceSpec`.
         copies_held: Whether what a slot holds may be copied by itself.
 
+    Attributes:
+        buffers: Memory that it takes.
+        n_rows: Of a step, at most.
+        n_guesses: Of these, guessed tokens at most, besides a row of each slot.
+
     Raises:
         LoadFailed: llama.cpp refuses the parameters.
         OutOfDeviceMemory: KV cache or compute buffers do not fit.
@@ -58,7 +65,8 @@ class NativeContext:
         # A multiple of the slots: of other numbers llama.cpp makes no graph for some models (Kimi Linear), but aborts.
         params.n_batch = params.n_ubatch = max(spec.batch - spec.batch % spec.slots, spec.slots)
         params.n_seq_max = spec.slots
-        params.n_outputs_max = spec.slots
+        self.n_guesses = min(GUESSES, params.n_batch - spec.slots) if spec.speculation else 0
+        params.n_outputs_max = spec.slots + self.n_guesses
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = FLASH_ATTN[spec.flash_attn]
         params.type_k = CACHE_TYPES[spec.cache_type_k]

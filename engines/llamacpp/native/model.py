@@ -91,6 +91,11 @@ class NativeModel:
         )
 
     @property
+    def can_go_back(self) -> bool:
+        """Whether its memory can forget the last tokens of a sequence."""
+        return self.survives_moves and not self.is_recurrent
+
+    @property
     def handle(self) -> Any:
         """The pointer. Raises `EngineDead` once closed."""
         if self._handle is None:
