@@ -1,6 +1,6 @@
 """`orchd check`: what a start would find and need, without starting anything.
 
-It goes the way of `orchd.server.serve` up to the point where a model would be loaded, collects what is wrong instead
+It goes the way of `orchd.serve.serve` up to the point where a model would be loaded, collects what is wrong instead
 of stopping at the first, and never loads llama.cpp into this process.
 """
 

@@ -311,10 +311,10 @@ def test_a_terminal_sees_that_a_reload_is_under_way(server: StandIn) -> None:
 
 
 def serving_with(monkeypatch: pytest.MonkeyPatch, serve: object) -> None:
-    module = types.ModuleType("orchd.server")
+    module = types.ModuleType("orchd.serve")
     vars(module)["serve"] = serve
-    monkeypatch.setitem(sys.modules, "orchd.server", module)
-    monkeypatch.setattr("orchd.server", module, raising=False)
+    monkeypatch.setitem(sys.modules, "orchd.serve", module)
+    monkeypatch.setattr("orchd.serve", module, raising=False)
 
 
 def test_serve_puts_its_options_into_the_configuration(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:

@@ -90,7 +90,7 @@ def serve(
 def _serve(config: Config, credentials: Credentials, observer: Observer) -> int:
     """Imports the server only now: it loads llama.cpp, and a wrong configuration is told without it."""
     try:
-        from orchd import server
+        from orchd import serve as process
     except (ImportError, OSError, RuntimeError) as error:
         raise ConfigError(f"llama.cpp cannot be loaded ({error}); run 'make setup' again") from error
-    return server.serve(config, credentials, observer=observer)
+    return process.serve(config, credentials, observer=observer)
