@@ -52,6 +52,7 @@ def test_help_has_no_types_of_flags_and_as_few_breaks_as_the_terminal_allows(
     monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 500)
     shown = orchd(*command, "--help").stdout
     assert "<bool>" not in shown
+    assert "<int>" not in shown
     text = shown.partition("╭")[0]
     assert all(line.strip().endswith((".", "")) for line in text.splitlines())
     assert not re.search(r"[a-z,]\s*\n\s*[a-z]", text)
