@@ -11,10 +11,10 @@ from engines.api import DeviceSpec, ModelSpec
 from engines.llamacpp import slots
 from engines.llamacpp.model import LlamaModel
 from testkit.alike import compare
-from testkit.tiny_gguf import write_tiny_llama, write_tiny_mamba, write_tiny_swa
+from testkit.tiny_gguf import write_tiny_cogvlm, write_tiny_llama, write_tiny_mamba, write_tiny_swa
 
 
-@pytest.mark.parametrize("write", [write_tiny_llama, write_tiny_swa, write_tiny_mamba])
+@pytest.mark.parametrize("write", [write_tiny_llama, write_tiny_swa, write_tiny_mamba, write_tiny_cogvlm])
 def test_a_model_answers_the_same_in_a_busy_server_as_alone(write: Callable[[Path], Path], tmp_path: Path) -> None:
     found = compare(ModelSpec(write(tmp_path / "tiny.gguf")))
 

@@ -58,7 +58,7 @@ class NativeContext:
         # A multiple of the slots: of other numbers llama.cpp makes no graph for some models (Kimi Linear), but aborts.
         params.n_batch = params.n_ubatch = max(spec.batch - spec.batch % spec.slots, spec.slots)
         params.n_seq_max = spec.slots
-        params.n_outputs_max = spec.slots
+        params.n_outputs_max = spec.slots if model.selects_outputs else params.n_batch
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = FLASH_ATTN[spec.flash_attn]
         params.type_k = CACHE_TYPES[spec.cache_type_k]
@@ -83,6 +83,7 @@ class NativeContext:
         self._ctx = spec.ctx
         # With a sliding window the state of a sequence is not all of its cache.
         self._copies_held = copies_held and not (model.n_swa or model.is_recurrent)
+        self._selects_outputs = model.selects_outputs
         self._queued: set[int] = set()  # slots that the next decode copies from or to
         self._passage = np.empty(0, np.uint8)
         try:
@@ -100,6 +101,7 @@ class NativeContext:
         self.token = _view(self._batch.token, self.n_rows, np.int32)
         self.pos = _view(self._batch.pos, self.n_rows, np.int32)
         self.output = _view(self._batch.logits, self.n_rows, np.int8)
+        self._outputs: npt.NDArray[np.intp] | None = None  # rows asked for, where all are computed
         self.seq = np.zeros(self.n_rows, np.int32)  # row r's slot; the batch's pointers lead here, once and for all
         for row in range(self.n_rows):
             self._batch.n_seq_id[row] = 1
@@ -127,6 +129,9 @@ class NativeContext:
     def decode(self, n_rows: int) -> None:
         """Run the first rows of `token`, `pos`, `seq`, `output` through the model. Raises `DecodeFailed`."""
         self._batch.n_tokens = n_rows
+        if not self._selects_outputs:
+            self._outputs = np.flatnonzero(self.output[:n_rows])
+            self.output[:n_rows] = 1
         self.heartbeat.begin()
         self._threads.use(1 if n_rows <= self._lone_rows else self._threads.count)
         self._queued.clear()
@@ -143,6 +148,9 @@ class NativeContext:
     def logits(self, n_outputs: int) -> npt.NDArray[np.float32]:
         """Logits of the last decode's output rows in batch order, shape (n_outputs, n_vocab); valid until the next."""
         pointer = _get_logits(self.handle)
+        if self._outputs is not None:
+            rows = self._batch.n_tokens
+            return _view(pointer, rows * self._n_vocab, np.float32).reshape(rows, self._n_vocab)[self._outputs]
         where = ctypes.addressof(pointer.contents), n_outputs
         if where != self._logits_of:  # nearly always those of the step before
             view = _view(pointer, n_outputs * self._n_vocab, np.float32)
