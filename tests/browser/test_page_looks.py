@@ -15,7 +15,9 @@ from tests.browser.test_page import STARTED, answered, ask, open_chat, said, set
 LEAST_CONTRAST = 4.5
 """WCAG 2.2, level AA, for text of this size."""
 
-TEXTS = "#state, #empty p, #ideas button, .question, .answer, .note, .meta button, #send, #prompt, h1, .reasoning, details"
+TEXTS = (
+    "#state, #empty p, #ideas button, .question, .answer, details, .reasoning, .note, .meta button, #send, #prompt, h1"
+)
 
 
 @pytest.fixture(params=[(390, 760), (768, 900), (1280, 800)], ids=lambda size: str(size[0]))
