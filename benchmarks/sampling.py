@@ -5,12 +5,14 @@
 Two tables, in milliseconds a step, medians. The first one chooses a token for each slot from random logits like a
 model's, some hundred tokens of which stand out: with llama.cpp's chain of samplers over the whole vocabulary, and as
 orchd does. The second one steps a model with 16 sampled streams, alone and while another thread computes in Python, by
-how soon Python hands its lock from one to the other (`sys.setswitchinterval`).
+how soon Python hands its lock from one to the other (`sys.setswitchinterval`); and how late an event loop is beside
+such a thread.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import ctypes
 import statistics
@@ -48,7 +50,9 @@ SETTINGS: Final = {
 PROMPT: Final = range(100, 164)
 STREAMS: Final = 16
 INTERVALS_MS: Final = (5.0, 1.0, 0.5, 0.2)
-"""The first one is Python's own."""
+"""The first one is Python's own; `orchd.process.SWITCH_INTERVAL_S` is what `orchd serve` sets."""
+
+PAUSE_S: Final = 0.002
 
 
 def rows(slots: int, n_vocab: int) -> Floats:
@@ -129,6 +133,20 @@ def step_ms(model: Any, prompts: list[list[int]], tokens: int) -> float:
     return statistics.median(took)
 
 
+def late_ms(times: int = 40) -> float:
+    """How late an event loop's timers are."""
+    late = []
+
+    async def wait() -> None:
+        for _ in range(times):
+            began = time.perf_counter()
+            await asyncio.sleep(PAUSE_S)
+            late.append((time.perf_counter() - began - PAUSE_S) * 1e3)
+
+    asyncio.run(wait())
+    return statistics.median(late)
+
+
 def beside_ms(path: Path, threads: int) -> list[list[str]]:
     """Rows of the second table; the settings take turns."""
     engine = LlamaCppEngine()
@@ -136,15 +154,15 @@ def beside_ms(path: Path, threads: int) -> list[list[str]]:
     prompts = [vocab.tokenize(f"Here are some facts about the number {n}:") for n in range(STREAMS)]
     model = engine.load(ModelSpec(path, slots=STREAMS, ctx=256), DeviceSpec("cpu", threads=threads))
     usual_s = sys.getswitchinterval()
-    took: dict[float, list[tuple[float, float]]] = {interval: [] for interval in INTERVALS_MS}
+    took: dict[float, list[tuple[float, ...]]] = {interval: [] for interval in INTERVALS_MS}
     try:
-        step_ms(model, prompts, 32)
+        step_ms(model, prompts, 16)
         for _ in range(3):
             for interval in INTERVALS_MS:
                 sys.setswitchinterval(interval / 1e3)
-                alone = step_ms(model, prompts, 32)
+                alone = step_ms(model, prompts, 16)
                 with busy_thread():
-                    took[interval].append((alone, step_ms(model, prompts, 32)))
+                    took[interval].append((alone, step_ms(model, prompts, 16), late_ms()))
     finally:
         sys.setswitchinterval(usual_s)
         model.close()
@@ -178,7 +196,11 @@ def main() -> None:
     head = [f"{slots} slots, {how}" for slots in options.slots for how in ("llama.cpp's chain", "orchd")]
     table(f"Choosing tokens out of {options.vocab:,}:", ("settings", *head), lines)
     lines = beside_ms(options.model.resolve(), options.threads)
-    table(f"A step of {STREAMS} sampled streams:", ("switch interval, ms", "alone", "beside a busy thread"), lines)
+    table(
+        f"A step of {STREAMS} sampled streams:",
+        ("switch interval, ms", "alone", "beside a busy thread", "event loop late"),
+        lines,
+    )
 
 
 if __name__ == "__main__":

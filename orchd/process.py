@@ -1,4 +1,4 @@
-"""What a process that serves asks of its account: a socket, open files, signals that stop it."""
+"""What a process that serves asks of its account and of Python: a socket, open files, signals, its turn."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import os
 import resource
 import signal
 import socket
+import sys
 
 from orchd.errors import ConfigError
 from orchd.settings.addresses import bind_remedy, resolve
 
 MOST_FILES = 65536
 """Open files to ask for, where the account may have more."""
+SWITCH_INTERVAL_S = 0.0005
+"""How long a thread waits for Python's lock before it asks the one that computes to hand it over, a tenth of Python's
+own: beside a thread that renders a template, the event loop and each step wait so long (`benchmarks.sampling`)."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -37,6 +41,11 @@ def raise_file_limit() -> None:
     wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def take_short_turns() -> None:
+    """Let threads that wait for Python's lock have it soon."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
 
 
 def stop_on_signals(stop: asyncio.Event) -> None:

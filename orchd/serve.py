@@ -18,7 +18,7 @@ from orchd.machine import devices
 from orchd.models import references
 from orchd.models.vetted import Vetted
 from orchd.observer import Observer
-from orchd.process import listen, raise_file_limit, stop_on_signals
+from orchd.process import listen, raise_file_limit, stop_on_signals, take_short_turns
 from orchd.server import JOIN_S, Server
 from orchd.settings.addresses import url_of
 from orchd.settings.config import Config
@@ -43,6 +43,7 @@ def serve(config: Config, credentials: Credentials, *, observer: Observer) -> in
         # others run on while they are read, and reading them can fail itself and replace the signal.
         faulthandler.enable(all_threads=False)
     raise_file_limit()
+    take_short_turns()
     roots = [Path(root) for root in config.models.roots]
     references.check_roots(roots)
     base = config.source.parent if config.source is not None else working_folder()

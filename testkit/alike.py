@@ -3,7 +3,8 @@
 `compare` lets one slot of an empty context answer each of some prompts, then serves all of them at once: with few
 slots, prompts that continue, share and repeat one another, tasks that are cancelled, sequences that move, and guesses
 that are right or wrong. Tokens are chosen by the highest logit, and all logits are compared. llama.cpp rounds otherwise
-where a prompt is cut otherwise, so how much that alone changes is measured first: what changes more is a fault.
+where a prompt is cut otherwise, so how much that alone changes is measured first: what changes more is a fault, and so
+is much.
 """
 
 from __future__ import annotations
@@ -39,8 +40,11 @@ BATCHES: Final = 64, 24, 9
 SERVED_BATCH: Final = 40
 SLACK: Final = 8.0
 """How many times as much as another cut changed may change in a busy server: few cuts of few prompts are measured."""
-ROUNDING: Final = 1e-3
-"""What may change in any case, as a share of the logits' standard deviation: half floats are no finer."""
+MOST_ROUNDING: Final = 0.05
+"""What another cut may change at most, as a share of the logits' standard deviation: more is no rounding."""
+ROUNDING: Final = 2e-3
+"""What may change in any case, as a share of the logits' standard deviation: flash attention computes with half floats,
+and two models that changed 1e-3 with it changed 1e-6 without."""
 ANSWER: Final = 12
 GUESSES: Final = 3
 """Tokens of a stream that are guessed in each step."""
@@ -95,6 +99,8 @@ class Outcome:
     @property
     def alike(self) -> bool:
         """Whether everything that differs is rounding."""
+        if not self.rounding <= MOST_ROUNDING:
+            return False
         return self.change <= max(ROUNDING, SLACK * self.rounding)  # not with NaN
 
     @property

@@ -138,6 +138,27 @@ def write_tiny_swa(path: Path, *, window: int = 32, seed: int = 0, n_ctx_train: 
     return file.finish()
 
 
+def write_tiny_cogvlm(path: Path, *, seed: int = 0, n_ctx_train: int = CONTEXT) -> Path:
+    """Write a model whose graph in llama.cpp computes the logits of every row, asked for or not."""
+    file = _TinyFile(path, "cogvlm", seed=seed)
+    file.describe(name="tiny-cogvlm", n_ctx_train=n_ctx_train)
+    file.attention(kv_heads=HEADS)
+    file.vocabulary(PIECES, CHATML)
+    file.matrix("token_embd", len(PIECES) + FIRST_PIECE, EMBEDDING, rms=1.0)
+    for layer in range(LAYERS):
+        block = f"blk.{layer}"
+        file.norm(f"{block}.attn_norm", EMBEDDING)
+        file.feed_forward(block)
+        for part in ("attn", "vis_attn"):  # of text, and of images
+            file.matrix(f"{block}.{part}_qkv", 3 * EMBEDDING, EMBEDDING, gain=2.0)
+            file.matrix(f"{block}.{part}_output", EMBEDDING, EMBEDDING)
+        file.matrix(f"{block}.vis_gate", FEED_FORWARD, EMBEDDING)
+        file.matrix(f"{block}.vis_up", FEED_FORWARD, EMBEDDING)
+        file.matrix(f"{block}.vis_down", EMBEDDING, FEED_FORWARD)
+    file.head(len(PIECES))
+    return file.finish()
+
+
 def write_tiny_mamba(path: Path, *, seed: int = 0, n_ctx_train: int = CONTEXT) -> Path:
     """Write a recurrent model: its memory of a sequence cannot be cut back to an earlier token."""
     inner, state, conv, rank = 2 * EMBEDDING, 16, 4, 4  # llama.cpp wants inner == 2 * embedding

@@ -2,6 +2,7 @@
 
 ``python -m tools.chat_templates [FOLDER]`` renders every ``*.jinja`` of a folder (by default those that come with
 llama.cpp's source) for several conversations, one that is to be continued, and one of 2,000 messages within a second.
+How the model marks its reasoning has to be known wherever a template speaks of it (`_unknown_style`).
 With ``--server PATH`` a llama-server renders the same, and what it writes must be the same, but for what `DIFFERENT`
 says.
 """
@@ -12,6 +13,7 @@ import argparse
 import contextlib
 import difflib
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from pathlib import Path
 
 from engines.errors import InvalidPrompt
 from engines.llamacpp.chat import ChatTemplate
+from engines.llamacpp.families import find_style
 from testkit.tiny_gguf import write_tiny_llama
 
 BUILD = Path(__file__).parents[1] / "build"
@@ -60,6 +63,10 @@ DIFFERENT: Mapping[str, str] = {
 
 ANSWER = "The first is the"
 
+THINKS = re.compile(r"reasoning_content|think\b|thinking|THINK")
+BY_TOKENS: Mapping[str, Sequence[str]] = {"tencent-Hy3": ("<think:opensource>", "</think:opensource>")}
+"""Tokens by which the style is found, where the template puts the markers together from parts."""
+
 
 def main() -> int:
     """The command: prints one line for each template that is not as it should be."""
@@ -90,6 +97,7 @@ def _faults(path: Path, server: Path | None) -> Iterator[str]:
         yield f"cannot be used: {error}: {error.__cause__!r}"
         return
     yield from _slow(template)
+    yield from _unknown_style(path)
     text = _rendered(template, _talk("Name three rivers.", ANSWER), {})
     if not text.endswith(ANSWER):
         yield f"cannot be continued: {text[-200:]!r}"
@@ -112,6 +120,13 @@ def _faults(path: Path, server: Path | None) -> Iterator[str]:
             print(f"{path.stem}: {len(differences)} conversations differ, as expected: {reason}")
             if not differences:
                 yield "does not differ any more"
+
+
+def _unknown_style(path: Path) -> Iterator[str]:
+    source = path.read_text("utf-8")
+    known = find_style(source, is_token=lambda text: path.stem in BY_TOKENS and text in BY_TOKENS[path.stem])
+    if THINKS.search(source) and known is None:
+        yield "it speaks of thinking, and no known style is in it"
 
 
 def _slow(template: ChatTemplate) -> Iterator[str]:

@@ -7,20 +7,20 @@ text was cut; what could yet become a marker is held back.
     reasoning is               Two rivers.
     the answer is                                          The Rhine.
 
-Blanks next to a marker belong to the marker. Once the answer has begun, a block marker in it is only text; a message of
-the harmony format may be followed by others.
+Blanks next to a marker belong to the marker. Once the answer has begun, a block marker in it is only text; in formats
+that consist of messages, one may be followed by others. `families` says which models write what.
 """
 
 from __future__ import annotations
 
 import enum
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from functools import cached_property
 
 MAX_HEADER_CHARS = 256
-"""A header of the harmony format that is longer is none."""
+"""A header of a message that is longer is none; nor are markers that end the answer, where they are."""
 
 
 class Channel(enum.Enum):
@@ -102,15 +102,87 @@ def _overlap(text: str, marker: str) -> int:
     return len(text) - at if at >= 0 else 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class Style(ABC):
+    """How a family of models marks its reasoning.
+
+    Attributes:
+        signs: Texts that a chat template has of which this is the style.
+        tokens: The control tokens among the markers, if the vocabulary has them: then only these tokens are markers,
+            and text that looks like them is text. Empty if the markers are text themselves.
+    """
+
+    signs: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
+
+    @abstractmethod
+    def open(self) -> Channels:
+        """The channels of a reply of which nothing is written yet."""
+
+    @abstractmethod
+    def begun(self, prompt: str, continued: str) -> str:
+        """What there is of a reply already, with all that tells how it goes on.
+
+        Args:
+            prompt: What a chat template has written before the reply, or the end of that.
+            continued: What a user has written of it. A block may be open in it, but it has no headers.
+        """
+
+    def without_markers(self, text: str) -> str:
+        """Text of a token that cannot be part of a marker, of the same length, so that it is not taken for one."""
+        return text.replace(self.tokens[0][0], "\0") if self.tokens else text
+
+
+@dataclass(frozen=True)
+class Blocks(Style):
+    """Reasoning is a block at the beginning of a reply; the answer may be one too.
+
+    Attributes:
+        opening: What reasoning begins with.
+        closing: What ends it.
+        opened: Whether a reply begins with reasoning although nothing says so.
+        answer_openings: What the answer may begin with.
+        answer_closings: What may end it, if it has begun with one of these; if there are none, after any reasoning.
+    """
+
+    opening: str
+    closing: str
+    opened: bool = False
+    answer_openings: tuple[str, ...] = ()
+    answer_closings: tuple[str, ...] = ()
+
+    def open(self) -> Channels:
+        """See `Style`."""
+        return BlockChannels(self)
+
+    def begun(self, prompt: str, continued: str) -> str:
+        """See `Style`."""
+        text = prompt.rstrip()
+        markers = (self.opening, self.closing, *self.answer_openings)
+        marker = next((marker for marker in markers if text.endswith(marker)), "")
+        if marker:
+            return prompt[len(text) - len(marker) :] + continued
+        if self.opened and continued and not any(marker in continued for marker in markers):
+            return self.closing + continued  # users write answers
+        return continued
+
+    @cached_property
+    def tail(self) -> re.Pattern[str]:
+        """Blanks and markers that may end the answer."""
+        return re.compile(rf"(?:\s|{'|'.join(map(re.escape, self.answer_closings))})*")
+
+
 class BlockChannels(Channels):
     """Of a model that thinks in blocks at the beginning of its reply."""
 
-    def __init__(self, opening: str, closing: str) -> None:
+    def __init__(self, style: Blocks) -> None:
         super().__init__()
-        self._opening, self._closing = opening, closing
-        self._phase = Phase.UNDECIDED
+        self._style = style
+        self._phase = Phase.REASONING if style.opened else Phase.UNDECIDED
+        self._unopened = style.opened  # whether reasoning has begun without its marker, which may follow
         self._inside = False  # whether the block's text has begun
         self._answers = False  # whether all that follows is the answer
+        self._wrapped = False  # whether a marker may end the answer
 
     @property
     def phase(self) -> Phase:
@@ -119,51 +191,108 @@ class BlockChannels(Channels):
 
     def _next(self) -> Part | None:
         if self._answers:
-            return Channel.ANSWER, len(self._held)
+            return self._wrapped_answer() if self._wrapped else (Channel.ANSWER, len(self._held))
+        style = self._style
         text = self._held.lstrip()
         blanks = len(self._held) - len(text)
         if self._phase is Phase.REASONING:
             if blanks and not self._inside:
                 return Channel.MARKUP, blanks
-            self._inside = True
-            if not text.startswith(self._closing):
-                return self._reasoning(self._closing)
-        for marker in (self._opening, self._closing):
+            self._unopened = self._unopened and _may_be(text, style.opening)
+            self._inside = not self._unopened
+            if self._inside and not text.startswith(style.closing):
+                return self._reasoning(style.closing)
+        markers = (style.opening, style.closing, *style.answer_openings)
+        for marker in markers:
             if text.startswith(marker):
-                self._inside = False
-                self._phase = Phase.REASONING if marker == self._opening else Phase.ANSWER
+                self._pass(marker)
                 return Channel.MARKUP, blanks + len(marker)
-        if self._opening.startswith(text) or self._closing.startswith(text):
+        if any(marker.startswith(text) for marker in markers):
             return None
         return self._answer(blanks)
 
-    def _answer(self, blanks: int) -> Part:
+    def _pass(self, marker: str) -> None:
+        style = self._style
+        self._inside = self._unopened = False
+        self._phase = Phase.REASONING if marker == style.opening else Phase.ANSWER
+        self._wrapped = bool(style.answer_closings) and marker in (style.answer_openings or (style.closing,))
+
+    def _answer(self, blanks: int) -> Part | None:
         """The answer begins; blanks before it are a part of it if there was no block."""
         self._answers = True
         if self._phase is Phase.ANSWER and blanks:
             return Channel.MARKUP, blanks
         self._phase = Phase.ANSWER
-        return Channel.ANSWER, len(self._held)
+        return self._next()
+
+    def _wrapped_answer(self) -> Part | None:
+        """Markers at the very end of the answer are none of it; what could yet be the end is held back."""
+        at = len(self._held[: _find(self._held, self._style.answer_closings)].rstrip())
+        if at:
+            return Channel.ANSWER, at
+        tail = self._style.tail.match(self._held)
+        assert tail is not None  # it may be empty
+        rest = self._held[tail.end() :]
+        if len(self._held) > MAX_HEADER_CHARS or not any(end.startswith(rest) for end in self._style.answer_closings):
+            return Channel.ANSWER, 1
+        return None
 
     def flush(self) -> list[Part]:
         """See `Channels`."""
         if self._phase is Phase.REASONING:
             return self._all_reasoning()
+        if self._answers:
+            ended = any(end in self._held for end in self._style.answer_closings)
+            return [(Channel.MARKUP if ended else Channel.ANSWER, len(self._held))]
         blanks = len(self._held) - len(self._held.lstrip()) if self._phase is Phase.ANSWER else 0
         return [(Channel.MARKUP, blanks), (Channel.ANSWER, len(self._held) - blanks)]
 
 
-_START, _CHANNEL, _MESSAGE, _END = "<|start|>", "<|channel|>", "<|message|>", "<|end|>"
-_ASSISTANT = f"{_START}assistant"
-_HEADERS = (_START, _CHANNEL, _MESSAGE, "to=")
-_BREAKS = (_END, _START, _CHANNEL)
+def _may_be(text: str, marker: str) -> bool:
+    """Whether a text begins with a marker, as far as there is any of it."""
+    return text.startswith(marker[: len(text)])
 
 
-class HarmonyChannels(Channels):
-    """Of gpt-oss: messages of several channels, each behind a header."""
+@dataclass(frozen=True)
+class Messages(Style):
+    """A reply consists of messages, each behind a header that says whether it is reasoning.
 
-    def __init__(self) -> None:
+    Attributes:
+        starts: What the header of another message begins with. The first one is written before the role.
+        header: What a header may begin with, behind start and role.
+        bodies: What ends a header.
+        thinks: Finds in a header, with what ends it, that its message is reasoning.
+        ends: What ends a message.
+    """
+
+    starts: tuple[str, ...]
+    header: tuple[str, ...]
+    bodies: tuple[str, ...]
+    thinks: re.Pattern[str]
+    ends: tuple[str, ...]
+
+    @property
+    def assistant(self) -> str:
+        """What a template writes before a reply."""
+        return f"{self.starts[0]}assistant"
+
+    def open(self) -> Channels:
+        """See `Style`."""
+        return MessageChannels(self)
+
+    def begun(self, prompt: str, continued: str) -> str:
+        """See `Style`."""
+        header = prompt[at:] if (at := prompt.rfind(self.starts[0])) >= 0 else self.assistant
+        return header + continued.replace(self.starts[0][0], "\0")
+
+
+class MessageChannels(Channels):
+    """Of a model whose reply is messages of several channels, such as gpt-oss."""
+
+    def __init__(self, style: Messages) -> None:
         super().__init__()
+        self._style = style
+        self._breaks = (*style.ends, *style.starts)
         self._channel = Channel.MARKUP  # that of a header
         self._inside = False  # whether the message's text has begun
 
@@ -180,107 +309,37 @@ class HarmonyChannels(Channels):
         blanks = len(self._held) - len(text)
         if blanks and not self._inside:
             return Channel.MARKUP, blanks
-        if text.startswith(_END):
-            self._channel = Channel.MARKUP
-            return Channel.MARKUP, blanks + len(_END)
-        if text.startswith((_START, _CHANNEL)):
+        for end in self._style.ends:
+            if text.startswith(end):
+                self._channel = Channel.MARKUP
+                return Channel.MARKUP, blanks + len(end)
+        if text.startswith(self._style.starts):
             self._channel = Channel.MARKUP
             return (Channel.MARKUP, blanks) if blanks else self._header()
         self._inside = True
         if thinks:
-            return self._reasoning(*_BREAKS)
-        at = _find(self._held, _BREAKS)
+            return self._reasoning(*self._breaks)
+        at = _find(self._held, self._breaks)
         return (Channel.ANSWER, at) if at else None
 
     def _header(self) -> Part | None:
-        header, complete, _ = self._held.partition(_MESSAGE)
-        begun = len(_ASSISTANT) if header.startswith(_ASSISTANT) else 0
+        style = self._style
+        size = _find(self._held, style.bodies)
+        header = self._held[:size]
+        body = next((body for body in style.bodies if self._held.startswith(body, size)), "")
+        begun = len(style.assistant) if self._held.startswith(style.assistant) else 0
         rest = self._held[begun:].lstrip()
-        size = len(header) - (0 if complete else _overlap(header, _MESSAGE))
-        if size > MAX_HEADER_CHARS or not any(rest[: len(text)] == text[: len(rest)] for text in _HEADERS):
+        if size > MAX_HEADER_CHARS or not any(_may_be(rest[: len(text)], text) for text in style.header):
             self._channel = Channel.ANSWER  # a model that does not keep to the format
             return (Channel.MARKUP, begun) if begun else (Channel.ANSWER, 1)
-        if not complete:
+        if not body:
             return None
-        name = header.rpartition(_CHANNEL)[2].lstrip()
-        self._channel = Channel.REASONING if name.startswith("analysis") else Channel.ANSWER
+        self._channel = Channel.REASONING if style.thinks.search(header + body) else Channel.ANSWER
         self._inside = False
-        return Channel.MARKUP, len(header) + len(_MESSAGE)
+        return Channel.MARKUP, len(header) + len(body)
 
     def flush(self) -> list[Part]:
         """See `Channels`."""
         if self._channel is Channel.REASONING:
             return self._all_reasoning()
         return [(self._channel, len(self._held))]
-
-
-@dataclass(frozen=True)
-class Style:
-    """How a family of models marks its reasoning.
-
-    Attributes:
-        opening: What reasoning begins with; None for the harmony format.
-        closing: What ends it.
-        tokens: The control tokens in that, where the vocabulary has them: then only these tokens are markers, and text
-            that looks like them is text. Empty where the markers are text themselves.
-    """
-
-    opening: str | None
-    closing: str
-    tokens: tuple[str, ...] = ()
-
-    def open(self) -> Channels:
-        """The channels of a reply of which nothing is written yet."""
-        return HarmonyChannels() if self.opening is None else BlockChannels(self.opening, self.closing)
-
-    def begun(self, prompt: str, continued: str) -> str:
-        """What there is of a reply already, with all that tells how it goes on.
-
-        Args:
-            prompt: What a chat template has written before the reply, or the end of that.
-            continued: What a user has written of it. A block may be open in it, but it has no headers.
-        """
-        if self.opening is None:
-            header = prompt[at:] if (at := prompt.rfind(_START)) >= 0 else _ASSISTANT
-            return header + continued.replace(_START[0], "\0")
-        text = prompt.rstrip()
-        marker = next((marker for marker in (self.opening, self.closing) if text.endswith(marker)), "")
-        return (marker and prompt[len(text) - len(marker) :]) + continued
-
-    def without_markers(self, text: str) -> str:
-        """Text of a token that cannot be part of a marker, of the same length, so that it is not taken for one."""
-        return text.replace(self.tokens[0][0], "\0") if self.tokens else text
-
-
-_HARMONY: Final = Style(None, _END, (_CHANNEL, _MESSAGE, _START, _END))
-_STYLES: Final = (
-    Style("<|channel>thought", "<channel|>", ("<|channel>", "<channel|>")),  # Gemma 4
-    *(
-        Style(opening, closing, (opening, closing))
-        for opening, closing in (
-            ("<think>", "</think>"),  # Qwen, DeepSeek, GLM, and most others
-            ("[THINK]", "[/THINK]"),  # Mistral
-            ("<|START_THINKING|>", "<|END_THINKING|>"),  # Command
-            ("<seed:think>", "</seed:think>"),
-            ("<mm:think>", "</mm:think>"),  # MiniMax
-            ("<|inner_prefix|>", "<|inner_suffix|>"),  # Apertus
-        )
-    ),
-)
-
-
-def find_style(template: str, *, is_token: Callable[[str], bool]) -> Style | None:
-    """How a model marks its reasoning, None if it does not or if its way is not known.
-
-    Args:
-        template: The source of its chat template; may be empty.
-        is_token: Whether a text is a token of its own in its vocabulary, which text is never made into.
-    """
-    if _CHANNEL in template and _MESSAGE in template:
-        found: Style | None = _HARMONY
-    else:
-        found = next((style for style in _STYLES if style.closing in template), None)
-        found = found or next((style for style in _STYLES if all(map(is_token, style.tokens))), None)
-    if found is None or all(map(is_token, found.tokens)):
-        return found
-    return Style(found.opening, found.closing)

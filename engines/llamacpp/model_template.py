@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from engines.errors import InvalidPrompt
-from engines.llamacpp.channels import Style, find_style
+from engines.llamacpp.channels import Style
 from engines.llamacpp.chat import ChatTemplate
+from engines.llamacpp.families import find_style
 from engines.llamacpp.native.model import NativeModel
 
 

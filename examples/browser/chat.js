@@ -101,11 +101,11 @@ function messages() {
 function submit() {
   const turn = chat.turns.at(-1);
   const task = {
-    task_id: newId(), priority: $("priority").value, messages: messages(),
+    task_id: newId(), priority: $("priority").value, messages: messages(), reasoning: true,
     max_tokens: Number($("max").value), temperature: Number($("temperature").value),
     ...($("pool").options.length > 1 ? { pool_id: $("pool").value } : {}),
   };
-  Object.assign(turn, { task, kept: turn.answer, note: "", bad: false, complete: false });
+  Object.assign(turn, { task, kept: { answer: turn.answer, reasoning: turn.reasoning ?? "" }, note: "", bad: false, complete: false });
   return stream(turn, view);
 }
 
@@ -117,9 +117,9 @@ async function stream(turn, view) {
   try {
     await enqueue(server, turn, view, stop.signal);
     const end = await follow(server, turn, view, stop.signal);
-    [turn.note, turn.complete] = [summary(end), end.finish_reason === "stop"];
+    [turn.note, turn.complete] = [summary(end, turn), end.finish_reason === "stop"];
     if (end.error) throw new Refused(500, end.error, null);
-    say(`Answer: ${turn.answer.slice(turn.kept.length)}`);
+    say(`Answer: ${turn.answer.slice(turn.kept.answer.length)}`);
   } catch (error) {
     turn.bad = error.name !== "AbortError";
     turn.note = turn.bad ? await inWords(error, server) : "Stopped.";
@@ -153,7 +153,7 @@ async function follow(server, turn, view, signal) {
   const { max_tokens } = turn.task;
   let first = null, end = null;
   const onBroken = () => view.note("The connection broke; reconnecting …");
-  turn.answer = turn.kept;  // events come from the start, also after a reload
+  Object.assign(turn, turn.kept);  // events come from the start, also after a reload
   for await (const { type, data } of server.follow(turn.task.task_id, { signal, onBroken })) {
     if (type === "started") { view.note("Reading …"); look(); }
     if (type === "prompt") {
@@ -162,9 +162,10 @@ async function follow(server, turn, view, signal) {
     }
     if (type === "token") {
       first ??= { at: performance.now(), i: data.i };
-      turn.answer += data.t;
+      turn.answer += data.t ?? "";
+      turn.reasoning += data.r ?? "";
       const speed = 1000 * (data.i - first.i) / (performance.now() - first.at);
-      view.note(`${data.i + 1} of at most ${max_tokens} tokens${data.i - first.i > 8 ? ` · ${Math.round(speed)} tokens/s` : ""}`);
+      view.note(`${turn.answer ? "" : "Thinking, "}${data.i + 1} of at most ${max_tokens} tokens${data.i - first.i > 8 ? ` · ${Math.round(speed)} tokens/s` : ""}`);
       view.progress(data.i + 1, max_tokens);
       view.paint();
     }
@@ -173,12 +174,13 @@ async function follow(server, turn, view, signal) {
   return end ?? { finish_reason: "cancelled" };
 }
 
-function summary({ tokens_in, tokens_out, decode_ms, finish_reason }) {
+function summary({ tokens_in, tokens_out, decode_ms, finish_reason }, { answer, reasoning }) {
+  const stopped = reasoning && !answer ? "reached Max tokens while thinking; raise it in Settings" : "reached Max tokens";
   return [
     tokens_in === undefined ? "" : `${tokens_in} tokens read`,
     tokens_out === undefined ? "" : `${tokens_out} tokens`,
     decode_ms > 0 ? `${Math.round(1000 * tokens_out / decode_ms)} tokens/s` : "",
-    { length: "reached Max tokens", cancelled: "cancelled by the server" }[finish_reason] ?? "",
+    { length: stopped, cancelled: "cancelled by the server" }[finish_reason] ?? "",
   ].filter(Boolean).join(" · ");
 }
 
@@ -187,7 +189,7 @@ function add(turn) {
   view = new TurnView(turn, {
     copy: () => navigator.clipboard.writeText(turn.answer).then(() => say("Copied.")),
     more: () => running || submit(),
-    again: () => { if (!running) { turn.answer = ""; submit(); } },
+    again: () => { if (!running) { turn.answer = turn.reasoning = ""; submit(); } },
   });
   $("log").append(view.root);
 }

@@ -1,15 +1,16 @@
 // One question and its answer on the page. As data it is
 //
 //     { question, answer,      // what there is of it
+//       reasoning,             // what the model thought before, which is no part of the conversation
 //       note, bad, complete,   // how it ended: a line, whether that is an error, whether the model had finished
-//       task, kept }           // while it is being answered: what was submitted, what the answer was before
+//       task, kept }           // while it is being answered: what was submitted, and what there was of the answer before
 const template = document.getElementById("turn");
 
 export const atEnd = () => innerHeight + scrollY > document.documentElement.scrollHeight - 120;
 export const toEnd = () => scrollTo({ top: document.documentElement.scrollHeight });
 
 export class TurnView {
-  #shown = "";
+  #shown = new Map();
   #frame = 0;
   #ticker = 0;
 
@@ -19,6 +20,7 @@ export class TurnView {
     this.root = template.content.cloneNode(true).firstElementChild;
     const part = (name) => this.root.querySelector(name);
     [this.answer, this.bar, this.line] = [part(".answer"), part("progress"), part(".note")];
+    [this.thoughts, this.reasoning] = [part(".thoughts"), part(".reasoning")];
     part(".question").textContent = turn.question;
     for (const name of ["copy", "more", "again"]) part(`.${name}`).onclick = on[name];
     this.#draw();
@@ -78,9 +80,18 @@ export class TurnView {
 
   #draw() {
     this.#frame = 0;
-    const { answer } = this.turn;
-    if (!answer.startsWith(this.#shown)) this.answer.textContent = this.#shown = "";
-    this.answer.append(answer.slice(this.#shown.length));
-    this.#shown = answer;
+    const { answer, reasoning = "", task } = this.turn;
+    this.#write(this.reasoning, reasoning);
+    this.#write(this.answer, answer);
+    this.thoughts.hidden = !reasoning;
+    const label = task && !answer ? "Thinking …" : "What the model thought";
+    if (this.thoughts.firstChild.textContent !== label) this.thoughts.firstChild.textContent = label;
+  }
+
+  #write(element, text) {
+    let shown = this.#shown.get(element) ?? "";
+    if (!text.startsWith(shown)) element.textContent = shown = "";
+    element.append(text.slice(shown.length));
+    this.#shown.set(element, text);
   }
 }

@@ -90,13 +90,19 @@ def resolve_owned(reference: str | None, *, base: Path, roots: Sequence[Path]) -
         if path is not None:
             _refuse_unusable(path, _shown(reference), None)
             return path
-        if place.is_dir():
-            raise ConfigError(f"model {_shown(reference)}: {place} is a folder; name a GGUF file in it")
-        if "/" not in reference:
-            return resolve(reference, roots)
     except InvalidParams as error:
-        raise ConfigError(f"{error} (also looked in {base})") from None
-    raise ConfigError(f"model {_shown(reference)}: {place} does not exist; name an existing GGUF file")
+        raise ConfigError(str(error)) from None
+    if place.is_dir():
+        raise ConfigError(f"model {_shown(reference)}: {place} is a folder; name a GGUF file in it")
+    if "/" not in reference and roots:
+        try:
+            return resolve(reference, roots)
+        except InvalidParams as error:
+            raise ConfigError(f"{error} (also looked in {base})") from None
+    near = _near(place.name, (name for name in _names(place.parent) if name.endswith(SUFFIX)))[:MOST_NEAR]
+    remedy = f"did you mean {' or '.join(near)}?" if near else "name an existing GGUF file"
+    where = "" if reference == str(place) else f": {place}"
+    raise ConfigError(f"model {_shown(reference)}{where} does not exist; {remedy}")
 
 
 def check_roots(roots: Iterable[Path]) -> None:

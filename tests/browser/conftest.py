@@ -17,6 +17,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from testkit.account import EXAMPLES, ServerProcess, serving
+from testkit.tiny_gguf import CHATML, write_tiny_llama
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -45,6 +46,16 @@ def server(tiny_model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     config = f"[tasks]\ncancel_grace_s = {GRACE_S}\n[queue]\ncapacity = {QUEUE}\n"
     pool = f"slots = {SLOTS}\nctx = 65536"
     with serving(tmp_path_factory.mktemp("home"), tiny_model_path, config, pool) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def thinking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server whose model thinks, and never comes to an answer."""
+    home = tmp_path_factory.mktemp("thinking")
+    opened = "{% set history = '</think>' %}{% if add_generation_prompt %}<think>{% endif %}"
+    path = write_tiny_llama(home / "thinks.gguf", chat_template=CHATML + opened)
+    with serving(home, path) as process:
         yield process
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
@@ -156,6 +157,64 @@ def test_an_answer_can_be_continued_and_tried_again(page: Page, site: int, serve
     page.get_by_role("button", name="Try again").click()
     expect(page.locator(".answer")).to_have_text(before, use_inner_text=False)
     expect(page.locator(".turn")).to_have_count(1)
+
+
+# What the model thinks
+
+
+def streamed(page: Page, *events: tuple[str, dict[str, Any]]) -> None:
+    """Every stream from now on is these events."""
+    body = "".join(
+        f"id: {number}\nevent: {kind}\ndata: {json.dumps(data)}\n\n" for number, (kind, data) in enumerate(events)
+    )
+    headers = {"Access-Control-Allow-Origin": "*"}
+    page.route("**/stream", lambda route: route.fulfill(body=body, content_type="text/event-stream", headers=headers))
+
+
+STARTED = ("started", {"queue_position": 0, "predicted_start_ms": 0})
+
+
+def test_what_a_model_thinks_is_apart_from_its_answer_and_folded(page: Page, site: int, server: ServerProcess) -> None:
+    open_chat(page, site, server)
+    until(lambda: server.busy() == 0, "every slot is free")
+    end = {"tokens_out": 3, "decode_ms": 9, "finish_reason": "stop"}
+    thoughts = [("token", {"r": "Two ", "i": 0}), ("token", {"r": "rivers.", "i": 1})]
+    streamed(page, STARTED, *thoughts, ("token", {"t": "The Rhine.", "i": 2}), ("end", end))
+    ask(page, "river")
+    assert answered(page) == "The Rhine."
+    expect(page.get_by_role("status")).to_have_text("Answer: The Rhine.")
+    expect(page.locator(".reasoning")).to_be_hidden()
+    page.get_by_text("What the model thought").click()
+    expect(page.locator(".reasoning")).to_have_text("Two rivers.")
+    page.unroute("**/stream")
+    page.reload()
+    expect(page.locator(".reasoning")).to_have_text("Two rivers.", use_inner_text=False)
+    with page.expect_request("**/v1/tasks") as sent:
+        ask(page, "and another one")
+    task = task_of(sent.value)
+    assert task["reasoning"] is True
+    assert [message["content"] for message in task["messages"]] == ["river", "The Rhine.", "and another one"]
+    answered(page)
+
+
+def test_a_model_that_thinks_up_to_the_last_token_says_so(page: Page, site: int, thinking: ServerProcess) -> None:
+    open_chat(page, site, thinking, most=5)
+    ask(page, "river")
+    assert answered(page) == ""
+    expect(page.locator(".note")).to_contain_text("reached Max tokens while thinking")
+    assert "Thinking, " in said(page)
+    before = page.locator(".reasoning").text_content()
+    assert before
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#send")).to_be_visible(timeout=60_000)
+    assert page.locator(".reasoning").text_content() == before  # not twice
+
+
+def test_an_answer_without_thoughts_has_no_place_for_them(page: Page, site: int, server: ServerProcess) -> None:
+    open_chat(page, site, server, most=5)
+    ask(page, "river")
+    answered(page)
+    expect(page.locator(".thoughts")).to_be_hidden()
 
 
 # What holds an answer up

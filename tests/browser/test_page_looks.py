@@ -10,12 +10,14 @@ from playwright.sync_api import Browser, Page, expect
 
 from testkit.account import ServerProcess
 from tests.browser.conftest import until
-from tests.browser.test_page import answered, ask, open_chat, said
+from tests.browser.test_page import STARTED, answered, ask, open_chat, said, settle, streamed
 
 LEAST_CONTRAST = 4.5
 """WCAG 2.2, level AA, for text of this size."""
 
-TEXTS = "#state, #empty p, #ideas button, .question, .answer, .note, .meta button, #send, #prompt, h1"
+TEXTS = (
+    "#state, #empty p, #ideas button, .question, .answer, details, .reasoning, .note, .meta button, #send, #prompt, h1"
+)
 
 
 @pytest.fixture(params=[(390, 760), (768, 900), (1280, 800)], ids=lambda size: str(size[0]))
@@ -55,6 +57,8 @@ def test_everything_is_on_the_screen(screen: Page, site: int, server: ServerProc
     screen.get_by_role("button", name="Stop").click()
     answered(screen)
     assert_fits(screen, "Send", "Continue", "Try again")
+    _think(screen, server, "a-thought-that-is-longer-than-a-telephone-is-wide-" * 4)
+    assert_fits(screen, "Send", "Settings")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -65,6 +69,8 @@ def test_text_can_be_read(page: Page, site: int, server: ServerProcess, scheme: 
     ask(page, "river")
     answered(page)
     expect(page.locator("#send")).to_be_visible()
+    _think(page, server, "Two rivers.")
+    assert "reasoning" in _contrasts(page)
     for text, contrast in _contrasts(page).items():
         assert contrast >= LEAST_CONTRAST, text
 
@@ -129,6 +135,18 @@ def test_a_reader_further_up_is_left_there(page: Page, site: int, server: Server
     until(lambda: page.evaluate("scrollY > 100"), "the end")
     page.keyboard.press("Escape")
     answered(page)
+
+
+def _think(page: Page, server: ServerProcess, thought: str) -> None:
+    """Ask once more; the answer has thoughts before it, which are looked at."""
+    settle(page, max="5")  # what the server computes meanwhile, nobody listens to
+    until(lambda: server.busy() == 0, "every slot is free")
+    end = {"tokens_out": 2, "decode_ms": 9, "finish_reason": "length"}
+    streamed(page, STARTED, ("token", {"r": thought, "i": 0}), ("token", {"t": "The Rhine.", "i": 1}), ("end", end))
+    ask(page, "and now?")
+    assert answered(page) == "The Rhine."
+    page.locator(".thoughts summary").last.click()
+    expect(page.locator(".reasoning").last).to_be_visible()
 
 
 def _contrasts(page: Page) -> dict[str, float]:

@@ -65,9 +65,9 @@ def names_in(file: Path) -> Iterator[str]:
             yield node.value
 
 
-HOUSE = {"drain", "drains", "drained", "draining", "deadline", "topolog"}
+HOUSE = {"drain", "drains", "drained", "draining", "deadline", "topolog", "signature"}
 """Words that mean something else here: draining the queue at shutdown, a drain rate, a moment to stop waiting, the
-folder where the kernel lists which threads share a core."""
+folder where the kernel lists which threads share a core, a function's parameters."""
 
 
 @pytest.mark.home("HOME-10.4")

@@ -10,16 +10,38 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from engines.llamacpp.channels import Phase, Style, find_style
+from engines.llamacpp.channels import Blocks, Phase, Style
+from engines.llamacpp.families import find_style
 from engines.llamacpp.text import OutputText
 
-THINK = Style("<think>", "</think>")
-TOKENS = Style("<think>", "</think>", ("<think>", "</think>"))
-MISTRAL = Style("[THINK]", "[/THINK]")
-GEMMA = Style("<|channel>thought", "<channel|>")
-HARMONY = Style(None, "<|end|>")
+
+def no_token(text: str) -> bool:
+    return False
+
+
+def of(template: str) -> Style:
+    style = find_style(template, is_token=no_token)
+    assert style is not None
+    return style
+
+
+THINK = of("</think>")
+TOKENS = Blocks("<think>", "</think>", tokens=("<think>", "</think>"))
+MISTRAL = of("[/THINK]")
+GEMMA = of("<channel|>")
+HARMONY = of("<|channel|><|message|>")
+MUSE = of("<|start|>assistant to=self<|message|><|eom|>")
+SOLAR = of("<|begin|>assistant<|think|><|end|><|begin|>assistant<|content|>")
+KIMI = of("'<|open|>' + tag '<|close|>' + '<|sep|>' 'think' 'response'")
+APRIEL = of("[BEGIN FINAL RESPONSE]")
+GRANITE = of("between <think></think> and between <response></response>")
+COMMAND = of("<|END_THINKING|>")
 FINAL, ANALYSIS = "<|channel|>final<|message|>", "<|channel|>analysis<|message|>"
 AGAIN = "<|end|><|start|>assistant"
+SELF, USER = " to=self<|message|>", "<|start|>assistant to=user<|message|>"
+OPEN_THINK, CLOSE_THINK = "<|open|>think<|sep|>", "<|close|>think<|sep|>"
+OPEN_RESPONSE, CLOSE_RESPONSE = "<|open|>response<|sep|>", "<|close|>response<|sep|>"
+COMMAND_THINKS = "<|START_THINKING|>a<|END_THINKING|>"
 
 
 class Told:
@@ -89,6 +111,29 @@ class Told:
         (HARMONY, "<|start|>assistant", f"{ANALYSIS}a <|en", ("a <|en", "")),
         (HARMONY, f"<|start|>assistant{FINAL}", "The Rhine <|en", ("", "The Rhine <|en")),
         (HARMONY, f"<|start|>assistant{FINAL}The ", f"Rhine{AGAIN}{ANALYSIS}b", ("b", "Rhine")),
+        (MUSE, "<|start|>assistant", f"{SELF}a<|eom|>{USER}b<|eot|>", ("a", "b")),
+        (MUSE, "<|start|>assistant", f"{SELF}a<|eom|><|start|>assistant{SELF}b<|eom|>{USER}c", ("ab", "c")),
+        (MUSE, "<|start|>assistant", "<|message|>b", ("", "b")),
+        (MUSE, "<|start|>assistant", "b", ("", "b")),
+        (SOLAR, "<|begin|>assistant", "<|think|>a<|end|><|begin|>assistant<|content|>b<|end|>", ("a", "b")),
+        (SOLAR, "<|begin|>assistant", "<|content|>b", ("", "b")),
+        (SOLAR, "<|begin|>assistant", "<|think|>a <|en", ("a <|en", "")),
+        (KIMI, f"{OPEN_THINK}", f"a{CLOSE_THINK}{OPEN_RESPONSE}b{CLOSE_RESPONSE}<|close|>message<|sep|>", ("a", "b")),
+        (KIMI, f"{OPEN_RESPONSE}", f"b{CLOSE_RESPONSE}", ("", "b")),
+        (KIMI, f"{OPEN_THINK}", f"a{CLOSE_THINK}{OPEN_RESPONSE}the response<|close|>", ("a", "the response<|close|>")),
+        (APRIEL, "Here are my reasoning steps:\n", "a\n[BEGIN FINAL RESPONSE]\nb", ("a", "b")),
+        (APRIEL, "", "Here are my reasoning steps:\na\n[BEGIN FINAL RESPONSE]\nb\n[END FINAL RESPONSE]\n", ("a", "b")),
+        (APRIEL, "", "Here are mine:\na\n[BEGIN FINAL RESPONSE]b", ("Here are mine:\na", "b")),
+        (APRIEL, "", "a", ("a", "")),
+        (APRIEL, "", "[BEGIN FINAL RESPONSE]b", ("", "b")),
+        (GRANITE, "", "<think>a</think>\n<response>b</response>", ("a", "b")),
+        (GRANITE, "", "<think>a</think>b</response>", ("a", "b</response>")),
+        (GRANITE, "", "<response>b</response> c </response>\n", ("", "b</response> c")),
+        (GRANITE, "", "<response>b\n</resp", ("", "b\n</resp")),
+        (GRANITE, "", "<response>b\n", ("", "b\n")),
+        (GRANITE, "", "b</response>", ("", "b</response>")),
+        (COMMAND, "", f"{COMMAND_THINKS}<|START_RESPONSE|>b<|END_RESPONSE|>", ("a", "b")),
+        (COMMAND, "<|START_THINKING|>", "a<|END_THINKING|><|START_TEXT|>b<|END_TEXT|>", ("a", "b")),
     ],
 )
 def test_a_reply_is_told_apart(style: Style, reply: str, written: str, both: tuple[str, str]) -> None:
@@ -123,11 +168,11 @@ def test_where_markers_are_tokens_text_that_looks_like_them_is_text() -> None:
 
 @pytest.mark.parametrize("style", [THINK, MISTRAL, GEMMA, HARMONY])
 def test_stop_strings_are_looked_for_in_the_answer_alone(style: Style) -> None:
-    opening = ANALYSIS if style.opening is None else style.opening
-    closing = f"{AGAIN}{FINAL}" if style.opening is None else style.closing
+    opening = style.opening if isinstance(style, Blocks) else ANALYSIS
+    closing = style.closing if isinstance(style, Blocks) else f"{AGAIN}{FINAL}"
     written = f"{opening}a\n\nb{closing}\nc\n\nd"
     told = Told(
-        style, list(written), stop=("\n\n", style.closing), reply="<|start|>assistant" if style == HARMONY else ""
+        style, list(written), stop=("\n\n", "<|end|>", closing), reply="<|start|>assistant" if style == HARMONY else ""
     )
     assert told.reasoning == "a\n\nb"
     assert told.answer.strip() == "c"
@@ -182,8 +227,12 @@ def test_a_token_that_is_not_shown_counts_all_the_same() -> None:
     assert (output.stopped, output.index) == (True, 2)
 
 
-STYLES = [THINK, MISTRAL, GEMMA, HARMONY]
+STYLES = [THINK, MISTRAL, GEMMA, HARMONY, MUSE, SOLAR, KIMI, APRIEL, GRANITE, COMMAND]
 MARKERS = [
+    *(OPEN_THINK, CLOSE_THINK, OPEN_RESPONSE, CLOSE_RESPONSE, "<|close|>message<|sep|>"),
+    *("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]", "[END FINAL RESPONSE]"),
+    *("<response>", "</response>", "<|think|>", "<|content|>", "<|begin|>assistant", SELF, "<|eom|>", USER),
+    *("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
     "<think>",
     "</think>",
     "[THINK]",
@@ -234,10 +283,6 @@ def test_where_a_reply_goes_on_makes_no_difference(style: Style, reply: str, fir
     told = Told(style, [second], reply=reply + first)
     assert (told.phases[0], told.phases[-1]) == (whole.phases[1], whole.phases[-1])
     assert all(text.endswith(new) for text, new in zip(whole.both, told.both, strict=True))
-
-
-def no_token(text: str) -> bool:
-    return False
 
 
 @pytest.mark.parametrize(

@@ -35,14 +35,39 @@ GEMMA = TURNS + REPLY + "{% if not enable_thinking %}<|channel>thought\n<channel
 THINK = TURNS + CUT + REPLY + "{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 OPENS = TURNS + CUT + REPLY + "<think>\n{% endif %}"
 MISTRAL = TURNS + "{% set history = '[THINK][/THINK]' %}" + REPLY + "{% endif %}"
+MUSE = (
+    "{% for m in messages %}{{ '<|start|>' + m.role + (' to=user' if m.role == 'assistant' else '') }}"
+    "{{ '<|message|>' + m.content + '<|eot|>' }}{% endfor %}"
+    "{% set thoughts = '<|start|>assistant to=self<|message|><|eom|>' %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+SOLAR = (
+    "{% for m in messages %}{{ '<|begin|>' + m.role + '<|content|>' + m.content + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{% if not enable_thinking %}<|begin|>assistant<|think|><|end|>{% endif %}"
+    "<|begin|>assistant{% endif %}"
+)
+KIMI = (
+    "{% macro open(tag) %}{{ '<|open|>' + tag + '<|sep|>' }}{% endmacro %}"
+    "{% macro close(tag) %}{{ '<|close|>' + tag + '<|sep|>' }}{% endmacro %}"
+    "{% for m in messages %}{{ open(m.role) + open('response') + m.content }}"
+    "{{ close('response') + close(m.role) }}{% endfor %}{% if add_generation_prompt %}"
+    "{{ open('assistant') + open('think' if enable_thinking else 'response') }}{% endif %}"
+)
+APRIEL = TURNS + "{% set history = '[BEGIN FINAL RESPONSE]' %}" + REPLY + "Here are my reasoning steps:\n{% endif %}"
+GRANITE = TURNS + "{% set system = '<think></think> and then <response></response>' %}" + REPLY + "{% endif %}"
 MARKERS = {
     HARMONY: ["<|start|>", "<|channel|>", "<|message|>", "<|end|>"],
     GEMMA: ["<|channel>", "<channel|>"],
     THINK: ["<think>", "</think>"],
     OPENS: ["<think>", "</think>"],
     MISTRAL: ["[THINK]", "[/THINK]"],
+    MUSE: ["<|start|>", "<|message|>", "<|eom|>", "<|eot|>"],
+    SOLAR: ["<|begin|>", "<|think|>", "<|content|>", "<|end|>"],
+    KIMI: ["<|open|>", "<|close|>", "<|sep|>"],
+    APRIEL: ["[BEGIN FINAL RESPONSE]", "[END FINAL RESPONSE]"],
+    GRANITE: ["<think>", "</think>", "<response>", "</response>"],
 }
-ENDS = {"<|return|>": CONTROL, "<|call|>": CONTROL}
+ENDS = {"<|return|>": CONTROL, "<|call|>": CONTROL, "=": TokenType.NORMAL}
 """Where llama.cpp finds both of these, it does not take ``<|end|>`` for an end of generation."""
 
 KINDS: Sequence[TokenType | None] = (CONTROL, USER_DEFINED, None)
@@ -62,7 +87,7 @@ class Thinker:
 
     def token(self, text: str) -> int:
         native = self.vocab._native
-        return next(token for token in range(native.n_vocab) if native.text(token) == text.replace(" ", "▁"))
+        return next(token for token in range(native.n_vocab) if native.text(token) in (text, text.replace(" ", "▁")))
 
     def tokens(self, *texts: str) -> list[int]:
         """A token for each of these texts, or one for each of its characters."""
@@ -125,8 +150,36 @@ Write = tuple[str, ...]
             HARMONY,
             (*("<|channel|>", "analysis", "<|message|>", " a", " b", "<|end|>"), *AGAIN, "final", "<|message|>", " c"),
         ),
+        (
+            MUSE,
+            (
+                " to=self",
+                "<|message|>",
+                " a",
+                " b",
+                "<|eom|>",
+                "<|start|>",
+                "assistant",
+                " to=user",
+                "<|message|>",
+                " c",
+            ),
+        ),
+        (SOLAR, ("<|think|>", " a", " b", "<|end|>", "<|begin|>", "assistant", "<|content|>", " c")),
+        (
+            KIMI,
+            (
+                *(" a", " b", "<|close|>", "think", "<|sep|>", "<|open|>", "response", "<|sep|>", " c"),
+                *("<|close|>", "response", "<|sep|>", "<|close|>", "message", "<|sep|>"),
+            ),
+        ),
+        (APRIEL, (" a", " b", "\n", "[BEGIN FINAL RESPONSE]", "\n", " c", "\n", "[END FINAL RESPONSE]")),
+        (GRANITE, ("<think>", " a", " b", "</think>", "\n", "<response>", "\n", " c", "\n", "</response>")),
     ],
-    ids=["think", "opened by the template", "mistral", "gemma", "harmony"],
+    ids=[
+        *("think", "opened by the template", "mistral", "gemma", "harmony", "muse", "solar", "kimi", "apriel"),
+        "granite",
+    ],
 )
 def test_a_family_is_understood(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, written: Write, kind: TokenType | None
@@ -141,7 +194,7 @@ def test_a_family_is_understood(
 
 
 @KNOWN
-@pytest.mark.parametrize("template", [THINK, GEMMA])
+@pytest.mark.parametrize("template", [THINK, GEMMA, KIMI])
 def test_a_template_that_turns_thinking_off_leaves_the_answer_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str, kind: TokenType | None
 ) -> None:
@@ -167,6 +220,24 @@ def test_an_answer_may_speak_of_markers(
         prompt = model.vocab.tokenize_chat([USER])
         told = model.write(monkeypatch, prompt, "a", "</think>", "b", "<think>", "c", "</think>")
         assert told[:2] == ("a", "b<think>c</think>")
+
+
+@KNOWN
+def test_a_header_may_say_that_the_answer_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: TokenType | None
+) -> None:
+    with thinker(tmp_path, SOLAR, kind) as model:
+        prompt = model.vocab.tokenize_chat([USER], arguments={"enable_thinking": False})
+        assert model.write(monkeypatch, prompt, "<|content|>", "a", " b")[:2] == ("", "a b")
+
+
+@KNOWN
+def test_what_is_answered_for_a_model_that_always_thinks_is_no_reasoning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: TokenType | None
+) -> None:
+    with thinker(tmp_path, APRIEL, kind) as model:
+        prompt = model.vocab.tokenize_chat([USER, {"role": "assistant", "content": "the"}])
+        assert model.write(monkeypatch, prompt, " river", "a")[:2] == ("", " rivera")
 
 
 def test_reasoning_may_speak_of_markers_that_are_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,6 +266,10 @@ def test_a_block_that_never_ends_is_no_answer(
         (THINK, "<think>the</think>", ("\n", "b"), ("", "b")),
         (HARMONY, "the", (" river", "<|end|>"), ("", " river")),
         (MISTRAL, "[THINK]the", (" river", "[/THINK]", "b"), (" river", "b")),
+        (MUSE, "the", (" river", "<|eot|>"), ("", " river")),
+        (SOLAR, "the", (" river", "<|end|>"), ("", " river")),
+        (KIMI, "the", (" river", "<|close|>", "response", "<|sep|>"), ("", " river")),
+        (GRANITE, "<think>a</think><response>the", (" river", "</response>"), ("", " river")),
     ],
 )
 def test_an_answer_that_is_continued_is_told_apart_from_where_it_is(

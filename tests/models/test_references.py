@@ -288,15 +288,10 @@ def test_a_link_of_the_owner_may_lead_anywhere_and_opens_its_targets_folder(tmp_
 @pytest.mark.parametrize(
     ("reference", "problem"),
     [
-        (
-            "./missing.gguf",
-            "model './missing.gguf': {base}/missing.gguf does not exist; name an existing GGUF file",
-        ),
-        (
-            "missing",
-            "model 'missing' is not in the model roots; name a GGUF file inside them (models.roots)",
-        ),
-        ("missing", "(also looked in {base})"),
+        ("./missing.gguf", "model './missing.gguf': {base}/missing.gguf does not exist; name an existing GGUF file"),
+        ("missing", "model 'missing': {base}/missing does not exist; name an existing GGUF file"),
+        ("/not/there.gguf", "model '/not/there.gguf' does not exist; name an existing GGUF file"),
+        ("big-0001", "{base}/big-0001 does not exist; did you mean big-00001-of-00002.gguf?"),
         ("folder", "{base}/folder is a folder; name a GGUF file in it"),
         ("big-00002-of-00002.gguf", "name its first part, big-00001-of-00002.gguf"),
         ("a\0b", "contains a NUL byte"),
@@ -309,6 +304,16 @@ def test_the_owner_is_told_what_is_wrong(root: Path, reference: str, problem: st
     with pytest.raises(ConfigError, match=re.escape(problem.format(base=root))) as caught:
         resolve_owned(reference, base=root, roots=[])
     assert "\n" not in str(caught.value)
+
+
+def test_the_owner_is_told_of_every_place(root: Path, tmp_path: Path) -> None:
+    put(root / "llama.gguf")
+    expected = f"model 'lama' is not in the model roots; did you mean llama.gguf? (also looked in {tmp_path})"
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        resolve_owned("lama", base=tmp_path, roots=[root])
+    with pytest.raises(ConfigError) as caught:
+        resolve_owned("a\0b", base=tmp_path, roots=[root])
+    assert "also looked" not in str(caught.value)
 
 
 def test_no_model_means_the_demo_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

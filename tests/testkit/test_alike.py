@@ -10,11 +10,12 @@ import pytest
 from engines.api import DeviceSpec, ModelSpec
 from engines.llamacpp import slots
 from engines.llamacpp.model import LlamaModel
+from engines.llamacpp.prefixes import Prefixes
 from testkit.alike import compare
-from testkit.tiny_gguf import write_tiny_llama, write_tiny_mamba, write_tiny_swa
+from testkit.tiny_gguf import write_tiny_cogvlm, write_tiny_llama, write_tiny_mamba, write_tiny_swa
 
 
-@pytest.mark.parametrize("write", [write_tiny_llama, write_tiny_swa, write_tiny_mamba])
+@pytest.mark.parametrize("write", [write_tiny_llama, write_tiny_swa, write_tiny_mamba, write_tiny_cogvlm])
 def test_a_model_answers_the_same_in_a_busy_server_as_alone(write: Callable[[Path], Path], tmp_path: Path) -> None:
     found = compare(ModelSpec(write(tmp_path / "tiny.gguf")))
 
@@ -33,11 +34,11 @@ def test_a_prefix_that_is_none_is_seen(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_window_that_is_gone_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def careless(model: LlamaModel, slot: int, keep: int) -> int:
-        return keep if model._context.keep(slot, keep) else 0
+    def careless(prefixes: Prefixes, slot: int, keep: int) -> int:
+        return keep if prefixes._context.keep(slot, keep) else 0
 
-    monkeypatch.setattr(LlamaModel, "_cut", careless)
-    monkeypatch.setattr(LlamaModel, "_can_keep", lambda model, slot, keep: keep)
+    monkeypatch.setattr(Prefixes, "_cut", careless)
+    monkeypatch.setattr(Prefixes, "_can_keep", lambda prefixes, slot, keep: keep)
 
     assert not compare(ModelSpec(write_tiny_swa(tmp_path / "tiny.gguf"), swa_full=False)).alike
 

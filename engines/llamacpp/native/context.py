@@ -62,20 +62,9 @@ class NativeContext:
     def __init__(
         self, model: NativeModel, spec: ModelSpec, *, threads: int, cpus: Sequence[int] = (), copies_held: bool = True
     ) -> None:
-        params = llama_cpp.llama_context_default_params()
-        params.n_ctx = spec.slots * spec.ctx
-        # A multiple of the slots: of other numbers llama.cpp makes no graph for some models (Kimi Linear), but aborts.
-        params.n_batch = params.n_ubatch = max(spec.batch - spec.batch % spec.slots, spec.slots)
-        params.n_seq_max = spec.slots
+        params = _params(spec, threads)
         self.n_guesses = min(GUESSES, params.n_batch - spec.slots) if spec.speculation else 0
-        params.n_outputs_max = spec.slots + self.n_guesses
-        params.n_threads = params.n_threads_batch = threads
-        params.flash_attn_type = FLASH_ATTN[spec.flash_attn]
-        params.type_k = CACHE_TYPES[spec.cache_type_k]
-        params.type_v = CACHE_TYPES[spec.cache_type_v]
-        params.swa_full = spec.swa_full
-        params.kv_unified = False  # no slot can use up another's cells
-        params.no_perf = True
+        params.n_outputs_max = spec.slots + self.n_guesses if model.selects_outputs else params.n_batch
         self.heartbeat = Heartbeat()
         params.abort_callback, params.abort_callback_data = self.heartbeat.callback, self.heartbeat.address
         with captured() as lines:
@@ -93,6 +82,7 @@ class NativeContext:
         self._ctx = spec.ctx
         # With a sliding window the state of a sequence is not all of its cache.
         self._copies_held = copies_held and not (model.n_swa or model.is_recurrent)
+        self._selects_outputs = model.selects_outputs
         self._queued: set[int] = set()  # slots that the next decode copies from or to
         self._passage = np.empty(0, np.uint8)
         try:
@@ -110,6 +100,7 @@ class NativeContext:
         self.token = _view(self._batch.token, self.n_rows, np.int32)
         self.pos = _view(self._batch.pos, self.n_rows, np.int32)
         self.output = _view(self._batch.logits, self.n_rows, np.int8)
+        self._outputs: npt.NDArray[np.intp] | None = None  # rows asked for, where all are computed
         self.seq = np.zeros(self.n_rows, np.int32)  # row r's slot; the batch's pointers lead here, once and for all
         for row in range(self.n_rows):
             self._batch.n_seq_id[row] = 1
@@ -137,6 +128,9 @@ class NativeContext:
     def decode(self, n_rows: int) -> None:
         """Run the first rows of `token`, `pos`, `seq`, `output` through the model. Raises `DecodeFailed`."""
         self._batch.n_tokens = n_rows
+        if not self._selects_outputs:
+            self._outputs = np.flatnonzero(self.output[:n_rows])
+            self.output[:n_rows] = 1
         self.heartbeat.begin()
         self._threads.use(1 if n_rows <= self._lone_rows else self._threads.count)
         self._queued.clear()
@@ -153,6 +147,9 @@ class NativeContext:
     def logits(self, n_outputs: int) -> npt.NDArray[np.float32]:
         """Logits of the last decode's output rows in batch order, shape (n_outputs, n_vocab); valid until the next."""
         pointer = _get_logits(self.handle)
+        if self._outputs is not None:
+            rows = self._batch.n_tokens
+            return _view(pointer, rows * self._n_vocab, np.float32).reshape(rows, self._n_vocab)[self._outputs]
         where = ctypes.addressof(pointer.contents), n_outputs
         if where != self._logits_of:  # nearly always those of the step before
             view = _view(pointer, n_outputs * self._n_vocab, np.float32)
@@ -332,6 +329,23 @@ class NativeContext:
         llama_cpp.llama_batch_free(self._batch)
         llama_cpp.llama_free(handle)
         self._threads.close()
+
+
+def _params(spec: ModelSpec, threads: int) -> Any:
+    """Of a context in this shape, but for how many rows' logits it may be asked for."""
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx = spec.slots * spec.ctx
+    # A multiple of the slots: of other numbers llama.cpp makes no graph for some models (Kimi Linear), but aborts.
+    params.n_batch = params.n_ubatch = max(spec.batch - spec.batch % spec.slots, spec.slots)
+    params.n_seq_max = spec.slots
+    params.n_threads = params.n_threads_batch = threads
+    params.flash_attn_type = FLASH_ATTN[spec.flash_attn]
+    params.type_k = CACHE_TYPES[spec.cache_type_k]
+    params.type_v = CACHE_TYPES[spec.cache_type_v]
+    params.swa_full = spec.swa_full
+    params.kv_unified = False  # no slot can use up another's cells
+    params.no_perf = True
+    return params
 
 
 def _view(pointer: Any, n: int, dtype: type[np.generic]) -> npt.NDArray[Any]:
