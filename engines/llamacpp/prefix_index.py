@@ -43,7 +43,7 @@ class PrefixIndex:
         self._slots = slots
         self._placed: dict[int, tuple[list[int], int]] = {}  # by slot: its `cached` then, and the tokens in the tree
 
-    def find(self, tokens: Seq[int]) -> Known:
+    def find(self, tokens: list[int]) -> Known:
         """Where these tokens, or most of the first of them, are known."""
         for slot in self._slots:
             if slot.index not in self._placed or self._placed[slot.index][0] is not slot.cached:
@@ -59,7 +59,7 @@ class PrefixIndex:
         self.tree.place(slot.index, key_of(tokens))
         self._placed[slot.index] = slot.cached, len(tokens)
 
-    def _go_on(self, slot: Slot, tokens: Seq[int], shared: int) -> int:
+    def _go_on(self, slot: Slot, tokens: list[int], shared: int) -> int:
         """Compare with what a slot has written, if all of its prompt is shared."""
         placed = self._placed[slot.index][1]
         if shared < placed or len(slot.cached) <= placed:

@@ -113,7 +113,7 @@ class Saver:
         self._restore_s += _WEIGHT * (took / entry.state.nbytes - self._restore_s)
         return True
 
-    def forget(self, tokens: Seq[int]) -> None:
+    def forget(self, tokens: list[int]) -> None:
         """Drop what a run with these tokens may have come from, or was saved of it: its model has computed NaN."""
         entry = self._index.find(tokens).entry
         if entry is not None:

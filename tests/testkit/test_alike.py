@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from engines.api import DeviceSpec, ModelSpec
-from engines.llamacpp import slots
+from engines.llamacpp import prefix_tree
 from engines.llamacpp.model import LlamaModel
+from engines.llamacpp.prefixes import Prefixes
 from testkit.alike import compare
 from testkit.tiny_gguf import write_tiny_llama, write_tiny_mamba, write_tiny_swa
 
@@ -27,17 +28,17 @@ def test_copies_are_among_what_is_compared(tmp_path: Path) -> None:
 
 
 def test_a_prefix_that_is_none_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "common_prefix", lambda one, other: min(len(one), len(other)))
+    monkeypatch.setattr(prefix_tree, "common_prefix", lambda one, other: min(len(one), len(other)))
 
     assert not compare(ModelSpec(write_tiny_llama(tmp_path / "tiny.gguf"))).alike
 
 
 def test_a_window_that_is_gone_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def careless(model: LlamaModel, slot: int, keep: int) -> int:
-        return keep if model._context.keep(slot, keep) else 0
+    def careless(prefixes: Prefixes, slot: int, keep: int) -> int:
+        return keep if prefixes._context.keep(slot, keep) else 0
 
-    monkeypatch.setattr(LlamaModel, "_cut", careless)
-    monkeypatch.setattr(LlamaModel, "_can_keep", lambda model, slot, keep: keep)
+    monkeypatch.setattr(Prefixes, "_cut", careless)
+    monkeypatch.setattr(Prefixes, "_can_keep", lambda prefixes, slot, keep: keep)
 
     assert not compare(ModelSpec(write_tiny_swa(tmp_path / "tiny.gguf"), swa_full=False)).alike
 
