@@ -90,9 +90,10 @@ class PromptCache:
             self.drop(entry)
 
     def halve(self) -> None:
-        """Take half of what is held from now on: the system has no more."""
-        self._limit_bytes = self.n_bytes // 2
-        self._shrink(self._limit_bytes)
+        """Take half of what is held from now on, if there is something: the system has no more."""
+        if self.n_bytes:
+            self._limit_bytes = self.n_bytes // 2
+            self._shrink(self._limit_bytes)
 
     def clear(self) -> None:
         """Forget all entries."""

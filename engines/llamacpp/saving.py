@@ -140,7 +140,7 @@ class Saver:
     def _shrink(self) -> None:
         self._cache.halve()
         log = _log.debug if self._short_of_memory else _log.warning
-        log("no more host memory for the prompt cache: it is limited to %d MiB now", self._cache.limit_bytes >> 20)
+        log("no more host memory for the prompt cache: it takes %d MiB at most now", self._cache.limit_bytes >> 20)
         self._short_of_memory = True
 
     def _worth(self, seconds: float) -> int:

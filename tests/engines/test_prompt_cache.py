@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from engines.llamacpp.model import LlamaModel
 from engines.llamacpp.prefix_tree import PrefixTree, key_of
 from engines.llamacpp.prompt_cache import PromptCache
 from testkit import tiny_gguf
-from tests.engines.support import count_rows, exact, loaded, sequence, text_of
+from tests.engines.support import count_rows, exact, finish, loaded, sequence, text_of
 
 WRITERS = [tiny_gguf.write_tiny_llama, tiny_gguf.write_tiny_swa, tiny_gguf.write_tiny_mamba]
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=12)
@@ -151,18 +153,55 @@ def test_a_state_that_is_refused_is_computed_and_forgotten(
         assert not found(model._saver._cache, list(conversation(1)))
 
 
-def test_memory_that_cannot_be_had_makes_the_cache_smaller(
-    tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+LIMITED = """
+import logging, resource, sys
+from pathlib import Path
+from engines.api import Sequence
+from tests.engines.support import GREEDY, exact, loaded, text_of
+from tests.engines.test_prompt_cache import conversation
+
+logging.basicConfig(format="%(message)s", level=logging.WARNING)
+kind = getattr(resource, sys.argv[2])
+with loaded(exact(Path(sys.argv[1]), ctx=4096, batch=512)) as model:
+    text_of(model, conversation(0, 4000), 4)
+    status = Path("/proc/self/status").read_text()
+    used = dict(line.split(":") for line in status.splitlines())["VmData" if "DATA" in sys.argv[2] else "VmSize"]
+    resource.setrlimit(kind, ((int(used.split()[0]) << 10) + (9 << 20), -1))
+    for seed in range(1, 8):
+        text = text_of(model, conversation(seed, 4000), 8)
+    resource.setrlimit(kind, (-1, -1))
+    print(model.saved_bytes, model._saver._cache.limit_bytes, text, sep="\\n")
+"""
+
+
+@pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_memory_that_cannot_be_had_makes_the_cache_smaller(limit: str, tiny_model_path: Path) -> None:
+    """The process may take 9 MiB more; each of the seven prompts that leave the slot takes 2."""
+    command = [sys.executable, "-c", LIMITED, str(tiny_model_path), limit]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    saved, bound, text = done.stdout.split("\n", 2)
+    assert 0 < int(saved) <= int(bound) < 9 << 20
+    assert done.stderr.count("no more host memory for the prompt cache") == 1
+    with loaded(dataclasses.replace(exact(tiny_model_path, ctx=4096, batch=512), prompt_cache_mib=0)) as model:
+        assert text_of(model, conversation(7, 4000), 8) == text.removesuffix("\n")
+
+
+def test_a_copy_between_slots_that_has_no_memory_to_pass_through_is_made_by_llama_cpp(
+    tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(slot: int, n_bytes: int) -> None:
+    def fail(*shape: object) -> None:
         raise MemoryError
 
-    with loaded(exact(tiny_model_path)) as model:
-        text_of(model, conversation(1), 4)
-        text_of(model, conversation(2), 4)
-        monkeypatch.setattr(model._context, "save_slot", fail)
-        assert text_of(model, conversation(3), 8) == cold(tiny_model_path, conversation(3), 8)
-    assert "no more host memory for the prompt cache" in caplog.text
+    prompt = conversation(1, 300)
+    with loaded(exact(tiny_model_path, slots=2, ctx=1024)) as model:
+        text_of(model, prompt, 4)
+        with monkeypatch.context() as patch:
+            patch.setattr("numpy.empty", fail)
+            model.admit(sequence((*prompt[:200], 400), 8))
+        assert model.busy
+        assert model._context.is_queued(1)
+        assert finish(model)["a"].text == cold(tiny_model_path, (*prompt[:200], 400), 8)
 
 
 def test_a_failed_model_forgets_what_it_saved(tiny_model_path: Path) -> None:

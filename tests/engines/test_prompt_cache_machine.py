@@ -14,7 +14,14 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from engines.api import FinishReason, ModelSpec
 from engines.errors import DecodeFailed
@@ -43,8 +50,8 @@ def written(kind: str, seed: int) -> Path:
 
 def shape(path: Path, cache_type: str, *, slots: int) -> ModelSpec:
     base = exact(path, slots=slots, ctx=CTX, batch=96, swa_full=False)
-    flash_attn = "on" if cache_type == "q8_0" else "off"
-    return dataclasses.replace(base, cache_type_k=cache_type, cache_type_v=cache_type, flash_attn=flash_attn)
+    base = dataclasses.replace(base, cache_type_k=cache_type, cache_type_v=cache_type)
+    return dataclasses.replace(base, flash_attn="on") if cache_type == "q8_0" else base
 
 
 @functools.cache
@@ -177,7 +184,8 @@ class Conversations(RuleBasedStateMachine):
 @pytest.mark.parametrize("cache_type", ["f16", "q8_0"])
 @pytest.mark.parametrize("kind", WRITERS)
 def test_any_turns_give_the_text_of_a_cold_run(kind: str, cache_type: str) -> None:
-    machine = type("Machine", (Conversations,), {"kind": kind, "cache_type": cache_type})
-    few = settings(max_examples=20, stateful_step_count=30, deadline=None)
-    machine.TestCase.settings = few
-    machine.TestCase("runTest").runTest()
+    class Machine(Conversations):
+        pass
+
+    Machine.kind, Machine.cache_type = kind, cache_type
+    run_state_machine_as_test(Machine, settings=settings(max_examples=15, stateful_step_count=30, deadline=None))
