@@ -21,6 +21,7 @@ from engines.llamacpp.step_cost import StepCost
 _log = logging.getLogger("engines.llamacpp")
 
 _WEIGHT = 0.2  # of the newest measurement in the moving average
+_SHARE = 0.25  # of a step that streams take, which copies may take even if that alone is more than the target
 _FIRST_GUESS_S = 1e-9  # seconds for a byte, before the first was measured: 1 GB/s
 
 
@@ -153,7 +154,7 @@ class Saver:
         if not any(run.sequence.urgent for run in streams):
             return True
         step_s = self._cost.expected_s(decode_rows=len(streams), prefill_tokens=0, position=0) or 0.0
-        return self.spent_s + seconds + step_s <= self._limit_s
+        return self.spent_s + seconds <= max(self._limit_s - step_s, _SHARE * step_s)
 
     def _took(self, began: float) -> float:
         """Seconds since then, which count as spent."""
