@@ -42,9 +42,9 @@ class Answer(NamedTuple):
 class Side:
     """A model with a prompt cache or without, and when its streams got text."""
 
-    def __init__(self, path: Path, *, mib: int) -> None:
+    def __init__(self, path: Path, *, mib: int, threads: int) -> None:
         spec = ModelSpec(path, slots=4, ctx=2048, prompt_cache_mib=mib)
-        self.model = LlamaModel(spec, DeviceSpec("cpu", threads=usable_cores()))
+        self.model = LlamaModel(spec, DeviceSpec("cpu", threads=threads))
         self.times: dict[str, list[float]] = {key: [] for key in STREAMS}
 
     def answer(self, tokens: list[int], max_tokens: int = 8) -> Answer:
@@ -72,8 +72,8 @@ class Side:
 
 
 @contextmanager
-def side(path: Path, *, mib: int) -> Iterator[Side]:
-    one = Side(path, mib=mib)
+def side(path: Path, *, mib: int, threads: int | None = None) -> Iterator[Side]:
+    one = Side(path, mib=mib, threads=threads or usable_cores())
     try:
         yield one
     finally:
@@ -127,7 +127,7 @@ def gaps(options: argparse.Namespace) -> None:
 
 def memory(options: argparse.Namespace) -> None:
     random_, count, mib = random.Random(1), 1000, 32
-    with tempfile.TemporaryDirectory() as folder, side(write_tiny_llama(Path(folder) / "m.gguf"), mib=mib) as one:
+    with tempfile.TemporaryDirectory() as folder, side(write_tiny_llama(Path(folder) / "m"), mib=mib, threads=1) as one:
         for number in range(count + 1):
             if number in (1, count // 4, count // 2, count):
                 print(
