@@ -75,6 +75,7 @@ def write_tiny_llama(
     bytes_likely: bool = False,
     nan_weights: bool = False,
     least: bool = False,
+    head: int = HEAD,
     name: str = "tiny-llama",
 ) -> Path:
     """Write a llama-architecture model and return `path`.
@@ -91,32 +92,35 @@ def write_tiny_llama(
         bytes_likely: Byte tokens come up as often as others, so text holds stray bytes of UTF-8.
         nan_weights: Every logit is NaN.
         least: One layer with one head, for where only the work around the forward pass counts.
+        head: Size of a head; a quantised cache needs a multiple of 32.
         name: ``general.name``.
     """
     file = _TinyFile(path, "llama", seed=seed, dtype=dtype)
     layers, heads, kv_heads = (1, 1, 1) if least else (LAYERS, HEADS, KV_HEADS)
     file.describe(name=name, n_ctx_train=n_ctx_train, layers=layers)
-    file.attention(heads=heads, kv_heads=kv_heads)
+    file.attention(heads=heads, kv_heads=kv_heads, head=head)
     count = len(pieces) + len(more or {})
     file.vocabulary(pieces, chat_template, more or {})
     file.matrix("token_embd", count + FIRST_PIECE, EMBEDDING, rms=1.0)
     for layer in range(layers):
         block = f"blk.{layer}"
         file.norm(f"{block}.attn_norm", EMBEDDING)
-        file.matrix(f"{block}.attn_q", heads * HEAD, EMBEDDING, gain=2.0)
-        file.matrix(f"{block}.attn_k", kv_heads * HEAD, EMBEDDING, gain=2.0)
-        file.matrix(f"{block}.attn_v", kv_heads * HEAD, EMBEDDING)
-        file.matrix(f"{block}.attn_output", EMBEDDING, heads * HEAD)
+        file.matrix(f"{block}.attn_q", heads * head, EMBEDDING, gain=2.0)
+        file.matrix(f"{block}.attn_k", kv_heads * head, EMBEDDING, gain=2.0)
+        file.matrix(f"{block}.attn_v", kv_heads * head, EMBEDDING)
+        file.matrix(f"{block}.attn_output", EMBEDDING, heads * head)
         file.feed_forward(block)
     file.head(count, eog_likely=eog_likely, bytes_likely=bytes_likely, nan=nan_weights)
     return file.finish()
 
 
-def write_tiny_swa(path: Path, *, window: int = 32, seed: int = 0, n_ctx_train: int = CONTEXT) -> Path:
+def write_tiny_swa(
+    path: Path, *, window: int = 32, seed: int = 0, head: int = HEAD, n_ctx_train: int = CONTEXT
+) -> Path:
     """Write a Gemma 3 model whose first layer sees `window` tokens back and whose second layer sees all."""
     file = _TinyFile(path, "gemma3", seed=seed)
     file.describe(name="tiny-swa", n_ctx_train=n_ctx_train)
-    file.attention()
+    file.attention(head=head)
     file.writer.add_sliding_window(window)
     file.writer.add_sliding_window_pattern(2)
     file.vocabulary(PIECES, CHATML)
@@ -125,12 +129,12 @@ def write_tiny_swa(path: Path, *, window: int = 32, seed: int = 0, n_ctx_train: 
     for layer in range(LAYERS):
         block = f"blk.{layer}"
         file.norm(f"{block}.attn_norm", EMBEDDING)
-        file.matrix(f"{block}.attn_q", HEADS * HEAD, EMBEDDING)
-        file.matrix(f"{block}.attn_k", KV_HEADS * HEAD, EMBEDDING)
-        file.norm(f"{block}.attn_q_norm", HEAD, scale=2.0)
-        file.norm(f"{block}.attn_k_norm", HEAD, scale=2.0)
-        file.matrix(f"{block}.attn_v", KV_HEADS * HEAD, EMBEDDING)
-        file.matrix(f"{block}.attn_output", EMBEDDING, HEADS * HEAD)
+        file.matrix(f"{block}.attn_q", HEADS * head, EMBEDDING)
+        file.matrix(f"{block}.attn_k", KV_HEADS * head, EMBEDDING)
+        file.norm(f"{block}.attn_q_norm", head, scale=2.0)
+        file.norm(f"{block}.attn_k_norm", head, scale=2.0)
+        file.matrix(f"{block}.attn_v", KV_HEADS * head, EMBEDDING)
+        file.matrix(f"{block}.attn_output", EMBEDDING, HEADS * head)
         file.norm(f"{block}.post_attention_norm", EMBEDDING)
         file.feed_forward(block)
         file.norm(f"{block}.post_ffw_norm", EMBEDDING)
@@ -236,13 +240,13 @@ class _TinyFile:
         self.writer.add_block_count(layers)
         self.writer.add_layer_norm_rms_eps(1e-5)
 
-    def attention(self, *, heads: int = HEADS, kv_heads: int = KV_HEADS) -> None:
+    def attention(self, *, heads: int = HEADS, kv_heads: int = KV_HEADS, head: int = HEAD) -> None:
         self.writer.add_feed_forward_length(FEED_FORWARD)
         self.writer.add_head_count(heads)
         self.writer.add_head_count_kv(kv_heads)
-        self.writer.add_key_length(HEAD)
-        self.writer.add_value_length(HEAD)
-        self.writer.add_rope_dimension_count(HEAD)
+        self.writer.add_key_length(head)
+        self.writer.add_value_length(head)
+        self.writer.add_rope_dimension_count(head)
 
     def vocabulary(
         self,

@@ -2,7 +2,7 @@
 
 llama.cpp computes rows of neighbouring slots in one pass, the same number of rows for each slot; the remaining rows
 take further passes. A pass reads all weights, and a row adds little: that is why streams are in the order of their
-slots, and why slots in use are kept side by side (`slots.find_reuse`, `compaction`). A pass reads as many cells of
+slots, and why slots in use are kept side by side (`reuse.find_reuse`, `compaction`). A pass reads as many cells of
 every slot as the fullest one has: that is why a prompt gets a pass of its own, before the streams.
 
 Because of that pass, a prompt gains nothing from sharing a step with another prompt, and the streams would wait for

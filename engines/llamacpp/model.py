@@ -26,9 +26,7 @@ from engines.llamacpp.native.threads import free_to_move
 from engines.llamacpp.outputs import Outputs, event
 from engines.llamacpp.planner import Planner
 from engines.llamacpp.prefixes import Prefixes
-from engines.llamacpp.prompt_cache import PromptCache
 from engines.llamacpp.sampling import Sampler, is_argmax
-from engines.llamacpp.saving import Saver
 from engines.llamacpp.slots import Run, Slot
 from engines.llamacpp.speculation import Speculation
 from engines.llamacpp.step_cost import StepCost
@@ -68,13 +66,10 @@ class LlamaModel:
         self._slots = [Slot(index) for index in range(spec.slots)]
         cost = StepCost(spec.step_target_s, self._context.n_rows, lone_s=spec.lone_step_s)
         self._copier = Copier(self._context, cost, clock)
-        cuts = not self._native.is_recurrent and not self._native.n_swa  # a saved window is only the last one
-        prompts = PromptCache(spec.prompt_cache_mib << 20, whole_only=not cuts)
-        checkpoints = spec.prompt_cache_mib > 0 and not cuts
-        self._saver = Saver(self._context, prompts, self._slots, cost=cost, limit_s=spec.step_target_s, clock=clock)
         self._prefixes = Prefixes(
-            self._native, self._context, self._slots, copier=self._copier, saver=self._saver, checkpoints=checkpoints
+            spec, self._native, self._context, self._slots, copier=self._copier, cost=cost, clock=clock
         )
+        self._saver = self._prefixes.saver
         speculates = spec.speculation and self._native.can_go_back
         self._speculation = Speculation(cost, most_rows=self._context.n_guesses) if speculates else None
         self._planner = Planner(
@@ -84,11 +79,16 @@ class LlamaModel:
             copier=self._copier,
             saver=self._saver,
             moves=self._native.survives_moves,
-            checkpoints=checkpoints,
+            checkpoints=self._prefixes.checkpoints,
             speculation=self._speculation,
         )
         self._outputs = Outputs(
-            self._context, self._slots, self._pieces, free=self._free, copies_late=self._native.is_recurrent
+            self._context,
+            self._slots,
+            self._pieces,
+            free=self._free,
+            forget=self._saver.forget,
+            copies_late=self._native.is_recurrent,
         )
         self._admissions = 0
         self._masks = ThreadPoolExecutor(1, "masks")  # its thread starts with the first schema
@@ -199,7 +199,7 @@ class LlamaModel:
         """See `engines.api.LoadedModel`."""
         for slot in self._slots:
             self._free(slot)
-            slot.cached.clear()
+            slot.cached = []
         self._saver.clear()
         self._context.clear()
 

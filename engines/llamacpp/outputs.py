@@ -65,6 +65,7 @@ class Outputs:
         slots: All of its.
         pieces: The text of each token.
         free: Called with the slot of a sequence that has ended.
+        forget: Called with the tokens of a slot in which the model has computed NaN.
         copies_late: See `cleanse`.
     """
 
@@ -75,6 +76,7 @@ class Outputs:
         pieces: Pieces,
         *,
         free: Callable[[Slot], None],
+        forget: Callable[[list[int]], None],
         copies_late: bool,
     ) -> None:
         self._context = context
@@ -82,6 +84,7 @@ class Outputs:
         self._pieces = pieces
         self._chooser = Chooser(pieces.ends)
         self._free = free
+        self._forget = forget
         self._copies_late = copies_late
 
     def take(self, outputs: Seq[Output]) -> list[StepEvent]:
@@ -95,8 +98,11 @@ class Outputs:
         while left:
             left = self._choose(left, logits, damaged)
         for one in written:
-            if one.output.guess and one.output.slot not in damaged:
-                self._forget_wrong(one)
+            if one.output.guess:
+                self._take_back(one)
+        for slot in damaged:
+            self._forget(slot.cached)
+            slot.cached = []
         if damaged:
             cleanse(self._context, self._slots, damaged, copies_late=self._copies_late)
         return [one.event() for one in written]
@@ -114,7 +120,6 @@ class Outputs:
             if place in problems:
                 self._end(one, FinishReason.ERROR, problems[place])
             elif token is None:
-                one.output.slot.cached.clear()
                 damaged.append(one.output.slot)
                 self._end(one, FinishReason.ERROR)
             else:
@@ -152,7 +157,7 @@ class Outputs:
             one.reasoning += one.run.text.reasoning
         self._free(one.output.slot)
 
-    def _forget_wrong(self, one: Written) -> None:
+    def _take_back(self, one: Written) -> None:
         """Cut guesses from the cache that were not chosen."""
         slot, guess = one.output.slot, one.output.guess
         one.run.guess = ()

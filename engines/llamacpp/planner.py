@@ -125,7 +125,7 @@ class Planner:
         turn = in_turn(demands)
         position = len(self._slots[turn[0].slot].cached) if turn else 0
         watched = _is_watched(run for _, run in running)
-        budget = self._cost.budget(decode_rows, position, beside, watched=watched)
+        budget = self._cost.budget(decode_rows, position, beside, watched=watched, spent_s=self._saver.spent_s)
         chunks = plan(demands, budget=budget, max_rows=self._context.n_rows)
         self._note_turns(turn, chunks)
         step = self._compose(chunks, decode_rows=decode_rows, position=position)

@@ -2,46 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
-from engines.api import Sequence
+from engines.api import ModelSpec, Sequence
 from engines.llamacpp.copying import Copier
 from engines.llamacpp.native.context import NativeContext
 from engines.llamacpp.native.model import NativeModel
-from engines.llamacpp.prompt_cache import Entry
+from engines.llamacpp.prefix_index import Known, PrefixIndex
+from engines.llamacpp.prompt_cache import Entry, PromptCache
+from engines.llamacpp.reuse import Reuse, find_donor, find_leader, find_reuse
 from engines.llamacpp.saving import Saver
-from engines.llamacpp.slots import Reuse, Run, Slot, find_donor, find_leader, find_reuse
+from engines.llamacpp.slots import Run, Slot
+from engines.llamacpp.step_cost import StepCost
 
 
 class Prefixes:
     """Gives prompts their slots, and keeps what a slot holds true to its context's memory.
 
     Args:
+        spec: How much is saved, and how long a step may take.
         model: Says whether a memory can be cut.
         context: Holds the slots' caches.
         slots: All of the context's.
         copier: Makes copies between slots.
+        cost: Of steps: what a known token is worth.
+        clock: Seconds.
+
+    Attributes:
         saver: Keeps what a slot loses, and restores it.
         checkpoints: Whether the state before a prompt's last token is saved, because one cannot go back to it.
     """
 
     def __init__(
         self,
+        spec: ModelSpec,
         model: NativeModel,
         context: NativeContext,
         slots: Seq[Slot],
         *,
         copier: Copier,
-        saver: Saver,
-        checkpoints: bool,
+        cost: StepCost,
+        clock: Callable[[], float],
     ) -> None:
         self._window = model.n_swa
         self._recurrent = model.is_recurrent
         self._context = context
         self._slots = slots
         self._copier = copier
-        self._saver = saver
-        self._checkpoints = checkpoints
+        cuts = not self._recurrent and not self._window  # a saved window is only the last one
+        self._index = PrefixIndex(slots, cuts=cuts)
+        cache = PromptCache(spec.prompt_cache_mib << 20, self._index.tree)
+        self.saver = Saver(context, cache, self._index, slots, cost=cost, limit_s=spec.step_target_s, clock=clock)
+        self.checkpoints = spec.prompt_cache_mib > 0 and not cuts
 
     def assign(self, sequence: Sequence) -> tuple[Slot, tuple[Run, int] | None]:
         """A free slot for a sequence, which holds the first tokens of its prompt.
@@ -50,22 +63,30 @@ class Prefixes:
             The slot, and a run that will prefill more of the prompt, with the length of that prefix.
         """
         prompt = list(sequence.tokens)
-        entry, shared = self._saver.find(prompt) or (None, 0)
-        reuse = find_reuse(prompt, self._slots, worth=self._copier.worth, kept=self._can_keep, stored=shared)
+        known = self._known(prompt)
+        reuse = find_reuse(known, self._slots, worth=self._copier.worth)
         slot = self._slots[reuse.slot]
-        self._take(prompt, reuse, entry)
+        self._take(prompt, reuse, known.entry)
         if self._recurrent:
             return slot, None
-        return slot, find_leader(prompt, len(slot.cached), self._slots, urgent=sequence.urgent)
+        return slot, find_leader(known, slot, self._slots, urgent=sequence.urgent)
+
+    def _known(self, prompt: list[int]) -> Known:
+        """What is of use: the last token is always computed, because its logits are needed."""
+        known = self._index.find(prompt[:-1])
+        held = [self._can_keep(slot, tokens) for slot, tokens in zip(self._slots, known.held, strict=True)]
+        if known.entry is None or not self.saver.pays(known.entry, known.saved):
+            return Known(held, known.coming)
+        return known._replace(held=held)
 
     def _take(self, prompt: list[int], reuse: Reuse, entry: Entry | None = None) -> None:
         """Make a slot hold the first tokens of a prompt, from its own cache, another's or a saved one."""
         slot, keep = self._slots[reuse.slot], reuse.keep
-        own = reuse.copy_from is None and not reuse.stored
-        self._saver.save(slot, losing=len(slot.cached) - (keep if own else 0), then=entry if reuse.stored else None)
+        own = reuse.copy_from is None and not reuse.restored
+        self.saver.save(slot, losing=len(slot.cached) - (keep if own else 0), then=entry if reuse.restored else None)
         if reuse.copy_from is not None:
             self._copier.copy(reuse.copy_from, reuse.slot, len(self._slots[reuse.copy_from].cached))
-        elif reuse.stored and (entry is None or not self._saver.restore(slot, entry)):
+        elif reuse.restored and (entry is None or not self.saver.restore(slot, entry)):
             keep = 0
         slot.cached = prompt[: self._cut(reuse.slot, keep)]
 
@@ -80,17 +101,17 @@ class Prefixes:
                 continue
             run.leader = None
             prompt = list(run.sequence.tokens)
-            reuse = find_donor(prompt, slot, self._slots, worth=self._copier.worth, kept=self._can_keep)
+            reuse = find_donor(self._known(prompt), slot, self._slots, worth=self._copier.worth)
             if reuse is not None:
                 self._take(prompt, reuse)
                 run.cached = len(slot.cached)
 
     def save_checkpoints(self) -> None:
         """Save what is known before a prompt's last token, if one cannot come back to it later."""
-        for slot in self._slots if self._checkpoints else ():
+        for slot in self._slots if self.checkpoints else ():
             run = slot.run
             if run is not None and not run.decoding and len(slot.cached) == len(run.sequence.tokens) - 1:
-                self._saver.save(slot, losing=len(slot.cached))
+                self.saver.save(slot, losing=len(slot.cached))
 
     def _can_keep(self, slot: Slot, keep: int) -> int:
         """How many tokens would be left of a slot that is cut back to ``keep``: these, or none."""

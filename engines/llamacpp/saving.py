@@ -1,7 +1,8 @@
 """What leaves a slot is saved to host memory, and put back for a prompt that begins alike.
 
-Both are copies that nothing else can run beside. While somebody watches a stream, no more of them is made between two
-steps than fits the step's target; what does not fit is not saved, and computed again.
+Both are copies that nothing else can run beside, and llama.cpp makes each in one piece. While somebody watches a
+stream, a copy is made only if it and the step that follows stay within the step's target; what is too large for that is
+not saved, or computed again.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 
 from engines.llamacpp.native.context import NativeContext
+from engines.llamacpp.prefix_index import PrefixIndex
 from engines.llamacpp.prompt_cache import Entry, PromptCache
-from engines.llamacpp.slots import MIN_COPY, Slot, common_prefix
+from engines.llamacpp.slots import MIN_COPY, Slot
 from engines.llamacpp.step_cost import StepCost
 
 _log = logging.getLogger("engines.llamacpp")
 
 _WEIGHT = 0.2  # of the newest measurement in the moving average
+_SHARE = 0.25  # of a step that streams take, which copies may take even if that alone is more than the target
 _FIRST_GUESS_S = 1e-9  # seconds for a byte, before the first was measured: 1 GB/s
 
 
@@ -28,9 +31,10 @@ class Saver:
     Args:
         context: Holds the slots' caches.
         cache: Where to.
+        index: Tells what is known already.
         slots: All of the context's.
         cost: Of steps: what a restored token saves.
-        limit_s: Seconds that copies may take between two steps while a stream is watched.
+        limit_s: Seconds that copies and the step after them may take while a stream is watched.
         clock: Seconds.
     """
 
@@ -38,6 +42,7 @@ class Saver:
         self,
         context: NativeContext,
         cache: PromptCache,
+        index: PrefixIndex,
         slots: Seq[Slot],
         *,
         cost: StepCost,
@@ -46,12 +51,14 @@ class Saver:
     ) -> None:
         self._context = context
         self._cache = cache
+        self._index = index
         self._slots = slots
         self._cost = cost
         self._limit_s = limit_s
         self._clock = clock
-        self._byte_s = _FIRST_GUESS_S
-        self._spent_s = 0.0
+        self._save_s = self._restore_s = _FIRST_GUESS_S
+        self._short_of_memory = False
+        self.spent_s = 0.0  # on copies since the last step
 
     @property
     def n_bytes(self) -> int:
@@ -60,19 +67,12 @@ class Saver:
 
     def next_step(self) -> None:
         """A step follows: what was spent is over."""
-        self._spent_s = 0.0
+        self.spent_s = 0.0
 
-    def find(self, prompt: Seq[int]) -> tuple[Entry, int] | None:
-        """The saved prompt that spares this one most, and how many tokens; None if restoring it would not pay."""
-        found = self._cache.find(prompt, at_most=len(prompt) - 1)
-        if found is None or found[1] < self.worth(found[0].state.nbytes) or not self._fits(found[0].state.nbytes):
-            return None
-        return found
-
-    def worth(self, n_bytes: int) -> int:
-        """Prompt tokens that so many copied bytes must save to pay."""
-        token_s = self._cost.token_s()
-        return MIN_COPY if not token_s else max(MIN_COPY, math.ceil(n_bytes * self._byte_s / token_s))
+    def pays(self, entry: Entry, shared: int) -> bool:
+        """Whether restoring so many tokens is cheaper than computing them, and nobody would wait for it."""
+        seconds = entry.state.nbytes * self._restore_s
+        return shared >= self._worth(seconds) and self._fits(seconds)
 
     def save(self, slot: Slot, *, losing: int, then: Entry | None = None) -> None:
         """Keep what a slot holds, if that is worth it.
@@ -82,25 +82,24 @@ class Saver:
             losing: Tokens at its end that will be gone.
             then: What will be restored before the next step, and takes its share of the time.
         """
-        if losing < MIN_COPY or self._cache.knows(slot.cached) or self._held_elsewhere(slot, losing):
+        if losing < MIN_COPY or not self._cache.limit_bytes or self._is_kept(slot):
             return
         n_bytes = self._context.state_bytes(slot.index)
-        if not n_bytes or not self._cache.takes(n_bytes) or losing < 2 * self.worth(n_bytes):
+        seconds = n_bytes * self._save_s
+        if not n_bytes or not self._cache.takes(n_bytes) or losing < 2 * self._worth(seconds):
             return
-        if not self._fits(n_bytes + (0 if then is None else then.state.nbytes)):
+        if not self._fits(seconds + (0 if then is None else then.state.nbytes * self._restore_s)):
             return
         began = self._clock()
         try:
             state = self._context.save_slot(slot.index, n_bytes)
         except MemoryError:
-            self._cache.halve()
-            _log.warning(
-                "no more host memory for the prompt cache: it is limited to %d MiB now", self._cache.limit_bytes >> 20
-            )
+            self._shrink()
             return
         if state is not None:
             self._cache.add(slot.cached, state)
-            self._took(n_bytes, self._clock() - began)
+            took = self._took(began)
+            self._save_s += _WEIGHT * (took / n_bytes - self._save_s)
 
     def restore(self, slot: Slot, entry: Entry) -> bool:
         """Put a saved state into a slot, in place of what it holds; if it cannot be, the slot is empty."""
@@ -111,25 +110,54 @@ class Saver:
             self._cache.drop(entry)
             return False
         self._cache.touch(entry)
-        self._took(entry.state.nbytes, self._clock() - began)
+        took = self._took(began)
+        self._restore_s += _WEIGHT * (took / entry.state.nbytes - self._restore_s)
         return True
+
+    def forget(self, tokens: list[int]) -> None:
+        """Drop what a run with these tokens may have come from, or was saved of it: its model has computed NaN."""
+        entry = self._index.find(tokens).entry
+        if entry is not None:
+            self._cache.drop(entry)
+        self._cache.drop_beginnings(tokens)
 
     def clear(self) -> None:
         """Forget everything."""
         self._cache.clear()
 
-    def _held_elsewhere(self, slot: Slot, losing: int) -> bool:
-        kept = len(slot.cached) - losing
-        return any(
-            common_prefix(slot.cached, other.cached) > len(slot.cached) - max(1, min(MIN_COPY, losing))
-            for other in self._slots
-            if other is not slot and len(other.cached) > kept
-        )
+    def _is_kept(self, slot: Slot) -> bool:
+        """Whether what a slot holds is known elsewhere, all but a few tokens."""
+        known = self._index.find(slot.cached)
+        if known.entry is not None and known.saved == len(slot.cached):
+            self._cache.touch(known.entry)
+            return True
+        elsewhere = [
+            held
+            for other, held in zip(self._slots, known.held, strict=True)
+            if other is not slot and (self._index.cuts or (other.run is None and held == len(other.cached)))
+        ]
+        return max(elsewhere, default=0) > len(slot.cached) - MIN_COPY
 
-    def _fits(self, n_bytes: int) -> bool:
-        watched = any(slot.run is not None and slot.run.decoding and slot.run.sequence.urgent for slot in self._slots)
-        return not watched or self._spent_s + n_bytes * self._byte_s <= self._limit_s
+    def _shrink(self) -> None:
+        self._cache.halve()
+        log = _log.debug if self._short_of_memory else _log.warning
+        log("no more host memory for the prompt cache: it takes %d MiB at most now", self._cache.limit_bytes >> 20)
+        self._short_of_memory = True
 
-    def _took(self, n_bytes: int, seconds: float) -> None:
-        self._spent_s += seconds
-        self._byte_s += _WEIGHT * (seconds / n_bytes - self._byte_s)
+    def _worth(self, seconds: float) -> int:
+        """Prompt tokens that a copy must save to pay."""
+        token_s = self._cost.token_s()
+        return MIN_COPY if not token_s else max(MIN_COPY, math.ceil(seconds / token_s))
+
+    def _fits(self, seconds: float) -> bool:
+        streams = [slot.run for slot in self._slots if slot.run is not None and slot.run.decoding]
+        if not any(run.sequence.urgent for run in streams):
+            return True
+        step_s = self._cost.expected_s(decode_rows=len(streams), prefill_tokens=0, position=0) or 0.0
+        return self.spent_s + seconds <= max(self._limit_s - step_s, _SHARE * step_s)
+
+    def _took(self, began: float) -> float:
+        """Seconds since then, which count as spent."""
+        seconds = self._clock() - began
+        self.spent_s += seconds
+        return seconds

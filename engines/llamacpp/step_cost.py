@@ -38,7 +38,9 @@ class StepCost:
         self._decode_s: dict[int, float] = {}  # rows -> seconds of a step with nothing else
         self._token_s = _Line()  # position -> seconds a prompt token adds
 
-    def budget(self, decode_rows: int, position: int = 0, beside: Beside = ALONE, *, watched: bool) -> Budget:
+    def budget(
+        self, decode_rows: int, position: int = 0, beside: Beside = ALONE, *, watched: bool, spent_s: float = 0.0
+    ) -> Budget:
         """Prompt tokens for a step that also decodes ``decode_rows`` streams.
 
         If the streams alone take more than half of the target, prefill gets as much time as they do: the streams run at
@@ -51,13 +53,15 @@ class StepCost:
             beside: What other models on the device do between steps; their prompts share the remaining time.
             watched: Whether a client waits for the next token of a stream in the step. If not, only the streams of
                 other models set the pace.
+            spent_s: Seconds of the target that copies took since the last step.
         """
         watched = watched or beside.streams > 0
         if not self._token_s.known:
             careful = min(MIN_CHUNK, self._max_rows)
             return Budget(careful, careful, watched)
         streams_s = self._decode_time(decode_rows) + beside.streams_s
-        left_s = max((self._target_s if watched else self._lone_s) - streams_s, streams_s) / (1 + beside.prompts)
+        target_s = (self._target_s if watched else self._lone_s) - spent_s
+        left_s = max(target_s - streams_s, streams_s) / (1 + beside.prompts)
         light_s = streams_s if watched else self._target_s / 4
         fit, light = (self._tokens(seconds, position) for seconds in (left_s, min(light_s, left_s)))
         return Budget(fit, light, watched)

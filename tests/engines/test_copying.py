@@ -12,7 +12,8 @@ import pytest
 from engines.api import ModelSpec
 from engines.llamacpp.copying import Copier, CopyCost
 from engines.llamacpp.native.context import HELD_COST, NativeContext
-from engines.llamacpp.slots import MIN_COPY, Reuse
+from engines.llamacpp.reuse import Reuse
+from engines.llamacpp.slots import MIN_COPY
 from engines.llamacpp.step_cost import StepCost
 from testkit.builders import Clock
 from tests.engines.support import count_rows, exact, loaded, run, sequence, text_of

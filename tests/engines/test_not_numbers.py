@@ -102,3 +102,15 @@ def test_a_lone_slot_is_whole_again(spec: ModelSpec) -> None:
         expected = text_of(model, prompt)
         assert run(model, sequence(with_bad(prompt)))["a"].finish is FinishReason.ERROR
         assert text_of(model, prompt) == expected
+
+
+def test_nothing_is_saved_of_it(spec: ModelSpec) -> None:
+    """A state that is saved before the prompt's last token, for memory that cannot be cut, was saved for good."""
+    prompt = with_bad(tuple(range(300, 360)))
+    with loaded(replace(spec, swa_full=False)) as model:
+        assert run(model, sequence(prompt))["a"].finish is FinishReason.ERROR
+        assert model.saved_bytes == 0
+        good = prompts(spec)[0]
+        expected = text_of(model, good)
+        assert run(model, sequence(prompt))["a"].finish is FinishReason.ERROR
+        assert text_of(model, good) == expected

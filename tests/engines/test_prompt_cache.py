@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.llamacpp.model import LlamaModel
+from engines.llamacpp.prefix_tree import PrefixTree, key_of
 from engines.llamacpp.prompt_cache import PromptCache
-from engines.llamacpp.slots import common_prefix
 from testkit import tiny_gguf
-from tests.engines.support import count_rows, exact, loaded, sequence, text_of
+from tests.engines.support import count_rows, exact, finish, loaded, sequence, text_of
 
 WRITERS = [tiny_gguf.write_tiny_llama, tiny_gguf.write_tiny_swa, tiny_gguf.write_tiny_mamba]
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=12)
@@ -29,75 +31,69 @@ def state(n_bytes: int = 8) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
 # --- the structure ---------------------------------------------------------------------------------------------------
 
 
-@given(st.lists(TOKENS, max_size=12), TOKENS)
-def test_the_entry_that_shares_most_is_found(entries: list[list[int]], prompt: list[int]) -> None:
-    cache = PromptCache(1 << 20, whole_only=False)
-    for tokens in entries:
-        cache.add(tokens, state())
-    best = max((common_prefix(prompt[:-1], tokens) for tokens in entries), default=0)
-    found = cache.find(prompt, at_most=len(prompt) - 1)
-    assert (found[1] if found else 0) == best
+def empty(limit: int = 1 << 20, *, whole_only: bool = False) -> PromptCache:
+    return PromptCache(limit, PrefixTree(whole_only=whole_only))
 
 
-@given(st.lists(TOKENS, max_size=12), TOKENS)
-def test_of_states_that_cannot_be_cut_the_longest_beginning_is_found(
-    entries: list[list[int]], prompt: list[int]
-) -> None:
-    cache = PromptCache(1 << 20, whole_only=True)
-    for tokens in entries:
-        cache.add(tokens, state())
-    usable = [len(tokens) for tokens in entries if tokens == prompt[:-1][: len(tokens)]]
-    found = cache.find(prompt, at_most=len(prompt) - 1)
-    assert (found[1] if found else 0) == max(usable, default=0)
-    assert found is None or found[0].n_tokens == found[1]
+def found(cache: PromptCache, tokens: list[int]) -> bool:
+    """Whether all of these are saved; they count as used then."""
+    match = cache._tree.match(key_of(tokens))
+    if match.entry is None or match.shared < len(tokens):
+        return False
+    cache.touch(match.entry)
+    return True
 
 
 @given(st.lists(st.tuples(TOKENS, st.integers(1, 60)), max_size=30), st.integers(0, 200), st.booleans())
 def test_the_bound_holds_whatever_comes(added: list[tuple[list[int], int]], limit: int, whole_only: bool) -> None:
-    cache = PromptCache(limit, whole_only=whole_only)
+    cache = empty(limit, whole_only=whole_only)
     for tokens, n_bytes in added:
         cache.add(tokens, state(n_bytes))
         assert cache.n_bytes <= limit
-        assert cache.n_bytes == sum(entry.n_bytes for entry in cache._entries.values())
-        assert cache._order == sorted(cache._entries)
+        assert cache.n_bytes == sum(entry.n_bytes for entry in cache._entries)
+        assert set(cache._entries) == set(cache._tree._entries)
 
 
 def test_the_least_recently_used_goes_first() -> None:
-    cache = PromptCache(2 * (4 + 8), whole_only=False)
+    cache = empty(2 * (4 + 8))
     cache.add([1], state())
     cache.add([2], state())
-    assert cache.knows([1])
+    assert found(cache, [1])
     cache.add([3], state())
-    assert [cache.knows([token]) for token in (1, 2, 3)] == [True, False, True]
+    assert [found(cache, [token]) for token in (1, 2, 3)] == [True, False, True]
 
 
 def test_a_prefix_that_others_extend_stays_before_a_tail() -> None:
-    cache = PromptCache(4 * 40, whole_only=True)
-    cache.add([1], state())
-    cache.add([1, 2], state())
-    cache.add([1, 3], state())
-    while cache.knows([1]):
-        cache.add([len(cache) + 10, cache.n_bytes], state())
-        assert cache.knows([1]) or not (cache.knows([1, 2]) or cache.knows([1, 3]))
-        if len(cache) > 6:
-            break
+    cache = empty(2 * 12 + 2 * 16, whole_only=True)
+    for tokens in ([1], [1, 2], [1, 3], [4]):
+        cache.add(tokens, state())
+    cache.add([5, 6], state())
+    assert [found(cache, tokens) for tokens in ([1], [1, 2], [1, 3], [4])] == [True, False, True, True]
 
 
 def test_a_longer_state_replaces_its_beginning_if_it_can_be_cut() -> None:
     for whole_only, left in ((False, 1), (True, 2)):
-        cache = PromptCache(1 << 20, whole_only=whole_only)
+        cache = empty(whole_only=whole_only)
         cache.add([1, 2], state())
         cache.add([1, 2, 3], state())
         assert len(cache) == left
-        assert cache.knows([1, 2])
+        assert found(cache, [1, 2])
+
+
+def test_the_same_prompt_is_kept_once() -> None:
+    for whole_only in (False, True):
+        cache = empty(whole_only=whole_only)
+        for n_bytes in (8, 9):
+            cache.add([1, 2], state(n_bytes))
+        assert [entry.state.nbytes for entry in cache._entries] == [9]
 
 
 def test_what_is_larger_than_the_bound_pushes_nothing_out() -> None:
-    cache = PromptCache(50, whole_only=False)
+    cache = empty(50)
     cache.add([1], state())
     cache.add([2], state(60))
-    assert cache.knows([1])
-    assert not cache.knows([2])
+    assert found(cache, [1])
+    assert not found(cache, [2])
 
 
 # --- with llama.cpp --------------------------------------------------------------------------------------------------
@@ -154,21 +150,58 @@ def test_a_state_that_is_refused_is_computed_and_forgotten(
         text_of(model, conversation(2), 4)
         monkeypatch.setattr("llama_cpp.llama_state_seq_set_data", lambda *arguments: 0)
         assert text_of(model, conversation(1), 8) == cold(tiny_model_path, conversation(1), 8)
-        assert not model._saver._cache.knows(conversation(1))
+        assert not found(model._saver._cache, list(conversation(1)))
 
 
-def test_memory_that_cannot_be_had_makes_the_cache_smaller(
-    tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+LIMITED = """
+import logging, resource, sys
+from pathlib import Path
+from engines.api import Sequence
+from tests.engines.support import GREEDY, exact, loaded, text_of
+from tests.engines.test_prompt_cache import conversation
+
+logging.basicConfig(format="%(message)s", level=logging.WARNING)
+kind = getattr(resource, sys.argv[2])
+with loaded(exact(Path(sys.argv[1]), ctx=4096, batch=512)) as model:
+    text_of(model, conversation(0, 4000), 4)
+    status = Path("/proc/self/status").read_text()
+    used = dict(line.split(":") for line in status.splitlines())["VmData" if "DATA" in sys.argv[2] else "VmSize"]
+    resource.setrlimit(kind, ((int(used.split()[0]) << 10) + (9 << 20), -1))
+    for seed in range(1, 8):
+        text = text_of(model, conversation(seed, 4000), 8)
+    resource.setrlimit(kind, (-1, -1))
+    print(model.saved_bytes, model._saver._cache.limit_bytes, text, sep="\\n")
+"""
+
+
+@pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_memory_that_cannot_be_had_makes_the_cache_smaller(limit: str, tiny_model_path: Path) -> None:
+    """The process may take 9 MiB more; each of the seven prompts that leave the slot takes 2."""
+    command = [sys.executable, "-c", LIMITED, str(tiny_model_path), limit]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    saved, bound, text = done.stdout.split("\n", 2)
+    assert 0 < int(saved) <= int(bound) < 9 << 20
+    assert done.stderr.count("no more host memory for the prompt cache") == 1
+    with loaded(dataclasses.replace(exact(tiny_model_path, ctx=4096, batch=512), prompt_cache_mib=0)) as model:
+        assert text_of(model, conversation(7, 4000), 8) == text.removesuffix("\n")
+
+
+def test_a_copy_between_slots_that_has_no_memory_to_pass_through_is_made_by_llama_cpp(
+    tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(slot: int, n_bytes: int) -> None:
+    def fail(*shape: object) -> None:
         raise MemoryError
 
-    with loaded(exact(tiny_model_path)) as model:
-        text_of(model, conversation(1), 4)
-        text_of(model, conversation(2), 4)
-        monkeypatch.setattr(model._context, "save_slot", fail)
-        assert text_of(model, conversation(3), 8) == cold(tiny_model_path, conversation(3), 8)
-    assert "no more host memory for the prompt cache" in caplog.text
+    prompt = conversation(1, 300)
+    with loaded(exact(tiny_model_path, slots=2, ctx=1024)) as model:
+        text_of(model, prompt, 4)
+        with monkeypatch.context() as patch:
+            patch.setattr("numpy.empty", fail)
+            model.admit(sequence((*prompt[:200], 400), 8))
+        assert model.busy
+        assert model._context.is_queued(1)
+        assert finish(model)["a"].text == cold(tiny_model_path, (*prompt[:200], 400), 8)
 
 
 def test_a_failed_model_forgets_what_it_saved(tiny_model_path: Path) -> None:
@@ -197,17 +230,20 @@ def test_a_save_leaves_the_time_for_the_restore_that_follows(tiny_model_path: Pa
     with loaded(exact(tiny_model_path, slots=2, ctx=1024)) as model:
         text_of(model, conversation(1), 4)
         model._saver.save(model._slots[0], losing=len(model._slots[0].cached))
-        (entry,) = model._saver._cache._entries.values()
+        (entry,) = model._saver._cache._entries
         model.admit(sequence(conversation(2), 400, key="watched"))
         while not any(event.text for event in model.step()):
             pass
         free = next(slot for slot in model._slots if slot.run is None)
         free.cached = list(conversation(3))
-        model._saver._limit_s = 1.5 * entry.state.nbytes * model._saver._byte_s
+        seconds = entry.state.nbytes * model._saver._save_s
+        model._saver._restore_s = model._saver._save_s
+        step_s = model._planner._cost.expected_s(decode_rows=1, prefill_tokens=0, position=0)
+        model._saver._limit_s = (step_s or 0) + model._saver.spent_s + 1.5 * seconds
         model._saver.save(free, losing=len(free.cached), then=entry)
-        assert not model._saver._cache.knows(conversation(3)), "both together take too long"
+        assert not found(model._saver._cache, list(conversation(3))), "both together take too long"
         model._saver.save(free, losing=len(free.cached))
-        assert model._saver._cache.knows(conversation(3))
+        assert found(model._saver._cache, list(conversation(3)))
 
 
 @pytest.mark.parametrize("cache_type", ["f32", "f16"])

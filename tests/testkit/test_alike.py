@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engines.api import DeviceSpec, ModelSpec
-from engines.llamacpp import slots
+from engines.llamacpp import prefix_tree
 from engines.llamacpp.model import LlamaModel
 from engines.llamacpp.prefixes import Prefixes
 from testkit.alike import compare
@@ -28,7 +28,7 @@ def test_copies_are_among_what_is_compared(tmp_path: Path) -> None:
 
 
 def test_a_prefix_that_is_none_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slots, "common_prefix", lambda one, other: min(len(one), len(other)))
+    monkeypatch.setattr(prefix_tree, "common_prefix", lambda one, other: min(len(one), len(other)))
 
     assert not compare(ModelSpec(write_tiny_llama(tmp_path / "tiny.gguf"))).alike
 

@@ -225,7 +225,10 @@ class NativeContext:
         n_bytes = int(llama_cpp.llama_state_seq_get_size(self.handle, source))
         if not 0 < n_bytes <= COPY_BYTES:
             return False
-        passage = self._passage if self._passage.size >= n_bytes else np.empty(n_bytes, np.uint8)
+        try:
+            passage = self._passage if self._passage.size >= n_bytes else np.empty(n_bytes, np.uint8)
+        except MemoryError:
+            return False
         if n_bytes <= KEPT_BYTES:
             self._passage = passage
         data = passage.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

@@ -6,22 +6,29 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engines.api import Sequence
-from engines.llamacpp.slots import MIN_COPY, Reuse, Run, Slot, common_prefix, find_reuse
+from engines.llamacpp.prefix_index import Known, PrefixIndex
+from engines.llamacpp.prefix_tree import common_prefix
+from engines.llamacpp.reuse import Reuse, find_donor, find_leader, find_reuse
+from engines.llamacpp.slots import MIN_COPY, Run, Slot
 from engines.llamacpp.text import OutputText
 
 LONG = list(range(100, 100 + 3 * MIN_COPY))
 
 
 def slot(index: int, cached: list[int] | None = None, *, busy: bool = False, used: int = 0) -> Slot:
-    run = Run(Sequence("key", [1], 1), 1, OutputText(), None) if busy else None
+    run = Run(Sequence("key", [1], 1), 1, OutputText(), None, next_token=1) if busy else None
     return Slot(index, list(cached or ()), run, used)
 
 
-def reuse(prompt: list[int], *slots: Slot, worth: int = MIN_COPY, cuts: bool = True, stored: int = 0) -> Reuse:
-    def kept(slot: Slot, keep: int) -> int:
-        return keep if cuts or keep == len(slot.cached) else 0
+def known(prompt: list[int], *slots: Slot, cuts: bool = True, saved: int = 0) -> Known:
+    found = PrefixIndex(slots, cuts=cuts).find(prompt[:-1])
+    whole = zip(slots, found.held, strict=True)
+    held = found.held if cuts else [held if held == len(slot.cached) else 0 for slot, held in whole]
+    return found._replace(held=held, saved=saved)
 
-    return find_reuse(prompt, slots, worth=lambda tokens: worth, kept=kept, stored=stored)
+
+def reuse(prompt: list[int], *slots: Slot, worth: int = MIN_COPY, cuts: bool = True, saved: int = 0) -> Reuse:
+    return find_reuse(known(prompt, *slots, cuts=cuts, saved=saved), slots, worth=lambda tokens: worth)
 
 
 def test_an_empty_slot_goes_before_one_whose_cache_would_be_lost() -> None:
@@ -113,19 +120,12 @@ def test_memory_that_cannot_be_cut_serves_only_what_goes_on_after_all_of_it() ->
 
 
 def test_what_is_saved_is_restored_if_no_slot_holds_about_as_much() -> None:
-    assert reuse([*MUCH[:520], 1], slot(0), slot(1, [9] * 50), stored=520) == Reuse(0, 520, stored=True)
-    assert reuse([*MUCH[:520], 1], slot(0), slot(1, MUCH[:500]), stored=520) == Reuse(1, 500)
-    assert reuse([*MUCH[:520], 1], slot(0), slot(1, MUCH[:400], busy=True), stored=520) == Reuse(0, 520, stored=True)
+    assert reuse([*MUCH[:520], 1], slot(0), slot(1, [9] * 50), saved=520) == Reuse(0, 520, restored=True)
+    assert reuse([*MUCH[:520], 1], slot(0), slot(1, MUCH[:500]), saved=520) == Reuse(1, 500)
+    assert reuse([*MUCH[:520], 1], slot(0), slot(1, MUCH[:400], busy=True), saved=520) == Reuse(0, 520, restored=True)
 
 
 tokens = st.lists(st.integers(0, 2), max_size=20)
-
-
-@given(tokens, tokens, tokens)
-def test_common_prefix_equals_comparing_one_by_one(shared: list[int], a: list[int], b: list[int]) -> None:
-    a, b = shared + a, shared + b
-    naive = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    assert common_prefix(a, b) == naive
 
 
 prompts = st.builds(lambda n, tail: LONG[:n] + tail, st.integers(0, len(LONG)), tokens)
@@ -177,3 +177,88 @@ def test_a_hole_is_filled_before_the_row_grows() -> None:
 def test_the_newer_half_of_what_is_cached_is_not_given_up_for_that() -> None:
     slots = [slot(0, busy=True), slot(1, [8], used=9), slot(2, [7], used=2), slot(3, [6], used=1), slot(4, [5], used=8)]
     assert reuse([1, 2], *slots) == Reuse(2, 0)
+
+
+# --- runs that compute it now ----------------------------------------------------------------------------------------
+
+
+def reading(index: int, prompt: list[int], done: int = 0, *, urgent: bool = True) -> Slot:
+    """A slot whose run has that much of its prompt behind it."""
+    run = Run(Sequence("key", prompt, 1, urgent=urgent), 1, OutputText(), None)
+    return Slot(index, prompt[:done], run)
+
+
+def leader(prompt: list[int], own: Slot, *others: Slot, urgent: bool = True) -> tuple[Slot, int] | None:
+    slots = [own, *others]
+    found = find_leader(known(prompt, *slots), own, slots, urgent=urgent)
+    return None if found is None else (next(slot for slot in slots if slot.run is found[0]), found[1])
+
+
+def test_a_run_that_will_read_the_same_is_waited_for() -> None:
+    other = reading(1, [*LONG, 1], done=10)
+    assert leader([*LONG, 2], slot(0), other) == (other, len(LONG))
+
+
+def test_of_several_the_one_that_will_read_most_of_it_is() -> None:
+    shorter, longer = reading(1, [*LONG[:50], 1]), reading(2, [*LONG[:60], 1])
+    assert leader([*LONG, 2], slot(0), shorter, longer) == (longer, 60)
+
+
+def test_a_run_that_has_read_it_or_answers_or_waits_itself_is_not_waited_for() -> None:
+    assert leader([*LONG, 2], slot(0), reading(1, [*LONG, 1, 1], done=len(LONG))) is None
+    answers = reading(1, [*LONG, 1], done=len(LONG) + 1)
+    waits = reading(2, [*LONG, 1])
+    assert answers.run is not None
+    assert waits.run is not None
+    answers.run.next_token, waits.run.leader = 7, answers.run
+    assert leader([*LONG, 2], slot(0), answers, waits) is None
+
+
+def test_an_urgent_prompt_does_not_wait_for_one_that_is_not() -> None:
+    job = reading(1, [*LONG, 1], urgent=False)
+    assert leader([*LONG, 2], slot(0), job) is None
+    assert leader([*LONG, 2], slot(0), job, urgent=False) == (job, len(LONG))
+
+
+def test_a_prompt_that_its_slot_nearly_holds_waits_for_nobody() -> None:
+    assert leader([*LONG, 2], slot(0, LONG[: 1 - MIN_COPY]), reading(1, [*LONG, 1])) is None
+
+
+def test_a_working_slot_copies_what_another_one_has_read_meanwhile() -> None:
+    slots = [reading(0, [*LONG, 2], done=10), reading(1, [*LONG, 1], done=len(LONG))]
+    found = find_donor(known([*LONG, 2], *slots), slots[0], slots, worth=lambda tokens: MIN_COPY)
+    assert found == Reuse(0, len(LONG), copy_from=1)
+    assert find_donor(known([*LONG, 2], *slots), slots[0], slots, worth=lambda tokens: len(LONG)) is None
+
+
+# --- the index -------------------------------------------------------------------------------------------------------
+
+
+changes = st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["work", "start", "stop", "move"]), prompts))
+
+
+@given(all_slots, changes, prompts.filter(bool))
+def test_the_index_knows_what_the_slots_hold_whatever_happens_to_them(
+    slots: list[Slot], changes: list[tuple[int, str, list[int]]], prompt: list[int]
+) -> None:
+    """A run reads its prompt and writes on, stops half way, or moves to another slot."""
+    index = PrefixIndex(slots, cuts=True)
+    for number, change, tokens_ in [*changes, (0, "look", [])]:
+        one, other = slots[number % len(slots)], slots[(number + 1) % len(slots)]
+        found = index.find(prompt)
+        assert found.held == [common_prefix(prompt, slot.cached) for slot in slots]
+        for slot, coming in zip(slots, found.coming, strict=True):
+            if slot.run is not None and not slot.run.decoding:
+                assert coming == common_prefix(prompt, list(slot.run.sequence.tokens))
+        if change == "start":
+            kept = common_prefix(one.cached, tokens_) // 2
+            one.cached, one.run = tokens_[:kept], Run(Sequence("key", tokens_, 9), 1, OutputText(), None)
+        elif change == "stop":
+            one.run = None
+        elif change == "move":
+            one.cached, one.run, other.cached, other.run = [], None, one.cached, one.run
+        elif one.run is not None and not one.run.decoding:
+            one.cached += one.run.sequence.tokens[len(one.cached) :][: len(tokens_)]
+            one.run.next_token = 7 if len(one.cached) == len(one.run.sequence.tokens) else None
+        else:
+            one.cached += tokens_

@@ -1,0 +1,105 @@
+"""The tree finds what comparing the prompt with everything, one by one, would find."""
+
+from __future__ import annotations
+
+import random
+import time
+
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from engines.llamacpp.prefix_tree import PrefixTree, common_prefix, key_of
+
+TOKENS = st.lists(st.sampled_from([0, 1, 256, 1 << 24]), max_size=10)  # bytes that recur at other places
+SOME_TOKENS = TOKENS.filter(bool)
+
+
+@given(TOKENS, TOKENS, TOKENS)
+def test_common_prefix_equals_comparing_one_by_one(shared: list[int], a: list[int], b: list[int]) -> None:
+    assert common_prefix(shared + a, shared + b) == one_by_one(shared + a, shared + b)
+
+
+def one_by_one(a: list[int], b: list[int]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+class TreeMachine(RuleBasedStateMachine):
+    """Beside the tree, a list of everything that is in it."""
+
+    @initialize(whole_only=st.booleans())
+    def start(self, whole_only: bool) -> None:
+        self.tree: PrefixTree[str] = PrefixTree(whole_only=whole_only)
+        self.slots: dict[int, list[int]] = {}
+        self.entries: dict[str, list[int]] = {}
+        self.added = 0
+
+    @rule(slot=st.integers(0, 3), tokens=TOKENS)
+    def place(self, slot: int, tokens: list[int]) -> None:
+        self.tree.place(slot, key_of(tokens))
+        self.slots[slot] = tokens
+
+    @rule(tokens=SOME_TOKENS)
+    def add(self, tokens: list[int]) -> None:
+        if tokens not in self.entries.values():
+            self.added += 1
+            self.tree.add(f"entry {self.added}", key_of(tokens))
+            self.entries[f"entry {self.added}"] = tokens
+
+    @precondition(lambda self: self.entries)
+    @rule(data=st.data())
+    def remove(self, data: st.DataObject) -> None:
+        entry = data.draw(st.sampled_from(sorted(self.entries)))
+        self.tree.remove(entry)
+        del self.entries[entry]
+
+    @rule(prompt=TOKENS)
+    def find(self, prompt: list[int]) -> None:
+        match = self.tree.match(key_of(prompt))
+        assert match.slots == {slot: one_by_one(prompt, tokens) for slot, tokens in self.slots.items()}
+        shared = {entry: one_by_one(prompt, tokens) for entry, tokens in self.entries.items()}
+        whole = {entry: n for entry, n in shared.items() if n == len(self.entries[entry])}
+        usable = whole if self.tree.whole_only else shared
+        assert match.shared == max(usable.values(), default=0)
+        assert (match.entry is None) == (match.shared == 0)
+        assert match.entry is None or usable[match.entry] == match.shared
+        assert sorted(self.tree.beginnings(key_of(prompt))) == sorted(whole)
+
+    @invariant()
+    def what_others_extend_is_known(self) -> None:
+        for entry, tokens in self.entries.items():
+            longer = any(other[: len(tokens)] == tokens for other in self.entries.values() if other is not tokens)
+            assert self.tree.is_extended(entry) == longer
+
+    @invariant()
+    def nothing_is_kept_that_nobody_has(self) -> None:
+        """Each node below the root is where somebody ends, or where ways part."""
+        nodes = list(self.tree._root.children.values())
+        for node in nodes:
+            nodes += node.children.values()
+            ends = [
+                *(end for end in self.tree._slots.values() if end is node),
+                *(end for end in self.tree._entries.values() if end is node),
+            ]
+            assert ends or len(node.children) > 1
+
+
+TestTree = TreeMachine.TestCase
+
+
+def test_a_look_up_takes_far_less_than_a_millisecond() -> None:
+    """With 1,000 entries of 8,000 tokens, each of which shares some of a long prompt, and 64 slots."""
+    random_ = random.Random(1)
+    prompt = [random_.randrange(100_000) for _ in range(8_000)]
+    tree: PrefixTree[int] = PrefixTree()
+    for entry in range(1_000):
+        shared = random_.randrange(8_000)
+        tree.add(entry, key_of([*prompt[:shared], *(random_.randrange(100_000) for _ in range(8_000 - shared))]))
+    for slot in range(64):
+        tree.place(slot, key_of(prompt[: random_.randrange(8_000)]))
+    times = []
+    for _ in range(20):
+        began = time.perf_counter()
+        tree.match(key_of(prompt))
+        times.append(time.perf_counter() - began)
+    assert min(times) < 0.001
