@@ -30,7 +30,8 @@ class PrefixIndex:
     """The slots of a context and the entries of its prompt cache, in one tree.
 
     A slot is in the tree with the prompt of its run. What the run writes after that is compared with the slot itself,
-    so that a step has nothing to note here.
+    so that a step has nothing to note here, and what is written may be taken back. Only a run may change a slot's list,
+    and only behind its prompt; all else makes a new one.
 
     Args:
         slots: All of the context's.
@@ -54,8 +55,7 @@ class PrefixIndex:
         return Known(held, coming, match.entry, match.shared)
 
     def _place(self, slot: Slot) -> None:
-        reading = slot.run is not None and not slot.run.decoding
-        tokens = slot.run.sequence.tokens if slot.run is not None and reading else slot.cached
+        tokens = slot.cached if slot.run is None else slot.run.sequence.tokens
         self.tree.place(slot.index, key_of(tokens))
         self._placed[slot.index] = slot.cached, len(tokens)
 

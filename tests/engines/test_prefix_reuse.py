@@ -16,7 +16,8 @@ LONG = list(range(100, 100 + 3 * MIN_COPY))
 
 
 def slot(index: int, cached: list[int] | None = None, *, busy: bool = False, used: int = 0) -> Slot:
-    run = Run(Sequence("key", [1], 1), 1, OutputText(), None, next_token=1) if busy else None
+    prompt = (cached or [1])[: 1 + len(cached or ()) // 2]
+    run = Run(Sequence("key", prompt, 1), 1, OutputText(), None, next_token=1) if busy else None
     return Slot(index, list(cached or ()), run, used)
 
 
@@ -241,7 +242,7 @@ changes = st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["work", "start"
 def test_the_index_knows_what_the_slots_hold_whatever_happens_to_them(
     slots: list[Slot], changes: list[tuple[int, str, list[int]]], prompt: list[int]
 ) -> None:
-    """A run reads its prompt and writes on, stops half way, or moves to another slot."""
+    """A run reads its prompt, writes on and takes some back, stops half way, or moves to another slot."""
     index = PrefixIndex(slots, cuts=True)
     for number, change, tokens_ in [*changes, (0, "look", [])]:
         one, other = slots[number % len(slots)], slots[(number + 1) % len(slots)]
@@ -260,5 +261,7 @@ def test_the_index_knows_what_the_slots_hold_whatever_happens_to_them(
         elif one.run is not None and not one.run.decoding:
             one.cached += one.run.sequence.tokens[len(one.cached) :][: len(tokens_)]
             one.run.next_token = 7 if len(one.cached) == len(one.run.sequence.tokens) else None
-        else:
+        elif one.run is not None:  # only a run adds to its slot
+            written = len(one.cached) - len(one.run.sequence.tokens)
+            del one.cached[len(one.cached) - min(written, len(tokens_) // 2) :]  # guesses that were wrong
             one.cached += tokens_
