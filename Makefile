@@ -42,6 +42,9 @@ ifneq ($(BUILD_OPTIONS),$(shell cat $(BUILT) 2>/dev/null))
 $(BUILT): FORCE
 endif
 
+# Many tests wait for a server, a browser or a clock. Those of a file stay together: they share servers.
+TWO_AT_A_TIME := --numprocesses=2 --dist=loadfile
+
 say = @printf '==> %s\n'
 
 .DEFAULT_GOAL := help
@@ -59,7 +62,7 @@ serve: $(READY) ## set up, then run `orchd serve $(ARGS)` with the demo model
 	$(BIN)/orchd serve $(ARGS)
 
 test: $(DEV_READY) ## set up, then run the whole test suite: `pytest $(ARGS)`; lists what it skipped, and how to have it
-	$(BIN)/python -m pytest -q -rs $(ARGS)
+	$(BIN)/python -m pytest -q -rs $(TWO_AT_A_TIME) $(ARGS)
 
 setup: $(DEV_READY) ## set up what serve and test need, and nothing else
 	$(say) 'Ready: $(BIN)/orchd'
@@ -78,7 +81,7 @@ type: $(DEV_READY) ## mypy --strict on all Python here
 
 # Without the soak test: it measures the server's memory, and coverage measurement adds to that.
 cov: $(DEV_READY) ## run the test suite with branch coverage; fails below 95 %
-	$(BIN)/python -m pytest -q --cov --cov-report=term --ignore=tests/soak $(ARGS)
+	$(BIN)/python -m pytest -q $(TWO_AT_A_TIME) --cov --cov-report=term --ignore=tests/soak $(ARGS)
 
 conformance: $(DEV_READY) ## run the tests of the home profile and print the result of each clause
 	$(BIN)/python -m tools.conformance

@@ -76,6 +76,7 @@ class ModelSpec:
         swa_full: Keep all of a sliding-window layer's cache, so that any prefix can be used again. Off, it takes less
             memory, and only what continues an earlier prompt is.
         mmap: Map the file instead of reading it into memory.
+        speculation: Check several guessed tokens of a stream in one step, where that makes it faster.
         prompt_cache_mib: Host memory for prompts that have left their slot, in MiB; 0 keeps none.
         step_target_s: How long a step should take, at most, while a sequence is streaming.
         lone_step_s: How long it should take, at most, while none is: what comes or is cancelled waits for its end.
@@ -90,6 +91,7 @@ class ModelSpec:
     cache_type_v: str = "f16"
     swa_full: bool = False
     mmap: bool = True
+    speculation: bool = True
     prompt_cache_mib: int = 1024
     step_target_s: float = 0.12
     lone_step_s: float = 0.5

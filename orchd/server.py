@@ -1,30 +1,23 @@
-"""The composition root: configuration in, a serving process until a signal says stop, an exit code out."""
+"""The composition root: every part of a server, put together, started side by side, and taken apart in reverse."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import faulthandler
+import importlib
 import logging
-import os
 import socket
+import ssl
 import sys
-import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import NoReturn
 
 from engines.api import Engine, ModelSpec
 from engines.errors import LoadFailed, OutOfDeviceMemory
-from engines.llamacpp.build import gpu_backend, identity
 from orchd.errors import ConfigError
-from orchd.http.app import create_app
-from orchd.http.connection import serving
-from orchd.machine import devices
 from orchd.machine.devices import Device
 from orchd.machine.telemetry import PERIOD_S, Telemetry
-from orchd.metrics import Metrics
 from orchd.models import references
 from orchd.models.loader import Loader
 from orchd.models.vetted import Vetted
@@ -32,13 +25,9 @@ from orchd.observer import Guarded, Observer, PoolSummary, Summary
 from orchd.pools.loading import PoolLoader
 from orchd.pools.pool import Pool
 from orchd.pools.worker import Worker
-from orchd.process import listen, raise_file_limit, stop_on_signals
 from orchd.service import Service
-from orchd.settings.addresses import url_of
 from orchd.settings.config import Config
 from orchd.settings.credentials import Credentials
-from orchd.settings.running import RunningServer, announced
-from orchd.settings.sources import working_folder
 
 _log = logging.getLogger(__name__)
 
@@ -53,56 +42,6 @@ JOIN_S = 5.0
 
 FIRST_LOOK_S = 2.0
 """How long the start waits to know the GPUs' memory and load; a driver that hangs does not hold it up."""
-
-
-def serve(config: Config, credentials: Credentials, *, observer: Observer) -> int:
-    """Serve until SIGINT, SIGTERM or SIGHUP; a second one leaves at once.
-
-    Returns:
-        The process's exit code.
-
-    Raises:
-        ConfigError: A device, a model or the address cannot be used as configured.
-    """
-    with contextlib.suppress(ValueError, OSError, RuntimeError):  # standard error is no file, or closed
-        # llama.cpp can end the process: then the log says where. Only the thread that failed is listed: the
-        # others run on while they are read, and reading them can fail itself and replace the signal.
-        faulthandler.enable(all_threads=False)
-    raise_file_limit()
-    roots = [Path(root) for root in config.models.roots]
-    references.check_roots(roots)
-    base = config.source.parent if config.source is not None else working_folder()
-    owned = [references.resolve_owned(pool.model, base=base, roots=roots) for pool in config.pools]
-    placed, used = devices.assign(
-        config.pools,
-        devices.visible(devices.find_gpus(), os.environ),
-        gpu_build=gpu_backend() is not None,
-        cores=devices.usable_cores(),
-        cpus=devices.crowded_cpus(),
-    )
-    devices.show_only(used, os.environ)
-    from engines.llamacpp.engine import (
-        LlamaCppEngine,  # loads llama.cpp, which looks for GPUs now and never again
-    )
-
-    listening = listen(config.server.host, config.server.port)
-    server = Server(config, credentials, LlamaCppEngine(), placed, observer, vetted=Vetted(identity()))
-
-    async def run() -> int:
-        stop = asyncio.Event()
-        stop_on_signals(stop)
-        return await server.run(owned, listening, stop=stop)
-
-    me = RunningServer(
-        url_of(config.server.host, listening.getsockname()[1]),
-        config=None if config.source is None else os.path.realpath(config.source),
-        token_file=None if credentials.file is None else os.path.abspath(credentials.file),
-    )
-    with contextlib.closing(listening), announced(me):
-        code = asyncio.run(run())
-    if server.left_behind or not _threads_end():
-        _leave(code)
-    return code
 
 
 class Server:
@@ -151,11 +90,11 @@ class Server:
             self._telemetry.start()
             await asyncio.to_thread(self._telemetry.await_look, FIRST_LOOK_S)
             async with (
+                _begun(self._load(service, owned)) as loading,
                 self._http(service, listening),
                 _repeating(service.sweep, SWEEP_S),
                 _repeating(lambda: self._note_readings(service), PERIOD_S),
             ):
-                loading = asyncio.create_task(self._load(service, owned))
                 stopped = asyncio.create_task(stop.wait())
                 try:
                     await asyncio.wait({loading, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -224,6 +163,11 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def _http(self, service: Service, listening: socket.socket) -> AsyncIterator[None]:
+        await asyncio.to_thread(_import_web)
+        from orchd.http.app import create_app
+        from orchd.http.connection import serving
+        from orchd.metrics import Metrics
+
         metrics = Metrics(service, self._engine.version, self._telemetry)
         app = create_app(
             service,
@@ -296,24 +240,37 @@ class Server:
         )
 
 
-def _threads_end() -> bool:
-    """Whether the threads for prompts and schemas have ended, which Python would wait for however long they take."""
-    deadline = time.monotonic() + JOIN_S
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join(max(0.0, deadline - time.monotonic()))
-            if thread.is_alive():
-                _log.error("the thread %s does not end and is abandoned", thread.name)
-                return False
-    return True
+def _import_web() -> None:
+    """Import what answers requests: a third of what a start imports, while the first model loads."""
+    with _without_certificates():
+        for module in ("orchd.http.app", "orchd.http.connection", "orchd.metrics"):
+            importlib.import_module(module)
 
 
-def _leave(code: int) -> NoReturn:
-    """End the process although a thread hangs: Python would wait for one, and take llama.cpp apart under another."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it
-            stream.flush()
-    os._exit(code)
+@contextlib.contextmanager
+def _without_certificates() -> Iterator[None]:
+    """Import aiohttp without the system's certificates: they take it 0.1 s to read, and a server is nobody's client.
+
+    Whoever would use it all the same finds that no server can be trusted.
+    """
+    if "aiohttp" in sys.modules:
+        yield
+        return
+    read = "set_default_verify_paths"
+    setattr(ssl.SSLContext, read, lambda self: None)
+    try:
+        yield
+    finally:
+        delattr(ssl.SSLContext, read)  # the base class's is back
+
+
+@contextlib.asynccontextmanager
+async def _begun(work: Coroutine[None, None, None]) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
 
 
 @contextlib.asynccontextmanager

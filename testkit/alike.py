@@ -1,9 +1,9 @@
 """Whether a model answers the same in a busy server as it does alone.
 
 `compare` lets one slot of an empty context answer each of some prompts, then serves all of them at once: with few
-slots, prompts that continue, share and repeat one another, tasks that are cancelled, and sequences that move. Tokens
-are chosen by the highest logit, and all logits are compared. llama.cpp rounds otherwise where a prompt is cut
-otherwise, so how much that alone changes is measured first: what changes more is a fault.
+slots, prompts that continue, share and repeat one another, tasks that are cancelled, sequences that move, and guesses
+that are right or wrong. Tokens are chosen by the highest logit, and all logits are compared. llama.cpp rounds otherwise
+where a prompt is cut otherwise, so how much that alone changes is measured first: what changes more is a fault.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,10 +21,12 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGUFReader
 
-from engines.api import DeviceSpec, ModelSpec, SamplingParams, StepEvent
+from engines.api import DeviceSpec, ModelSpec, SamplingParams
 from engines.api import Sequence as EngineSequence
 from engines.llamacpp.model import LlamaModel
-from engines.llamacpp.slots import Slot
+from engines.llamacpp.outputs import Written
+from engines.llamacpp.slots import Run, Slot
+from engines.llamacpp.speculation import NOTHING, Depth
 
 Rows = npt.NDArray[np.float32]
 
@@ -40,6 +42,8 @@ SLACK: Final = 8.0
 ROUNDING: Final = 1e-3
 """What may change in any case, as a share of the logits' standard deviation: half floats are no finer."""
 ANSWER: Final = 12
+GUESSES: Final = 3
+"""Tokens of a stream that are guessed in each step."""
 GREEDY: Final = SamplingParams(temperature=0)
 
 
@@ -76,6 +80,7 @@ class Outcome:
         gap: The farthest apart that the two logits were where one did.
         reused: Prompt tokens that were not computed again.
         copies: Caches that were copied.
+        guessed: Tokens that were guessed.
     """
 
     answers: int
@@ -85,6 +90,7 @@ class Outcome:
     gap: float
     reused: int
     copies: int
+    guessed: int
 
     @property
     def alike(self) -> bool:
@@ -97,7 +103,7 @@ class Outcome:
         return (
             f"changes {self.change:.1e}, cutting alone {self.rounding:.1e}; other tokens in {self.departures} of "
             f"{self.answers} answers{f', {self.gap:.1e} apart' if self.departures else ''}; "
-            f"{self.reused} tokens reused, {self.copies} copies"
+            f"{self.reused} tokens reused, {self.copies} copies, {self.guessed} tokens guessed"
         )
 
 
@@ -115,7 +121,9 @@ def compare(spec: ModelSpec, *, threads: int = 1, seed: int = 0) -> Outcome:
         changes += [_change(*pair) for pair in zip(expected, cut, strict=True)]
     rounding = max(change for change, _ in changes)
     with _opened(dataclasses.replace(spec, batch=SERVED_BATCH), device) as model:
+        model.guess_from({str(n): rows.argmax(axis=1).tolist() for n, rows in enumerate(expected)})
         seen, reused, copies = _serve(model, tasks)
+        guessed = model.guessed
     served = [_change(*pair) for pair in zip(expected, seen, strict=True)]
     gaps = [gap for _, gap in served if gap is not None]
     return Outcome(
@@ -126,6 +134,7 @@ def compare(spec: ModelSpec, *, threads: int = 1, seed: int = 0) -> Outcome:
         gap=max(gaps, default=0.0),
         reused=reused,
         copies=copies,
+        guessed=guessed,
     )
 
 
@@ -137,12 +146,35 @@ class _Observed(LlamaModel):
     """A model that shows the logits from which it takes each sequence's tokens."""
 
     rows: dict[str, list[Rows]]
+    guessed = 0
 
-    def _sample(self, outputs: Sequence[tuple[Slot, int]]) -> list[StepEvent]:
-        for (slot, _), row in zip(outputs, self._context.logits(len(outputs)) if outputs else (), strict=True):
-            assert slot.run is not None  # it gets a token
-            self.rows.setdefault(slot.run.sequence.key, []).append(row.copy())
-        return super()._sample(outputs)
+    def observe(self) -> None:
+        """Keep them from now on, one row for each token."""
+        self.rows = {}
+        choose = self._outputs._choose
+
+        def observed(written: Sequence[Written], logits: Rows, damaged: list[Slot]) -> list[Written]:
+            for one in written:
+                self.rows.setdefault(one.run.sequence.key, []).append(logits[one.row].copy())
+            return choose(written, logits, damaged)
+
+        self._outputs._choose = observed  # type: ignore[method-assign]  # this object's alone
+
+    def guess_from(self, answers: Mapping[str, Sequence[int]]) -> None:
+        """Guess what these sequences write, every other time with one that is wrong; not if it cannot be taken back."""
+
+        def guess(streams: Sequence[Run], *_: object, **__: object) -> Depth:
+            for number, run in enumerate(streams):
+                at, left = run.tokens_out, run.sequence.max_tokens - run.tokens_out - 1
+                guess = list(answers[run.sequence.key][at : at + min(left, GUESSES)])
+                if guess and (at + number) % 2:
+                    guess[len(guess) // 2] = (guess[len(guess) // 2] + 1) % self._native.n_vocab
+                run.guess = guess
+                self.guessed += len(guess)
+            return Depth(GUESSES, tuple(range(len(streams)))) if any(run.guess for run in streams) else NOTHING
+
+        if self._speculation is not None:
+            self._speculation.guess = guess  # type: ignore[method-assign]  # this object's alone
 
     def cached(self, key: str) -> int:
         """Tokens of a sequence that are in its slot."""
@@ -153,7 +185,7 @@ class _Observed(LlamaModel):
 def _opened(spec: ModelSpec, device: DeviceSpec) -> Iterator[_Observed]:
     ticks = itertools.count()
     model = _Observed(spec, device, clock=lambda: next(ticks) / 1000)  # what is learnt from time is the same each time
-    model.rows = {}
+    model.observe()
     try:
         yield model
     finally:

@@ -27,6 +27,7 @@ from benchmarks.compare.workloads import (
     SCENARIOS,
     SWEEP,
     SWEEP_SLOTS,
+    WITHOUT_GUESSES,
     Scenario,
     Shape,
     Use,
@@ -107,7 +108,7 @@ async def measure(options: argparse.Namespace) -> Results:
             if time.monotonic() > deadline:
                 break
             held = _held(scenario.shape, model, options)
-            peer = LlamaServer(binaries) if row.peer == LlamaServer.name else LlamaCppPython()
+            peer = peer_named(row.peer, binaries)
             for side in _in_turn(pair):
                 driver = Orchd() if side == "ours" else peer
                 getattr(row, side).append(await one_run(driver, held, scenario, pair, quick=options.quick))
@@ -143,6 +144,15 @@ async def measure_sweep(tiny: Path, threads: int, *, pairs: int) -> dict[int, li
             held = Setup(tiny, slots=slots, ctx=shape.ctx, threads=threads)
             figures[slots].append(await one_run(Orchd(), held, scenario, turn, quick=False))
     return figures
+
+
+def peer_named(name: str, binaries: Path) -> Driver:
+    """What orchd is measured beside."""
+    if name == LlamaCppPython.name:
+        return LlamaCppPython()
+    if name == WITHOUT_GUESSES:
+        return Orchd(speculation=False)
+    return LlamaServer(binaries, guesses=name.removeprefix("llama-server").strip())
 
 
 def publish(results: Results) -> None:

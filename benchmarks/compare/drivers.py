@@ -103,13 +103,16 @@ class Driver(Protocol):
 
 
 class Orchd:
-    name = "orchd"
+    """``speculation`` is a pool's setting."""
+
     counts = True
     health = "/health"
     keeps_connections = True
     _ready: ClassVar = re.compile(r"is ready at (http://\S+)")
 
-    def __init__(self) -> None:
+    def __init__(self, *, speculation: bool = True) -> None:
+        self.name = "orchd" if speculation else "orchd without guesses"
+        self._speculation = speculation
         self._token = secrets.token_urlsafe(24)
         self.headers: Mapping[str, str] = {"Authorization": f"Bearer {self._token}"}
 
@@ -119,7 +122,9 @@ class Orchd:
         config.write_text(
             "[tasks]\ncancel_grace_s = 0\n"
             f"[[pools]]\nmodel = {json.dumps(str(setup.model))}\nslots = {setup.slots}\nctx = {setup.ctx}\n"
-            f"threads = {setup.threads}\nbatch = {UBATCH}\n" + ("" if setup.prompt_store else "prompt_cache_mib = 0\n")
+            f"threads = {setup.threads}\nbatch = {UBATCH}\n"
+            + ("" if setup.prompt_store else "prompt_cache_mib = 0\n")
+            + ("" if self._speculation else "speculation = false\n")
         )
         return [sys.executable, "-m", "orchd", "serve", "--config", str(config), "--port", "0"]
 
@@ -156,13 +161,16 @@ class Orchd:
 
 
 class LlamaServer:
-    name = "llama-server"
+    """``guesses`` is the kind of its guesses from the text (``--spec-type``); by default it makes none."""
+
     counts = True
     health = "/health"
     headers: Mapping[str, str] = {}
     keeps_connections = False  # it says that it does, and closes them at moments that a request can meet
 
-    def __init__(self, binaries: Path) -> None:
+    def __init__(self, binaries: Path, *, guesses: str = "") -> None:
+        self.name = f"llama-server {guesses}".rstrip()
+        self._guesses = guesses
         self._binary = binaries / "llama-server"
 
     def command(self, setup: Setup, folder: Path, port: int) -> list[str]:
@@ -171,6 +179,7 @@ class LlamaServer:
         command += ["--parallel", str(setup.slots), "--ctx-size", str(setup.slots * setup.ctx)]
         command += ["--threads", str(setup.threads), "--threads-batch", str(setup.threads)]
         command += ["--batch-size", str(setup.peer_batch), "--ubatch-size", str(UBATCH), "--no-webui", "--offline"]
+        command += ["--spec-type", self._guesses] if self._guesses else []
         return command if setup.prompt_store else [*command, "--cache-ram", "0"]
 
     def environment(self) -> dict[str, str]:

@@ -30,6 +30,7 @@ _LABELS: Final[Mapping[str, str]] = {
     "itl_p50_ms": "ITL p50",
     "itl_p99_ms": "ITL p99",
     "itl_max_ms": "longest gap",
+    "of_free": "share of the tokens/s without a schema",
     "rss_mib": "resident memory",
     "idle_cpu_percent": "CPU while idle, of one core",
     "client_cpu_percent": "the client's own CPU, of one core",
@@ -54,8 +55,9 @@ class Row:
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """What it is held against; only llama-server is."""
-        return BY_NAME[self.scenario].targets if self.peer == "llama-server" else ()
+        """What it is held against."""
+        targets = BY_NAME[self.scenario].targets
+        return tuple(one for one in targets if one.peer == self.peer and self.model.endswith(one.model))
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Verdict:
 
     def __str__(self) -> str:
         what = f"{self.row.scenario:14} {self.row.model:34} {label(self.target.metric):28}"
-        of = "orchd / llama-server" if self.target.of == "ratio" else "orchd"
+        of = f"orchd / {self.row.peer}" if self.target.of == "ratio" else "orchd"
         return f"{'pass' if self.met else 'MISS'}  {what} {self.value:8.3f} {self.target!s:7} {of} {self.spread}"
 
 

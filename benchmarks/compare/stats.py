@@ -55,12 +55,16 @@ class Target:
         metric: Name in `Metrics`.
         bound: ``at least`` or ``at most`` this.
         of: The ratio orchd / peer, or orchd's own value.
+        peer: Beside which server.
+        model: Only with files whose name ends so; any, if it is empty.
     """
 
     metric: str
     direction: Literal["at least", "at most"]
     bound: float
     of: Literal["ratio", "value"] = "ratio"
+    peer: str = "llama-server"
+    model: str = ""
 
     def met_by(self, value: float) -> bool:
         """Whether a value passes. NaN never does."""

@@ -10,13 +10,18 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from benchmarks.compare import conversations, load
+from benchmarks.compare import conversations, editing, load
 from benchmarks.compare.drivers import GREEDY, SAMPLING, Task
 from benchmarks.compare.prompts import Prompts
 from benchmarks.compare.servers import Running
 from benchmarks.compare.stats import Metrics, Target, latencies, percentile, summarise, within
 
-Peer = Literal["llama-server", "llama_cpp.server"]
+Peer = str
+"""A server's name: ``llama-server``, also with a kind of guesses, ``llama_cpp.server``, or `WITHOUT_GUESSES`."""
+WITHOUT_GUESSES: Final = "orchd without guesses"
+GUESSING: Final = tuple(
+    f"llama-server {kind}" for kind in ("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-cache", "ngram-mod")
+)
 Use = Literal["real", "tiny"]
 MIB: Final = 1 << 20
 
@@ -224,14 +229,41 @@ _TINY = Shape(slots=16, ctx=512, use="tiny")
 _BOTH: Final[tuple[Peer, ...]] = ("llama-server", "llama_cpp.server")
 
 
-def _rate(bound: float) -> tuple[Target, ...]:
-    return (Target("tokens_per_s", "at least", bound),)
+_ALL: Final = ("llama-server", WITHOUT_GUESSES, *GUESSING)
 
+
+def _than(peer: Peer, bound: float, model: str = "") -> Target:
+    return Target("tokens_per_s", "at least", bound, peer=peer, model=model)
+
+
+def _than_own(bound: float, model: str = "") -> Target:
+    return _than(WITHOUT_GUESSES, bound, model)
+
+
+def _rate(bound: float) -> tuple[Target, ...]:
+    return (_than("llama-server", bound),)
+
+
+_DECODING: Final = (*_rate(1.0), _than_own(0.99))
 
 SCENARIOS: Final = (
-    Scenario("decode-1", "1 client", _REAL, functools.partial(decode, clients=1), _rate(1.0), _BOTH),
-    Scenario("decode-4", "4 clients, unrelated prompts", _REAL, functools.partial(decode, clients=4), _rate(1.0)),
-    Scenario("decode-8", "8 clients, unrelated prompts", _REAL, functools.partial(decode, clients=8), _rate(1.0)),
+    Scenario("decode-1", "1 client", _REAL, functools.partial(decode, clients=1), _DECODING, (*_BOTH, WITHOUT_GUESSES)),
+    Scenario(
+        "decode-4",
+        "4 clients, unrelated prompts",
+        _REAL,
+        functools.partial(decode, clients=4),
+        _DECODING,
+        ("llama-server", WITHOUT_GUESSES),
+    ),
+    Scenario(
+        "decode-8",
+        "8 clients, unrelated prompts",
+        _REAL,
+        functools.partial(decode, clients=8),
+        _DECODING,
+        ("llama-server", WITHOUT_GUESSES),
+    ),
     *(
         Scenario(
             f"json-{clients}",
@@ -242,6 +274,23 @@ SCENARIOS: Final = (
         )
         for clients in (1, 8)
     ),
+    Scenario(
+        "edit-1",
+        "a text of 400 tokens given back with changes, 1 client",
+        _REAL,
+        functools.partial(editing.edit, clients=1),
+        (_than_own(1.9, "Q4_0"), _than_own(1.4, "Q4_1"), *(_than(peer, 1.15) for peer in GUESSING)),
+        _ALL,
+    ),
+    Scenario(
+        "edit-4",
+        "the same, 4 clients",
+        _REAL,
+        functools.partial(editing.edit, clients=4),
+        (_than_own(1.1),),
+        _ALL,
+    ),
+    Scenario("extract-1", "fields from a document as JSON, 1 client", _REAL, editing.extract, (), _ALL),
     Scenario("poisson", "Poisson arrivals, 1.5 a second", _REAL, poisson, in_quick=False),
     Scenario(
         "long-prompt",

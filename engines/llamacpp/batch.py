@@ -46,6 +46,7 @@ class Demand(NamedTuple):
         chunk: Rows of the last chunk it got; 0 before the first.
         passed: Rows that other prompts got since.
         last_alone: Whether its last token has to come in a step of its own.
+        guesses: Rows besides that of a slot that decodes.
     """
 
     slot: int
@@ -55,6 +56,7 @@ class Demand(NamedTuple):
     chunk: int = 0
     passed: int = 0
     last_alone: bool = False
+    guesses: int = 0
 
     @property
     def at_once(self) -> int:
@@ -76,33 +78,37 @@ class Budget(NamedTuple):
     watched: bool
 
 
+NO_PROMPTS = Budget(0, 0, watched=True)
+"""For a step of streams alone."""
+
+
 class Chunk(NamedTuple):
     """Rows of one slot in the next pass.
 
     Attributes:
         slot: Its index.
         rows: How many, at least 1.
-        output: Whether the last row's logits are needed, to sample from.
+        outputs: The last so many rows' logits are needed, to sample from: of a prompt one or none, of a stream all.
     """
 
     slot: int
     rows: int
-    output: bool
+    outputs: int
 
 
-def plan(demands: Sequence[Demand], *, budget: Budget, max_rows: int) -> list[Chunk]:
+def plan(demands: Sequence[Demand], *, budget: Budget = NO_PROMPTS, max_rows: int) -> list[Chunk]:
     """Every decoding slot gets its row; the prompt whose turn it is gets a chunk; in order for one step.
 
     Further prompts come along only where that adds little: as far as the step stays light, and whole short ones also
     beside no stream that is watched.
 
     Args:
-        demands: The running slots, at most ``max_rows`` of them.
+        demands: The running slots, at most ``max_rows`` of them with their guesses.
         budget: For the prompts. A chunk that ends its prompt may have a quarter more, and a tile as many as it has.
         max_rows: Most rows in all.
     """
-    chunks = [Chunk(d.slot, 1, output=True) for d in demands if d.tokens == 0]
-    room = max_rows - len(chunks)
+    chunks = [Chunk(d.slot, 1 + d.guesses, outputs=1 + d.guesses) for d in demands if d.tokens == 0]
+    room = max_rows - sum(chunk.rows for chunk in chunks)
     taken = 0
     for demand in in_turn(demands):
         rows = min(_chunk(demand, budget), room - taken)
@@ -110,7 +116,7 @@ def plan(demands: Sequence[Demand], *, budget: Budget, max_rows: int) -> list[Ch
             rows = _along(demand, budget, rows=rows, taken=taken)
         if rows <= 0:
             break
-        chunks.append(Chunk(demand.slot, rows, output=rows == demand.tokens))
+        chunks.append(Chunk(demand.slot, rows, outputs=int(rows == demand.tokens)))
         taken += rows
     return _in_passes(chunks)
 
@@ -156,8 +162,8 @@ def _along(demand: Demand, budget: Budget, *, rows: int, taken: int) -> int:
 
 def _in_passes(chunks: Sequence[Chunk]) -> list[Chunk]:
     """Prompts before streams, or after them where the first stream's slot is next to the last prompt's; by slot."""
-    prompts = sorted(chunk for chunk in chunks if chunk.rows > 1)
-    streams = sorted(chunk for chunk in chunks if chunk.rows == 1)
+    prompts = sorted(chunk for chunk in chunks if chunk.rows > max(1, chunk.outputs))
+    streams = sorted(chunk for chunk in chunks if chunk.rows <= max(1, chunk.outputs))
     if prompts and streams and prompts[-1].slot + 1 == streams[0].slot:
         return streams + prompts
     return prompts + streams

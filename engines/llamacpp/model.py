@@ -9,28 +9,28 @@ Assumes: one thread at a time calls it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from collections.abc import Sequence as Seq
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from engines.api import ALONE, Beside, DeviceSpec, FinishReason, ModelSpec, ProgressCallback, Sequence, StepEvent
-from engines.errors import EngineError, InvalidSchema, LoadFailed
+from engines.api import ALONE, Beside, DeviceSpec, ModelSpec, ProgressCallback, Sequence, StepEvent
+from engines.errors import EngineError, LoadFailed
 from engines.llamacpp.choices import choices
-from engines.llamacpp.chooser import NOTHING_SAID, SMALL, Chooser
-from engines.llamacpp.cleansing import cleanse
+from engines.llamacpp.chooser import SMALL
 from engines.llamacpp.copying import Copier
-from engines.llamacpp.grammar import Allowed, Follower, Grammar
+from engines.llamacpp.grammar import Follower, Grammar
 from engines.llamacpp.model_template import reasoning_style
 from engines.llamacpp.native.context import NativeContext
 from engines.llamacpp.native.gpus import index_of
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.native.threads import free_to_move
+from engines.llamacpp.outputs import Outputs, event
 from engines.llamacpp.planner import Planner
 from engines.llamacpp.prefixes import Prefixes
 from engines.llamacpp.prompt_cache import PromptCache
 from engines.llamacpp.sampling import Sampler, is_argmax
 from engines.llamacpp.saving import Saver
 from engines.llamacpp.slots import Run, Slot
+from engines.llamacpp.speculation import Speculation
 from engines.llamacpp.step_cost import StepCost
 from engines.llamacpp.text import OutputText
 from engines.llamacpp.vocab import Pieces
@@ -65,7 +65,6 @@ class LlamaModel:
             raise
         self._style = reasoning_style(self._native)
         self._pieces = Pieces(self._native, self._style)
-        self._chooser = Chooser(self._pieces.ends)
         self._slots = [Slot(index) for index in range(spec.slots)]
         cost = StepCost(spec.step_target_s, self._context.n_rows, lone_s=spec.lone_step_s)
         self._copier = Copier(self._context, cost, clock)
@@ -76,6 +75,8 @@ class LlamaModel:
         self._prefixes = Prefixes(
             self._native, self._context, self._slots, copier=self._copier, saver=self._saver, checkpoints=checkpoints
         )
+        speculates = spec.speculation and self._native.can_go_back
+        self._speculation = Speculation(cost, most_rows=self._context.n_guesses) if speculates else None
         self._planner = Planner(
             self._context,
             self._slots,
@@ -84,6 +85,10 @@ class LlamaModel:
             saver=self._saver,
             moves=self._native.survives_moves,
             checkpoints=checkpoints,
+            speculation=self._speculation,
+        )
+        self._outputs = Outputs(
+            self._context, self._slots, self._pieces, free=self._free, copies_late=self._native.is_recurrent
         )
         self._admissions = 0
         self._masks = ThreadPoolExecutor(1, "masks")  # its thread starts with the first schema
@@ -143,6 +148,8 @@ class LlamaModel:
         slot.used = self._admissions
         text = OutputText(sequence.stop, self._style, sequence.reply)
         slot.run = Run(sequence, self._admissions, text, sampler, follower, cached=len(slot.cached))
+        if self._speculation is not None:
+            slot.run.guesser = self._speculation.guesser(prompt)
         if leader is not None:
             slot.run.leader, slot.run.shared = leader
         self._planner.slots_changed()
@@ -171,71 +178,13 @@ class LlamaModel:
         if step.prefill_tokens:
             self._prefixes.save_checkpoints()
             self._prefixes.release_followers()  # before a leader that ends leaves its slot to somebody else
-            return self._sample(step.outputs) + self._reading()
-        return self._sample(step.outputs)
+            return self._outputs.take(step.outputs) + self._reading()
+        return self._outputs.take(step.outputs)
 
     def _reading(self) -> list[StepEvent]:
         """How far the prompts are that are not done."""
         running = [(slot, slot.run) for slot in self._slots if slot.run is not None]
-        return [_event(run, tokens_read=len(slot.cached)) for slot, run in running if not run.decoding]
-
-    def _sample(self, outputs: Seq[tuple[Slot, int]]) -> list[StepEvent]:
-        """The next token of each of these slots, from the logits of a row."""
-        if not outputs:
-            return []
-        running = [(slot, slot.run) for slot, _ in outputs if slot.run is not None]  # all of them: they were planned
-        allowed, problems = _allowed([run for _, run in running])
-        samplers = [run.sampler for _, run in running]
-        tokens = self._chooser.choose(self._context.logits(len(outputs)), samplers, allowed)
-        events = [
-            self._stop_following(slot, run, problems[row])
-            if row in problems
-            else self._fail(slot, run)
-            if token is None
-            else self._accept(slot, run, token)
-            for row, ((slot, run), token) in enumerate(zip(running, tokens, strict=True))
-        ]
-        if None in tokens:
-            damaged = [slot for (slot, _), token in zip(running, tokens, strict=True) if token is None]
-            cleanse(self._context, self._slots, damaged, copies_late=self._native.is_recurrent)
-        return events
-
-    def _fail(self, slot: Slot, run: Run) -> StepEvent:
-        """End a sequence for which the model has computed NaN or infinity instead of logits."""
-        slot.cached.clear()
-        self._free(slot)
-        return _event(run, finish=FinishReason.ERROR)
-
-    def _stop_following(self, slot: Slot, run: Run, problem: str) -> StepEvent:
-        """End a sequence whose grammar cannot be followed any further."""
-        self._free(slot)
-        return _event(run, finish=FinishReason.ERROR, problem=problem)
-
-    def _accept(self, slot: Slot, run: Run, token: int) -> StepEvent:
-        """Take a sampled token in; frees the slot if it was the last."""
-        piece = self._pieces[token]
-        output, finish = run.text, None
-        text = reasoning = ""
-        if piece is None:
-            finish = FinishReason.STOP
-        else:
-            try:
-                complete = run.follower is not None and run.answering and run.follower.take(token)
-            except InvalidSchema as error:
-                return self._stop_following(slot, run, str(error))
-            run.tokens_out += 1
-            run.next_token = token
-            text = output.push(piece.data, shown=piece.shown, marks=piece.special)
-            reasoning = output.reasoning
-            if output.stopped or complete:
-                finish = FinishReason.STOP
-            elif run.tokens_out >= run.sequence.max_tokens:
-                finish = FinishReason.LENGTH
-        if finish is not None:
-            text += output.flush()
-            reasoning += output.reasoning
-            self._free(slot)
-        return _event(run, text=text, reasoning=reasoning, finish=finish)
+        return [event(run, tokens_read=len(slot.cached)) for slot, run in running if not run.decoding]
 
     def cancel(self, key: str) -> bool:
         """See `engines.api.LoadedModel`."""
@@ -267,42 +216,3 @@ class LlamaModel:
             slot.run.sampler.close()
         slot.run = None
         self._planner.slots_changed()
-
-
-def _event(
-    run: Run,
-    *,
-    text: str = "",
-    reasoning: str = "",
-    tokens_read: int | None = None,
-    finish: FinishReason | None = None,
-    problem: str = "",
-) -> StepEvent:
-    """What is told of a run; all of its prompt has been processed unless ``tokens_read`` says otherwise."""
-    return StepEvent(
-        run.sequence.key,
-        text,
-        run.text.index,
-        run.tokens_out,
-        finish,
-        tokens_read=len(run.sequence.tokens) if tokens_read is None else tokens_read,
-        tokens_cached=run.cached,
-        reasoning=reasoning,
-        reasoning_index=run.text.reasoning_index,
-        problem=problem,
-    )
-
-
-def _allowed(running: Seq[Run]) -> tuple[Mapping[int, Allowed], Mapping[int, str]]:
-    """By row, the tokens that a grammar allows next, or why it cannot be followed any further."""
-    following = [(row, run.follower) for row, run in enumerate(running) if run.follower is not None and run.answering]
-    if not following:
-        return NOTHING_SAID, {}
-    allowed: dict[int, Allowed] = {}
-    problems: dict[int, str] = {}
-    for row, follower in following:
-        try:
-            allowed[row] = follower.allowed()
-        except InvalidSchema as error:
-            problems[row] = str(error)
-    return allowed, problems

@@ -17,15 +17,14 @@ def open_template(native: NativeModel) -> ChatTemplate:
     source = native.chat_template
     if source is None:
         raise InvalidPrompt(f"{native.name} has no chat template; send prompt instead of messages")
-    tokens = range(native.n_vocab)
-    controls = [token for token in tokens if native.is_control(token) or native.is_end(token)]
+    controls = sorted({*native.controls, *native.ends})
     template = ChatTemplate(
         source,
         bos=native.text(native.bos),
         eos=native.text(native.eos),
         unk=native.text(next(filter(native.is_unknown, controls), -1)),
         controls=map(native.text, controls),
-        others=[native.text(token) for token in tokens if native.is_special(token)],
+        others=map(native.text, native.specials),
     )
     template.try_out()
     return template

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from engines.api import Beside
 from engines.llamacpp.batch import Chunk, Demand, in_turn, plan
@@ -13,7 +13,24 @@ from engines.llamacpp.copying import Copier
 from engines.llamacpp.native.context import NativeContext
 from engines.llamacpp.saving import Saver
 from engines.llamacpp.slots import MIN_COPY, Run, Slot
+from engines.llamacpp.speculation import NOTHING, Depth, Speculation
 from engines.llamacpp.step_cost import StepCost
+
+
+class Output(NamedTuple):
+    """Rows of one slot that tokens are chosen from.
+
+    Attributes:
+        slot: Which.
+        row: The first one's place in the batch.
+        first: Its place among the rows with logits.
+        guess: What the rows after it hold.
+    """
+
+    slot: Slot
+    row: int
+    first: int
+    guess: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -25,16 +42,18 @@ class Step:
         decode_rows: Those of streams.
         prefill_tokens: Those of prompts.
         position: Of the first prompt token in its prompt; 0 if there is none.
-        outputs: Slots that get a token, with the row it follows from, in the order of the rows.
+        outputs: Of the slots that get a token, in the order of the rows.
         copies: Slots that are copied before it computes, as part of its time.
+        depth: How far its streams guess.
     """
 
     n_rows: int
     decode_rows: int
     prefill_tokens: int
     position: int
-    outputs: tuple[tuple[Slot, int], ...]
+    outputs: tuple[Output, ...]
     copies: int = 0
+    depth: Depth = NOTHING
 
 
 class Planner:
@@ -48,6 +67,7 @@ class Planner:
         saver: Keeps what a move overwrites.
         moves: Whether sequences may be moved to other slots.
         checkpoints: Whether a prompt's last token is computed by itself, because the state before it is to be saved.
+        speculation: Guesses what streams write; None if nothing is to be guessed.
     """
 
     def __init__(
@@ -60,6 +80,7 @@ class Planner:
         saver: Saver,
         moves: bool,
         checkpoints: bool,
+        speculation: Speculation | None,
     ) -> None:
         self._context = context
         self._slots = slots
@@ -68,19 +89,33 @@ class Planner:
         self._checkpoints = checkpoints
         self._cost = cost
         self._copier = copier
-        self._streams: Step | None = None  # the last step, if it was of streams alone and they are still the same
+        self._speculation = speculation
+        self._streams: list[tuple[Slot, Run]] | None = (
+            None  # those of the last step, if they are all and the same still
+        )
+        self._plain: Step | None = None  # that step, if the batch holds it and each of them has one row
 
     def slots_changed(self) -> None:
         """A sequence came or went: the next step is another one than the last."""
-        self._streams = None
+        self._streams = self._plain = None
 
     def prepare(self, beside: Beside) -> Step | None:
         """Copy a cache where a sequence should move, and write the next step into the batch.
 
         Its tokens count as cached from then on. None if no slot has a run.
         """
-        if self._streams is not None:
-            return self._repeated(self._streams)
+        if self._streams is None:
+            return self._prepare_any(beside)
+        depth = self._guess([run for _, run in self._streams], beside)
+        if self._plain is not None and not depth.guesses:
+            return self._repeated(self._plain)
+        chunks = plan([self._demand(slot, run) for slot, run in self._streams], max_rows=self._context.n_rows)
+        step = self._compose(chunks, depth=depth)
+        self._plain = None if depth.guesses else step
+        return step
+
+    def _prepare_any(self, beside: Beside) -> Step | None:
+        """A step of prompts and streams."""
         moved = self._moves and self._move_together()
         running = [(slot, slot.run) for slot in self._slots if slot.run is not None]
         if not running:
@@ -89,33 +124,32 @@ class Planner:
         decode_rows = sum(run.decoding for _, run in running)
         turn = in_turn(demands)
         position = len(self._slots[turn[0].slot].cached) if turn else 0
-        watched = any(run.decoding and run.sequence.urgent for _, run in running)
+        watched = _is_watched(run for _, run in running)
         budget = self._cost.budget(decode_rows, position, beside, watched=watched)
         chunks = plan(demands, budget=budget, max_rows=self._context.n_rows)
         self._note_turns(turn, chunks)
-        prefill_tokens = sum(chunk.rows for chunk in chunks) - decode_rows
-        ends = itertools.accumulate(chunk.rows for chunk in chunks)
-        step = Step(
-            self._fill(chunks),
-            decode_rows,
-            prefill_tokens,
-            position,
-            tuple((self._slots[c.slot], end - 1) for c, end in zip(chunks, ends, strict=True) if c.output),
-            self._copier.take_queued(),
-        )
+        step = self._compose(chunks, decode_rows=decode_rows, position=position)
         if decode_rows == len(running) and not moved and not step.copies:  # or another may move in the next step
-            self._streams = step
+            self._streams, self._plain = running, step
         return step
 
     def done(self, step: Step, seconds: float) -> None:
         """The step was computed in so many seconds."""
         rows = {"decode_rows": step.decode_rows, "prefill_tokens": step.prefill_tokens, "position": step.position}
-        if not step.copies:
-            self._cost.observe(**rows, seconds=seconds)
+        if step.copies:
+            expected = self._cost.expected_s(**rows)
+            if expected is not None:
+                self._copier.queued_took(step.copies, seconds - expected)
             return
-        expected = self._cost.expected_s(**rows)
-        if expected is not None:
-            self._copier.queued_took(step.copies, seconds - expected)
+        if not step.depth.guesses:
+            self._cost.observe(**rows, seconds=seconds)
+        if self._speculation is not None and not step.prefill_tokens:
+            self._speculation.observe(step.decode_rows, step.depth, seconds)
+
+    def _guess(self, streams: Sequence[Run], beside: Beside) -> Depth:
+        if self._speculation is None:
+            return NOTHING
+        return self._speculation.guess(streams, beside, watched=_is_watched(streams))
 
     def _demand(self, slot: Slot, run: Run) -> Demand:
         return Demand(
@@ -126,6 +160,7 @@ class Planner:
             chunk=run.chunk,
             passed=run.passed,
             last_alone=self._checkpoints and len(run.sequence.tokens) > MIN_COPY,
+            guesses=len(run.guess),
         )
 
     def _note_turns(self, turn: Sequence[Demand], chunks: Sequence[Chunk]) -> None:
@@ -137,10 +172,31 @@ class Planner:
             assert run is not None  # it demands something
             run.chunk, run.passed = (got, 0) if got else (run.chunk, run.passed + total)
 
+    def _compose(
+        self, chunks: list[Chunk], *, decode_rows: int | None = None, position: int = 0, depth: Depth = NOTHING
+    ) -> Step:
+        """Write the chunks into the batch, and tell what they are; all are of streams unless so many are."""
+        n_rows = sum(chunk.rows for chunk in chunks)
+        streams = len(chunks) if decode_rows is None else decode_rows
+        prefill_tokens = 0 if decode_rows is None else n_rows - decode_rows
+        outputs = tuple(self._outputs(chunks))
+        self._fill(chunks)
+        return Step(n_rows, streams, prefill_tokens, position, outputs, self._copier.take_queued(), depth)
+
+    def _outputs(self, chunks: Sequence[Chunk]) -> Iterator[Output]:
+        row = first = 0
+        for chunk in chunks:
+            row += chunk.rows
+            if chunk.outputs:
+                slot = self._slots[chunk.slot]
+                assert slot.run is not None  # the plan is made of running slots
+                yield Output(slot, row - chunk.outputs, first, slot.run.guess)
+                first += chunk.outputs
+
     def _repeated(self, step: Step) -> Step:
         """The same streams as in the last step, each one token further."""
         context = self._context
-        for slot, row in step.outputs:
+        for slot, row, *_ in step.outputs:
             assert slot.run is not None  # or it was said that something changed
             token = slot.run.next_token
             assert token is not None
@@ -165,8 +221,8 @@ class Planner:
         carry_out(move, self._slots)
         return True
 
-    def _fill(self, chunks: list[Chunk]) -> int:
-        """Write the chunks into the batch and note them as cached; returns the number of rows."""
+    def _fill(self, chunks: Sequence[Chunk]) -> None:
+        """Write the chunks into the batch and note them as cached."""
         token: list[int] = []  # numpy takes one long list far faster than many short ones
         pos: list[int] = []
         seq: list[int] = []
@@ -176,13 +232,16 @@ class Planner:
             start, end = len(slot.cached), len(slot.cached) + chunk.rows
             run = slot.run
             assert run is not None  # the plan is made of running slots
-            tokens = run.sequence.tokens[start:end] if run.next_token is None else (run.next_token,)
+            tokens = run.sequence.tokens[start:end] if run.next_token is None else (run.next_token, *run.guess)
             slot.cached += tokens
             token += tokens
             pos += range(start, end)
             seq += [slot.index] * chunk.rows
-            output += [False] * (chunk.rows - 1)
-            output.append(chunk.output)
+            output += [False] * (chunk.rows - chunk.outputs) + [True] * chunk.outputs
         context, rows = self._context, len(token)
         context.token[:rows], context.pos[:rows], context.seq[:rows], context.output[:rows] = token, pos, seq, output
-        return rows
+
+
+def _is_watched(runs: Iterable[Run]) -> bool:
+    """Whether somebody waits for the next token of one of these."""
+    return any(run.decoding and run.sequence.urgent for run in runs)

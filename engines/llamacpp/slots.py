@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from engines.api import Sequence
 from engines.llamacpp.channels import Phase
 from engines.llamacpp.grammar import Follower
+from engines.llamacpp.guesser import Guesser
 from engines.llamacpp.sampling import Sampler
 from engines.llamacpp.text import OutputText
 
@@ -32,6 +33,8 @@ class Run:
         text: Output as it may be shown.
         sampler: None where the highest logit decides.
         follower: None where any token may come next.
+        guesser: None where nothing is guessed.
+        guess: Tokens that may follow `next_token`, checked in the same step.
         next_token: Sampled but not yet fed to the model; None while the prompt is being prefilled.
         tokens_out: Output tokens so far.
         leader: A run that is prefilling a prefix of this prompt; until it has, this one waits instead of doing it too.
@@ -46,6 +49,8 @@ class Run:
     text: OutputText
     sampler: Sampler | None
     follower: Follower | None = None
+    guesser: Guesser | None = None
+    guess: Seq[int] = ()
     next_token: int | None = None
     tokens_out: int = 0
     leader: Run | None = None
@@ -58,6 +63,11 @@ class Run:
     def answering(self) -> bool:
         """Whether its next token can be part of the answer; a schema says nothing about reasoning."""
         return self.text.phase is not Phase.REASONING
+
+    @property
+    def forced(self) -> Seq[int]:
+        """The tokens that come next whatever the model makes of it."""
+        return self.follower.forced() if self.follower is not None and self.answering else ()
 
     @property
     def decoding(self) -> bool:

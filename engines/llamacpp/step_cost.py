@@ -65,6 +65,14 @@ class StepCost:
         fit, light = (self._tokens(seconds, position) for seconds in (left_s, min(light_s, left_s)))
         return Budget(min(self._least.size(fit), self._max_rows), light, watched)
 
+    def limit_s(self, beside: Beside = ALONE, *, watched: bool) -> float:
+        """Seconds that a step may take; see `budget`."""
+        return (self._target_s if watched or beside.streams > 0 else self._lone_s) - beside.streams_s
+
+    def plain_s(self, streams: int) -> float | None:
+        """Seconds of a step with one row of so many streams, and nothing else; None before the first of them."""
+        return self._decode_s.get(streams)
+
     def token_s(self, position: int = 0) -> float | None:
         """Seconds for a prompt token at this position; None before the first measurement."""
         return self._token_s.at(position) if self._token_s.known else None

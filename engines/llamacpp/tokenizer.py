@@ -47,8 +47,7 @@ class Tokenizer:
 
     def __init__(self, native: NativeModel) -> None:
         self._native = native
-        special = (token for token in range(native.n_vocab) if native.is_special(token))
-        self.cuts = Cuts({native.text(token): native.swallows_blanks(token) for token in special})
+        self.cuts = Cuts({native.text(token): native.swallows_blanks(token) for token in native.specials})
         self._taker = self._find_taker()
         self._bos = native.bos if native.adds_bos else -1
 
@@ -127,9 +126,10 @@ class Tokenizer:
         """Finds places that no token reaches across: before a space, around a character that only stands alone."""
         joined: set[str] = set()
         words = True
+        special = set(self._native.specials)
         for token in range(self._native.n_vocab):
             text = self._native.text(token)
-            if len(text) > 1 and not self._native.is_special(token):
+            if len(text) > 1 and token not in special:
                 joined.update(text)
                 words = words and _SPACE not in text.lstrip(_SPACE)
         joined.discard(_SPACE)

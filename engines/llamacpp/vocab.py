@@ -42,8 +42,7 @@ class LlamaVocab:
         self._closed = False
         self._tokenizer = Tokenizer(self._native)
         self._style = reasoning_style(self._native)
-        ends = [token for token in range(self._native.n_vocab) if self._native.is_end(token)]
-        self._grammars = Grammars(path.name, self._all_pieces, ends, self._spell)
+        self._grammars = Grammars(path.name, self._all_pieces, list(self._native.ends), self._spell)
         self._template: ChatTemplate | None = None
         self._no_chat = ""
         try:
@@ -147,7 +146,7 @@ class Pieces(dict[int, "Piece | None"]):
         super().__init__()
         self._native = native
         self._marks = () if style is None else style.tokens
-        self.ends = tuple(token for token in range(native.n_vocab) if native.is_end(token))
+        self.ends = native.ends
         """Every token that ends the generation; looked for now, because it would hold up a step (0.3 µs a token)."""
 
     def __missing__(self, token: int) -> Piece | None:

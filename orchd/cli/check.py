@@ -1,6 +1,6 @@
 """`orchd check`: what a start would find and need, without starting anything.
 
-It goes the way of `orchd.server.serve` up to the point where a model would be loaded, collects what is wrong instead
+It goes the way of `orchd.serve.serve` up to the point where a model would be loaded, collects what is wrong instead
 of stopping at the first, and never loads llama.cpp into this process.
 """
 
@@ -13,12 +13,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import msgspec
-
 from engines.api import Footprint
 from engines.errors import LoadFailed
 from engines.llamacpp import build
 from engines.llamacpp.vet import vet
+from orchd.cli.findings import GpuReport, MemoryReport, PoolReport, Report
 from orchd.cli.versions import build_summary, driver_summary
 from orchd.errors import ConfigError
 from orchd.machine import devices, memory
@@ -32,56 +31,6 @@ from orchd.settings.addresses import url_of
 from orchd.settings.config import Config, PoolConfig
 from orchd.settings.running import running_servers
 from orchd.settings.sources import working_folder
-
-
-class GpuReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A GPU that this process may use."""
-
-    device: str
-    uuid: str
-    name: str
-    memory_bytes: int
-    free_bytes: int | None
-
-
-class PoolReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One pool: what it would hold, and where."""
-
-    id: str
-    model_id: str | None
-    path: str | None
-    devices: tuple[str, ...]
-    slots: int
-    ctx: int
-    weights_bytes: int | None = None
-    cache_bytes: int | None = None
-    buffers_bytes: int | None = None
-
-
-class MemoryReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One memory that pools share: a GPU's, or the machine's (``cpu``)."""
-
-    place: str
-    pools: tuple[str, ...]
-    need_bytes: int
-    free_bytes: int | None
-    fits: bool
-
-
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that was found."""
-
-    ok: bool
-    config: str | None
-    listen: str
-    token: str
-    llama_cpp: str
-    driver: str | None
-    gpus: tuple[GpuReport, ...]
-    pools: tuple[PoolReport, ...]
-    memory: tuple[MemoryReport, ...]
-    problems: tuple[str, ...]
-    notes: tuple[str, ...]
 
 
 class Checkup:

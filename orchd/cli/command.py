@@ -61,8 +61,8 @@ def flowing(text: str) -> str:
 
 
 def without_types(params: Sequence[Any]) -> Sequence[Any]:
-    """The parameters; those that are on or off are shown without ``<bool>``."""
+    """The parameters; those that take no value are shown without a type."""
     for param in params:
-        if isinstance(param, TyperOption) and param.is_flag:
+        if isinstance(param, TyperOption) and (param.is_flag or param.count):
             param.metavar = ""
     return params

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,6 +54,55 @@ CtxOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
-def pool_flags(model: str | None, device: list[str] | None, slots: str | None, ctx: str | None) -> dict[str, object]:
-    """The options of a pool, by the keys of a configuration, which knows their types and ranges."""
-    return {"pools.model": model, "pools.devices": device or None, "pools.slots": slots, "pools.ctx": ctx}
+@dataclass(frozen=True)
+class ServerOptions:
+    """What is asked of `orchd serve`, and looked at by `orchd check`.
+
+    Attributes:
+        config: ``--config``.
+        token_file: ``--token-file``.
+        flags: The others, by the keys of a configuration, which knows their types and ranges; None is not given.
+    """
+
+    config: Path | None
+    token_file: Path | None
+    flags: dict[str, object]
+
+
+def _server_options(
+    config: ConfigOption = None,
+    host: HostOption = None,
+    port: PortOption = None,
+    token_file: TokenFileOption = None,
+    model: ModelOption = None,
+    device: DeviceOption = None,
+    slots: SlotsOption = None,
+    ctx: CtxOption = None,
+    models_dir: ModelsDirOption = None,
+) -> ServerOptions:
+    flags: dict[str, object] = {
+        "server.host": host,
+        "server.port": port,
+        "pools.model": model,
+        "pools.devices": device or None,
+        "pools.slots": slots,
+        "pools.ctx": ctx,
+        "models.roots": models_dir or None,
+    }
+    return ServerOptions(config, token_file, flags)
+
+
+def with_server_options(command: Callable[..., None]) -> Callable[..., None]:
+    """A command that has these options, then its own, and is called with them in place of its first parameter."""
+    shared = inspect.signature(_server_options, eval_str=True).parameters
+    _, *own = inspect.signature(command, eval_str=True).parameters.values()
+
+    def call(**values: Any) -> None:
+        options = _server_options(**{name: values.pop(name) for name in shared})
+        command(options, **values)
+
+    parameters = [one.replace(kind=one.KEYWORD_ONLY) for one in (*shared.values(), *own)]
+    call.__name__, call.__doc__ = command.__name__, command.__doc__
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # inspect reads it
+    call.__annotations__ = {one.name: one.annotation for one in parameters}
+    return call

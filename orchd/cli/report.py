@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchd.cli.check import PoolReport, Report
+from orchd.cli.findings import PoolReport, Report
 from orchd.machine.memory import gib
 
 

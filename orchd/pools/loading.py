@@ -6,11 +6,11 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
-from engines.api import Footprint, ModelSpec, Vocab
+from engines.api import ModelSpec, Vocab
 from engines.errors import LoadFailed
 from orchd.machine import memory
 from orchd.machine.devices import Device
@@ -58,22 +58,11 @@ class PoolLoader:
         self._lone_step_s = lone_step_s
         self._vetted = vetted
 
-    async def vet(self, path: Path, *, first: bool = False) -> VettedModel:
-        """Look at a file from outside, then where it can do no harm.
-
-        Args:
-            path: The model's file.
-            first: Whether nothing is served yet, so that a verdict of an earlier start may do.
-
-        Raises:
-            LoadFailed: It cannot be served.
-        """
-        fingerprint = files.fingerprint(path)
-        await self._loader.run(lambda: files.looks_like_gguf(path))
+    async def vet(self, path: Path) -> VettedModel:
+        """Look at a file from outside, then where it can do no harm. Raises `LoadFailed` if it cannot be served."""
+        fingerprint = await self._look(path)
         digest, footprint = await asyncio.gather(
-            self._loader.beside(lambda: files.check_digest(path, on_progress=self._digest_progress(path))),
-            self._footprint(path, first=first),
-            return_exceptions=True,
+            self._check_digest(path), self._loader.vet(self._spec(path)), return_exceptions=True
         )
         if isinstance(digest, BaseException):
             raise digest  # what is damaged is called so, whatever vetting makes of it
@@ -82,6 +71,50 @@ class PoolLoader:
         if files.fingerprint(path) != fingerprint:
             raise LoadFailed(f"{path.name} changed while it was being vetted; reload it once it is complete")
         return VettedModel(references.model_id(path), path, footprint, fingerprint)
+
+    async def load_first(
+        self, path: Path, check_fit: Callable[[VettedModel], Awaitable[None]]
+    ) -> tuple[ActiveModel, list[Instance | None]]:
+        """As `vet` and `open_and_load`, while nothing is served yet: then a verdict of an earlier start will do.
+
+        Its checksum is computed beside the load: a file that has not changed since it served is no danger.
+
+        Args:
+            path: The model's file.
+            check_fit: Raises `engines.errors.OutOfDeviceMemory` if there is no room for it. The turn is held.
+        """
+        fingerprint = await self._look(path)  # before the verdict is looked up: it must be on this very file
+        if self._vetted is None or (footprint := self._vetted.take(self._spec(path))) is None:
+            vetted, digest = await self.vet(path), None
+        else:
+            vetted = VettedModel(references.model_id(path), path, footprint, fingerprint)
+            digest = self._check_digest(path)
+            digest.add_done_callback(lambda done: done.cancelled() or done.exception())  # waited for, if at all, below
+        async with self.turn:
+            await check_fit(vetted)
+            try:
+                model, instances = await self.open_and_load(vetted)
+            except LoadFailed:
+                if digest is not None:
+                    await digest
+                raise
+        try:
+            if digest is not None:
+                await digest
+        except BaseException:
+            self.discard(model)
+            self.discard_instances(instances)
+            raise
+        return model, instances
+
+    async def _look(self, path: Path) -> tuple[tuple[int, ...], ...]:
+        """The fingerprint of a file that looks like a model from outside."""
+        fingerprint = files.fingerprint(path)
+        await self._loader.run(lambda: files.looks_like_gguf(path))
+        return fingerprint
+
+    def _check_digest(self, path: Path) -> asyncio.Future[None]:
+        return self._loader.beside(lambda: files.check_digest(path, on_progress=self._digest_progress(path)))
 
     async def open(self, path: Path) -> ActiveModel:
         """Vet a file and open its tokenizer. Raises `LoadFailed`."""
@@ -105,12 +138,6 @@ class PoolLoader:
     def _discard_opened(self, opening: asyncio.Future[Vocab]) -> None:
         if not opening.cancelled() and opening.exception() is None:
             self._loader.discard(opening.result())
-
-    async def _footprint(self, path: Path, *, first: bool) -> Footprint:
-        spec = self._spec(path)
-        if first and self._vetted is not None and (known := self._vetted.take(spec)) is not None:
-            return known
-        return await self._loader.vet(spec)
 
     async def check_fit(
         self, model: VettedModel, *, leaving: ActiveModel | None = None, leaving_saved: int = 0

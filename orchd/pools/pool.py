@@ -144,11 +144,8 @@ class Pool:
             raise
 
     async def _load(self, path: Path) -> None:
-        vetted = await self.loader.vet(path, first=True)
-        async with self.loader.turn:
-            await self.check_fit(vetted)
-            model, instances = await self.loader.open_and_load(vetted)
-            self.switch(model, instances, {})
+        model, instances = await self.loader.load_first(path, self.check_fit)
+        self.switch(model, instances, {})
         self.loader.remember(model)
 
     async def check_fit(self, model: VettedModel, *, leaving: ActiveModel | None = None) -> None:

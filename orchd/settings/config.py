@@ -168,6 +168,13 @@ class PoolConfig(Strict, frozen=True):
             "back is not computed again; divided among the replicas. 0 turns it off.",
         ),
     ] = 1024
+    speculation: Annotated[
+        bool,
+        Meta(
+            description="Guess from a task's own text what comes next, and check several tokens at once, whenever that "
+            "is measured to be faster. It does not change what is written."
+        ),
+    ] = True
     mmap: Annotated[bool, Meta(description="Map the model file instead of reading it into memory.")] = True
 
 

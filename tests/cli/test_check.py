@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
+from orchd.cli.commands import check as check_command
+from orchd.cli.commands import serve as serve_command
 from orchd.cli.group import app
 from orchd.machine import devices, memory
 from orchd.machine.devices import Gpu
@@ -21,6 +24,9 @@ from orchd.settings.running import RunningServer, announced
 from testkit.tiny_gguf import write_tiny_llama
 
 TOKEN = "a-token-for-tests-0123456789"
+
+
+COMMANDS = {"check": check_command.app, "serve": serve_command.app}
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +59,14 @@ def test_a_model_that_fits_is_0(tiny_model_path: Path) -> None:
     assert result.exit_code == 0, result.stdout
     for fact in ("tiny-llama", str(tiny_model_path), "4 slots of 256 tokens", "fits", "ok: orchd serve can start"):
         assert fact in result.stdout
+
+
+def test_it_looks_at_every_option_of_serve(tiny_model_path: Path) -> None:
+    options = {name: {param.name for param in get_command(command).params} for name, command in COMMANDS.items()}
+    assert options["check"] - {"as_json"} == options["serve"] - {"verbose"}
+    result = check("-m", str(tiny_model_path), "--models-dir", "nowhere")
+    assert result.exit_code == 1
+    assert "nowhere is not a readable folder" in result.stdout
 
 
 def test_it_makes_no_token_and_says_where_the_first_start_will(home: Path, tiny_model_path: Path) -> None:

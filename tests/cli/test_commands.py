@@ -52,6 +52,7 @@ def test_help_has_no_types_of_flags_and_as_few_breaks_as_the_terminal_allows(
     monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 500)
     shown = orchd(*command, "--help").stdout
     assert "<bool>" not in shown
+    assert "<int>" not in shown
     text = shown.partition("╭")[0]
     assert all(line.strip().endswith((".", "")) for line in text.splitlines())
     assert not re.search(r"[a-z,]\s*\n\s*[a-z]", text)
@@ -311,10 +312,10 @@ def test_a_terminal_sees_that_a_reload_is_under_way(server: StandIn) -> None:
 
 
 def serving_with(monkeypatch: pytest.MonkeyPatch, serve: object) -> None:
-    module = types.ModuleType("orchd.server")
+    module = types.ModuleType("orchd.serve")
     vars(module)["serve"] = serve
-    monkeypatch.setitem(sys.modules, "orchd.server", module)
-    monkeypatch.setattr("orchd.server", module, raising=False)
+    monkeypatch.setitem(sys.modules, "orchd.serve", module)
+    monkeypatch.setattr("orchd.serve", module, raising=False)
 
 
 def test_serve_puts_its_options_into_the_configuration(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:

@@ -150,7 +150,7 @@ def test_http_statuses_live_in_http(module: str) -> None:
 def test_an_engine_is_seen_through_its_seam(module: str) -> None:
     """Only what puts the parts together names llama.cpp's engine; all else knows the modules beside it."""
     seen = {file_of(found.name) for found in imports(ROOT / module) if found.name.split(".")[0] == "engines"}
-    if module not in ("orchd/server.py", "orchd/cli/catalog.py", "orchd/cli/check.py", "orchd/cli/versions.py"):
+    if module not in ("orchd/serve.py", "orchd/cli/catalog.py", "orchd/cli/check.py", "orchd/cli/versions.py"):
         assert seen <= {"engines/api.py", "engines/errors.py", "engines/gguf_files.py", "engines/__init__.py"}
 
 

@@ -163,10 +163,10 @@ def test_any_plan_keeps_to_its_rows_and_serves_every_stream(situation: tuple[lis
     assert len({c.slot for c in chunks}) == len(chunks)
     assert sum(c.rows for c in chunks) <= max_rows
     assert sum(c.rows for c in prefill) <= most(budget)
-    assert [c for c in chunks if not wanted[c.slot]] == [Chunk(d.slot, 1, True) for d in demands if not d.tokens]
+    assert [c for c in chunks if not wanted[c.slot]] == [Chunk(d.slot, 1, 1) for d in demands if not d.tokens]
     for chunk in prefill:
         assert 1 <= chunk.rows <= wanted[chunk.slot]
-        assert chunk.output == (chunk.rows == wanted[chunk.slot])
+        assert chunk.outputs == (chunk.rows == wanted[chunk.slot])
 
 
 @given(situations())

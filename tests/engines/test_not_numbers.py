@@ -17,7 +17,10 @@ BAD = tiny_gguf.IM_START
 """A token that the models here never choose themselves: its logit is 0."""
 
 
-@pytest.fixture(params=[("off", writer) for writer in WRITERS] + [("on", WRITERS[0])], ids=str)
+@pytest.fixture(
+    params=[("off", writer) for writer in WRITERS] + [("on", WRITERS[0])],
+    ids=lambda param: f"{param[1].__name__}, flash attention {param[0]}",
+)
 def spec(request: pytest.FixtureRequest, tmp_path: Path) -> ModelSpec:
     """Without flash attention, what is masked is multiplied by 0; with it, most of it is left out."""
     flash_attn, write = request.param

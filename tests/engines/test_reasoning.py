@@ -85,7 +85,7 @@ class Thinker:
         """What comes of these tokens as reasoning and answer, and how it ended."""
         script = [*self.tokens(*texts), *[EOS] * ends]
         rest = iter(script)
-        monkeypatch.setattr(self.model._chooser, "choose", lambda logits, samplers, allowed: [next(rest)])
+        monkeypatch.setattr(self.model._outputs._chooser, "choose", lambda logits, samplers, allowed: [next(rest)])
         self.model.admit(api.Sequence("a", prompt.tokens, len(script), stop=stop, reply=prompt.reply))
         events = list(itertools.chain.from_iterable(iter(self._step, None)))
         assert all(event.reasoning_index < event.tokens_out and event.index < event.tokens_out for event in events)
@@ -287,12 +287,12 @@ def test_a_schema_is_about_the_answer(
     }
     with thinker(tmp_path, template, kind) as model:
         script = model.tokens(*written)
-        choose = model.model._chooser.choose
+        choose = model.model._outputs._chooser.choose
 
         def scripted(*row: Any) -> list[int | None]:
             return [script.pop(0)] if script else choose(*row)
 
-        monkeypatch.setattr(model.model._chooser, "choose", scripted)
+        monkeypatch.setattr(model.model._outputs._chooser, "choose", scripted)
         prompt = model.vocab.tokenize_chat([USER])
         grammar = model.vocab.grammar(schema)
         model.model.admit(replace(sequence(prompt.tokens, 200, reply=prompt.reply), grammar=grammar))

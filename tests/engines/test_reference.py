@@ -13,9 +13,9 @@ from typing import Literal
 import llama_cpp
 import pytest
 
-from engines.api import DeviceSpec, ModelSpec, StepEvent
+from engines.api import DeviceSpec, ModelSpec
 from engines.llamacpp.model import LlamaModel
-from engines.llamacpp.slots import Run, Slot
+from engines.llamacpp.outputs import Written
 from tests.engines.support import run, sequence, tokens_of
 
 CTX, BATCH, TOKENS = 512, 256, 32
@@ -57,14 +57,14 @@ def reference_tokens(llama: llama_cpp.Llama, prompt: list[int]) -> list[int]:
 
 def our_tokens(model: LlamaModel, prompt: list[int], monkeypatch: pytest.MonkeyPatch) -> list[int]:
     tokens: list[int] = []
-    accept = model._accept
+    accept = model._outputs._accept
 
-    def noted(slot: Slot, run: Run, token: int) -> StepEvent:
+    def noted(one: Written, token: int) -> None:
         tokens.append(token)
-        return accept(slot, run, token)
+        accept(one, token)
 
     with monkeypatch.context() as patch:
-        patch.setattr(model, "_accept", noted)
+        patch.setattr(model._outputs, "_accept", noted)
         run(model, sequence(prompt, TOKENS))
     return tokens
 
@@ -73,7 +73,7 @@ def differing(
     path: Path, texts: list[str], *, flash_attn: Literal["auto", "off"], monkeypatch: pytest.MonkeyPatch
 ) -> list[str]:
     """The prompts that are continued otherwise than by the reference."""
-    spec = ModelSpec(path, slots=2, ctx=CTX, batch=BATCH, flash_attn=flash_attn)
+    spec = ModelSpec(path, slots=2, ctx=CTX, batch=BATCH, flash_attn=flash_attn, speculation=False)
     with contextlib.closing(LlamaModel(spec, DeviceSpec("cpu", threads=1))) as model:
         prompts = [list(tokens_of(path, text)) for text in texts]
         ours = [our_tokens(model, prompt, monkeypatch) for prompt in prompts]

@@ -152,6 +152,15 @@ def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     found.native.close()
 
 
+def test_what_is_told_of_all_tokens_is_what_is_told_of_each(opened: Opened) -> None:
+    native = opened.native
+    tokens = range(native.n_vocab)
+    assert native.controls == [token for token in tokens if native.is_control(token)]
+    assert native.specials == [token for token in tokens if native.is_special(token)]
+    assert native.eos in native.ends
+    assert set(native.ends) <= set(native.controls)
+
+
 FRAGMENTS = """
     <|im_start|> <|im_end|> <|im_ start|> end|> <| |> < > </s> <s> s> </ <unk> <|endoftext|> <|endof text|> user a é 🙂
 """

@@ -30,7 +30,7 @@ HANGS = """
 import ctypes, pathlib, sys
 import time
 
-if "{where}" == "vet" and "engines.llamacpp.vet" in sys.orig_argv:
+if "{where}" == "vet" and "engines.llamacpp.examination" in sys.orig_argv:
     time.sleep(1000)
 if "{where}" != "vet" and "serve" in sys.orig_argv:
     from engines.llamacpp.grammar import Grammars
@@ -126,7 +126,7 @@ def vetting(process: Process) -> list[int]:
     """The processes in which the server opens files."""
     children = Path(f"/proc/{process.popen.pid}/task").glob("*/children")
     pids = [int(pid) for file in children for pid in file.read_text().split()]
-    return [pid for pid in pids if b"engines.llamacpp.vet" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in pids if b"engines.llamacpp.examination" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 async def test_what_a_worker_does_not_answer_is_ended_from_the_loop(tiny_model_path: Path) -> None:

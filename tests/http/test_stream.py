@@ -18,6 +18,7 @@ from tests.http.envelope import assert_envelope
 from tests.http.listening import hear, raw_stream
 
 EVENT = re.compile(rb"id: (\d+)\nevent: (started|token|end)\ndata: (\{[^\n]*\})\n\n")
+UNKNOWN = "00000000-0000-4000-8000-000000000000"
 
 
 # --- the wire --------------------------------------------------------------------------------------------------------
@@ -155,7 +156,7 @@ async def test_resuming_after_the_end_is_204(tiny_model_path: Path) -> None:
             assert (answer.status, answer.body) == (204, b"")
 
 
-@pytest.mark.parametrize("task_id", [new_id(), "x", "..%2f..", "%00", "%ED%A0%80", "x" * 5000])
+@pytest.mark.parametrize("task_id", [UNKNOWN, "x", "..%2f..", "%00", "%ED%A0%80", "x" * 5000])
 async def test_an_unknown_task_is_404(tiny_model_path: Path, task_id: str) -> None:
     async with serving(tiny_model_path) as server:
         assert_envelope(await server.request("GET", f"/v1/tasks/{task_id}/stream"), 404, "NOT_FOUND")

@@ -41,16 +41,16 @@ class Environ(type(os.environ)):
         super().__setitem__(key, value)
 os.environ.__class__ = Environ
 
-from orchd import server
+from orchd import serve
 from orchd.settings.sources import load
 from orchd.settings.credentials import Credentials
 
-server.gpu_backend = lambda: "CUDA"
-listen = server.listen
-server.listen = lambda host, port: (events.append(["listens"]), listen(host, port))[1]
+serve.gpu_backend = lambda: "CUDA"
+listen = serve.listen
+serve.listen = lambda host, port: (events.append(["listens"]), listen(host, port))[1]
 config = load(config_path=Path(sys.argv[1]), flags={}, environ={}, cwd=Path.cwd())
 events.append(["serve"])
-server.serve(config, Credentials("a-token-of-a-test-0123456789", "tests"), observer=None)
+serve.serve(config, Credentials("a-token-of-a-test-0123456789", "tests"), observer=None)
 '''
 
 

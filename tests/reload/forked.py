@@ -17,7 +17,7 @@ from pathlib import Path
 
 from engines.api import DeviceSpec, ModelSpec, SamplingParams, Sequence
 from engines.errors import InvalidPrompt
-from engines.llamacpp import vet
+from engines.llamacpp import examination
 from engines.llamacpp.model import LlamaModel
 from engines.llamacpp.vocab import LlamaVocab
 
@@ -33,7 +33,7 @@ TEXTS = (
 
 def examine(path: Path) -> None:
     sys.argv = ["vet", str(path), *SHAPE]
-    raise SystemExit(vet.main())
+    raise SystemExit(examination.main())
 
 
 def serve(path: Path) -> None:

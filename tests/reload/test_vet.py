@@ -13,9 +13,10 @@ import pytest
 
 from engines.api import DeviceSpec, Footprint, ModelSpec
 from engines.errors import LoadFailed
+from engines.llamacpp.examination import _sizes
 from engines.llamacpp.model import LlamaModel
 from engines.llamacpp.native.model import NativeModel
-from engines.llamacpp.vet import _sizes, vet
+from engines.llamacpp.vet import vet
 from testkit import damaged_gguf
 from testkit.tiny_gguf import write_tiny_bert, write_tiny_llama, write_tiny_mamba, write_tiny_swa
 from tests.reload.forked import forked
@@ -158,7 +159,7 @@ def test_what_many_cells_take_follows_from_fewer(
     model = NativeModel(path, no_alloc=True)
     try:
         exactly = _sizes(model, spec)
-        monkeypatch.setattr("engines.llamacpp.vet._MOST_CELLS", 4 * 4096)
+        monkeypatch.setattr("engines.llamacpp.examination._MOST_CELLS", 4 * 4096)
         cache, buffers, on_gpu = _sizes(model, spec)
     finally:
         model.close()
@@ -183,8 +184,8 @@ def test_of_a_large_file_only_the_structure_is_looked_at(tmp_path: Path) -> None
     """Such a one is said to be large here; its NaN shows that no token was decoded."""
     path = write_tiny_llama(tmp_path / "nan.gguf", nan_weights=True)
     program = (
-        "import sys; from engines.llamacpp import vet; vet.DECODE_UP_TO = 1000; "
-        f"sys.argv = ['vet', {str(path)!r}, '--slots', '2', '--ctx', '512']; sys.exit(vet.main())"
+        "import sys; from engines.llamacpp import examination; examination.DECODE_UP_TO = 1000; "
+        f"sys.argv = ['vet', {str(path)!r}, '--slots', '2', '--ctx', '512']; sys.exit(examination.main())"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
     answer = json.loads(done.stdout)

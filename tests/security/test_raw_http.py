@@ -1,6 +1,6 @@
 """Bytes that no decent client sends: an envelope or a closed connection, nothing slipped in, and the server serves on.
 
-Single malformed requests: ``tests/http/test_errors.py``. Bodies that are no tasks: ``tests/http/test_submit.py``.
+Single malformed requests: ``tests/http/test_errors.py``. Bodies that are no tasks: ``tests/http/test_refused.py``.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from testkit.tiny_gguf import write_tiny_llama
 
 LIMITS = """
 import json, resource
-from engines.llamacpp import vet
-vet._limit(10**9)
+from engines.llamacpp import examination
+examination._limit(10**9)
 kinds = resource.RLIMIT_CORE, resource.RLIMIT_AS, resource.RLIMIT_CPU
 print(json.dumps([resource.getrlimit(kind)[0] for kind in kinds]))
 """
@@ -37,5 +37,5 @@ def test_lower_limits_of_the_account_stay(tmp_path: Path) -> None:
     core, memory, cpu_s = json.loads(run("-c", LIMITS, shell_limits="ulimit -v 8000000; ulimit -t 50"))
     assert (core, memory, cpu_s) == (0, 8000000 * 1024 - 1, 49)
     model = write_tiny_llama(tmp_path / "m.gguf")
-    answer = run("-m", "engines.llamacpp.vet", str(model), "--ctx", "64", shell_limits="ulimit -v 8000000")
+    answer = run("-m", "engines.llamacpp.examination", str(model), "--ctx", "64", shell_limits="ulimit -v 8000000")
     assert json.loads(answer)["ok"] is True

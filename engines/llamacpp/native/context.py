@@ -23,8 +23,12 @@ _get_logits = keeping_lock("llama_get_logits", [ctypes.c_void_p], ctypes.POINTER
 
 CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
+GUESSES = 32
+"""Rows of guessed tokens in a step, at most: their logits take memory."""
 LONG_STEP_S = 0.001
 """A step that takes as long is not made faster by leaving threads asleep."""
+CERTAINLY_LONG_S = 0.03
+"""A step that takes as long is not a short one that was held up; with a large model, four of them take seconds."""
 HELD_COST = 3
 """How many times as much a token costs that is copied by itself, through host memory, as with its whole slot."""
 COPY_BYTES = 256 << 20
@@ -45,6 +49,11 @@ class NativeContext:
         cpus: See `engines.api.DeviceSpec`.
         copies_held: Whether what a slot holds may be copied by itself.
 
+    Attributes:
+        buffers: Memory that it takes.
+        n_rows: Of a step, at most.
+        n_guesses: Of these, guessed tokens at most, besides a row of each slot.
+
     Raises:
         LoadFailed: llama.cpp refuses the parameters.
         OutOfDeviceMemory: KV cache or compute buffers do not fit.
@@ -58,7 +67,8 @@ class NativeContext:
         # A multiple of the slots: of other numbers llama.cpp makes no graph for some models (Kimi Linear), but aborts.
         params.n_batch = params.n_ubatch = max(spec.batch - spec.batch % spec.slots, spec.slots)
         params.n_seq_max = spec.slots
-        params.n_outputs_max = spec.slots
+        self.n_guesses = min(GUESSES, params.n_batch - spec.slots) if spec.speculation else 0
+        params.n_outputs_max = spec.slots + self.n_guesses
         params.n_threads = params.n_threads_batch = threads
         params.flash_attn_type = FLASH_ATTN[spec.flash_attn]
         params.type_k = CACHE_TYPES[spec.cache_type_k]
@@ -279,7 +289,7 @@ class NativeContext:
         """Find out for small steps whether waking the other threads is worth it; with tiny models it is not."""
         lone_rows = 0
         for rows in (1, n_slots) if self._threads.count > 1 else ():
-            if min(self._step_s(rows, lone_rows=0) for _ in range(4)) > LONG_STEP_S:
+            if self._is_long(rows):
                 break
             pairs = [(self._step_s(rows, lone_rows=0), self._step_s(rows, lone_rows=rows)) for _ in range(8)]
             together_s, alone_s = map(min, zip(*pairs, strict=True))
@@ -287,6 +297,14 @@ class NativeContext:
                 break
             lone_rows = rows
         self._lone_rows = lone_rows
+
+    def _is_long(self, rows: int) -> bool:
+        """Whether such a step takes long at its best; one that takes very long is enough to know."""
+        for _ in range(4):
+            seconds = self._step_s(rows, lone_rows=0)
+            if seconds <= LONG_STEP_S or seconds > CERTAINLY_LONG_S:
+                return seconds > LONG_STEP_S
+        return True
 
     def _step_s(self, rows: int, *, lone_rows: int) -> float:
         """Seconds of a step with one row in each slot, of a token that was decoded before."""

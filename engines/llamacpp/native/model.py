@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
+import numpy as np
+import numpy.typing as npt
 
 from engines.errors import EngineDead
 from engines.llamacpp.load_log import Buffers, load_error
@@ -18,6 +21,10 @@ _token_to_piece = keeping_lock(
     [ctypes.c_void_p, ctypes.c_int32, ctypes.c_char_p, ctypes.c_int32, ctypes.c_int32, ctypes.c_bool],
     ctypes.c_int32,
 )
+_attributes_of = keeping_lock("llama_vocab_get_attr", [ctypes.c_void_p, ctypes.c_int32], ctypes.c_int)
+_is_end = keeping_lock("llama_vocab_is_eog", [ctypes.c_void_p, ctypes.c_int32], ctypes.c_bool)
+_CONTROL = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
+_SPECIAL = _CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
 
 
 class NativeModel:
@@ -89,6 +96,11 @@ class NativeModel:
         self.is_recurrent: bool = not vocab_only and (
             llama_cpp.llama_model_is_recurrent(handle) or llama_cpp.llama_model_is_hybrid(handle)
         )
+
+    @property
+    def can_go_back(self) -> bool:
+        """Whether its memory can forget the last tokens of a sequence."""
+        return self.survives_moves and not self.is_recurrent
 
     @property
     def handle(self) -> Any:
@@ -175,26 +187,42 @@ class NativeModel:
             n = _token_to_piece(self.vocab, token, buffer, len(buffer), 0, special)
         return buffer.raw[:n]
 
+    @functools.cached_property
+    def _attributes(self) -> npt.NDArray[np.int32]:
+        """Of every token, asked for once: a vocabulary has up to some 260,000, and each question takes time."""
+        vocab = self.vocab
+        return np.fromiter((_attributes_of(vocab, token) for token in range(self.n_vocab)), np.int32, self.n_vocab)
+
+    @functools.cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Every token that ends the generation."""
+        vocab = self.vocab
+        return tuple(token for token in range(self.n_vocab) if _is_end(vocab, token))
+
+    @property
+    def controls(self) -> list[int]:
+        """Every token that steers the model instead of standing for text."""
+        return self._with(_CONTROL)
+
+    @property
+    def specials(self) -> list[int]:
+        """Every token that a text which spells it always becomes."""
+        return self._with(_SPECIAL)
+
+    def _with(self, attributes: int) -> list[int]:
+        return [int(token) for token in np.flatnonzero(self._attributes & attributes)]
+
     def is_control(self, token: int) -> bool:
         """Whether a token steers the model instead of standing for text."""
-        attributes = llama_cpp.llama_vocab_get_attr(self.vocab, token)
-        return bool(attributes & (llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN))
+        return bool(_attributes_of(self.vocab, token) & _CONTROL)
 
     def is_unknown(self, token: int) -> bool:
         """Whether a token stands for all that has none."""
-        return bool(llama_cpp.llama_vocab_get_attr(self.vocab, token) & llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN)
+        return bool(_attributes_of(self.vocab, token) & llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN)
 
     def is_special(self, token: int) -> bool:
         """Whether a text that spells the token always becomes it."""
-        attributes = llama_cpp.llama_vocab_get_attr(self.vocab, token)
-        return bool(
-            attributes
-            & (
-                llama_cpp.LLAMA_TOKEN_ATTR_CONTROL
-                | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
-                | llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
-            )
-        )
+        return bool(_attributes_of(self.vocab, token) & _SPECIAL)
 
     def has_token(self, text: str) -> bool:
         """Whether a text is one token that always stands for it, and that no other text is made into."""
@@ -204,10 +232,6 @@ class NativeModel:
     def swallows_blanks(self, token: int) -> bool:
         """Whether a special token takes the blanks behind it away."""
         return bool(llama_cpp.llama_vocab_get_attr(self.vocab, token) & llama_cpp.LLAMA_TOKEN_ATTR_RSTRIP)
-
-    def is_end(self, token: int) -> bool:
-        """Whether a token ends the generation."""
-        return bool(llama_cpp.llama_vocab_is_eog(self.vocab, token))
 
     @property
     def adds_bos(self) -> bool:

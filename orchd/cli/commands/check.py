@@ -13,18 +13,7 @@ from orchd.cli.check import Checkup
 from orchd.cli.command import WithModel, examples, new_app
 from orchd.cli.console import console_for
 from orchd.cli.exits import Exit
-from orchd.cli.options import (
-    ConfigOption,
-    CtxOption,
-    DeviceOption,
-    HostOption,
-    JsonOption,
-    ModelOption,
-    PortOption,
-    SlotsOption,
-    TokenFileOption,
-    pool_flags,
-)
+from orchd.cli.options import JsonOption, ServerOptions, with_server_options
 from orchd.cli.outcome import finish
 from orchd.cli.report import show
 from orchd.cli.terminal import print_json, status
@@ -42,15 +31,9 @@ app = new_app()
         "orchd check -c orchd.toml --json | jq .problems",
     ),
 )
+@with_server_options
 def check(
-    config: ConfigOption = None,
-    host: HostOption = None,
-    port: PortOption = None,
-    token_file: TokenFileOption = None,
-    model: ModelOption = None,
-    device: DeviceOption = None,
-    slots: SlotsOption = None,
-    ctx: CtxOption = None,
+    options: ServerOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Explain the configuration: address, devices, models, memory. Starts nothing.
@@ -60,9 +43,10 @@ def check(
     """
 
     async def command() -> Exit:
-        flags = pool_flags(model, device, slots, ctx) | {"server.host": host, "server.port": port}
-        settings, mistakes = survey(config_path=config, flags=flags, environ=os.environ, cwd=working_folder())
-        return _check(settings, mistakes, token_file=token_file, as_json=as_json)
+        settings, mistakes = survey(
+            config_path=options.config, flags=options.flags, environ=os.environ, cwd=working_folder()
+        )
+        return _check(settings, mistakes, token_file=options.token_file, as_json=as_json)
 
     raise typer.Exit(finish(command))
 

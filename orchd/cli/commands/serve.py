@@ -10,18 +10,7 @@ import typer
 from orchd.cli.command import WithModel, examples, new_app
 from orchd.cli.console import ServeConsole, set_up_logging
 from orchd.cli.exits import Exit, complain
-from orchd.cli.options import (
-    ConfigOption,
-    CtxOption,
-    DeviceOption,
-    HostOption,
-    ModelOption,
-    ModelsDirOption,
-    PortOption,
-    SlotsOption,
-    TokenFileOption,
-    pool_flags,
-)
+from orchd.cli.options import ServerOptions, with_server_options
 from orchd.cli.streams import StandardStreams
 from orchd.errors import ConfigError
 from orchd.observer import Observer
@@ -42,17 +31,10 @@ app = new_app()
         "orchd serve -c orchd.toml --port 9000",
     ),
 )
+@with_server_options
 def serve(
+    options: ServerOptions,
     context: typer.Context,
-    config: ConfigOption = None,
-    host: HostOption = None,
-    port: PortOption = None,
-    token_file: TokenFileOption = None,
-    model: ModelOption = None,
-    device: DeviceOption = None,
-    slots: SlotsOption = None,
-    ctx: CtxOption = None,
-    models_dir: ModelsDirOption = None,
     verbose: Annotated[
         int,
         typer.Option(
@@ -65,18 +47,13 @@ def serve(
     On Ctrl-C, running tasks may finish; a second Ctrl-C quits at once. The first start creates a
     token and prints where it is stored.
     """
-    flags = pool_flags(model, device, slots, ctx) | {
-        "server.host": host,
-        "server.port": port,
-        "models.roots": models_dir or None,
-    }
     if (streams := context.find_object(StandardStreams)) is not None:
         streams.write_aside()
     console = ServeConsole()
     set_up_logging(console.err, verbosity=verbose)
     try:
-        settings = load(config_path=config, flags=flags, environ=os.environ, cwd=working_folder())
-        credentials = find_or_create_token(settings, token_file_flag=token_file, environ=os.environ)
+        settings = load(config_path=options.config, flags=options.flags, environ=os.environ, cwd=working_folder())
+        credentials = find_or_create_token(settings, token_file_flag=options.token_file, environ=os.environ)
         code = _serve(settings, credentials, console)
     except ConfigError as error:
         console.close()
@@ -90,7 +67,7 @@ def serve(
 def _serve(config: Config, credentials: Credentials, observer: Observer) -> int:
     """Imports the server only now: it loads llama.cpp, and a wrong configuration is told without it."""
     try:
-        from orchd import server
+        from orchd import serve as process
     except (ImportError, OSError, RuntimeError) as error:
         raise ConfigError(f"llama.cpp cannot be loaded ({error}); run 'make setup' again") from error
-    return server.serve(config, credentials, observer=observer)
+    return process.serve(config, credentials, observer=observer)
