@@ -30,6 +30,7 @@ _LABELS: Final[Mapping[str, str]] = {
     "itl_p50_ms": "ITL p50",
     "itl_p99_ms": "ITL p99",
     "itl_max_ms": "longest gap",
+    "of_free": "share of the tokens/s without a schema",
     "rss_mib": "resident memory",
     "idle_cpu_percent": "CPU while idle, of one core",
     "client_cpu_percent": "the client's own CPU, of one core",

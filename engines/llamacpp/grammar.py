@@ -22,13 +22,17 @@ from engines.api import Schema
 from engines.errors import EngineError, InvalidSchema
 from engines.llamacpp.json_schema import check, compiled, is_harmless
 from engines.llamacpp.native.guidance import GuidanceTokenizer, Matcher
-from engines.llamacpp.schema_vet import vet
+from engines.llamacpp.own_thread import NoThread, TooLong, on_own_thread
+from engines.llamacpp.schema_vet import STACK_BYTES, TIME_LIMIT_S, too_much, vet
 
 Ids = npt.NDArray[np.intp]
 Bits = npt.NDArray[np.bool_]
 
 SPELLED_CHARS = 512
 """Of a text without a choice that are turned into tokens at once: a constant may have 64 KiB."""
+
+MOST_LEFT_BEHIND = 2
+"""Compilations that may go on although nobody waits for them any more: each takes a processor."""
 
 MOST_FORCED = 32
 """Tokens that `Follower.forced` tells."""
@@ -57,6 +61,7 @@ class Grammars:
         self._spell = spell
         self._lock = threading.Lock()
         self._tokenizer: GuidanceTokenizer | None = None
+        self._left_behind: list[threading.Thread] = []
 
     def compile(self, schema: Schema) -> Grammar:
         """See `engines.api.Vocab.grammar`."""
@@ -65,7 +70,20 @@ class Grammars:
         check(plain)
         if not is_harmless(plain):
             vet(plain)
-        return Grammar(compiled(plain, tokenizer))
+        return Grammar(self._in_time(lambda: compiled(plain, tokenizer)))
+
+    def _in_time(self, compilation: Callable[[], Matcher]) -> Matcher:
+        """What it returns; it should be short, and cannot be stopped if it is not."""
+        self._left_behind = [thread for thread in self._left_behind if thread.is_alive()]
+        if len(self._left_behind) >= MOST_LEFT_BEHIND:
+            raise InvalidSchema("#: no schema can be compiled, because earlier ones still are; try again later")
+        try:
+            return on_own_thread("schema", compilation, stack_bytes=4 * STACK_BYTES, limit_s=TIME_LIMIT_S)
+        except TooLong as error:
+            self._left_behind.append(error.thread)
+            raise too_much() from None
+        except NoThread:
+            raise InvalidSchema("#: the machine has no memory left to compile the schema; try again later") from None
 
     def _open(self) -> GuidanceTokenizer:
         with self._lock:

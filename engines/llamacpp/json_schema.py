@@ -80,7 +80,7 @@ def compiled(schema: Mapping[str, Any], tokenizer: GuidanceTokenizer) -> Matcher
 
 def _compiled(schema: Mapping[str, Any], tokenizer: GuidanceTokenizer) -> Matcher:
     matcher = tokenizer.matcher(_text(schema))
-    if not matcher.copy().mask().any():
+    if not matcher.mask().any():
         raise InvalidSchema("no JSON is valid for it")
     return matcher
 

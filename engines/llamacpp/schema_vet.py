@@ -23,7 +23,7 @@ CPU_S = 2
 """Processor time that it may take, Python's start included."""
 
 TIME_LIMIT_S = 20.0
-"""How long that may take beside other work."""
+"""How long that may take beside other work, and then the compilation with a model's vocabulary."""
 
 MEMORY_BYTES = 1 << 30
 """Address space, with all that Python and numpy map."""
@@ -49,16 +49,17 @@ def vet(schema: Mapping[str, Any]) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise _too_much() from None
+        raise too_much() from None
     except OSError as error:
         raise InvalidSchema(f"#: no process could be started to check the schema ({error.strerror})") from None
     if done.returncode:
-        raise _too_much()
+        raise too_much()
     if done.stdout:
         raise InvalidSchema(done.stdout.decode("utf-8", "replace"))
 
 
-def _too_much() -> InvalidSchema:
+def too_much() -> InvalidSchema:
+    """The refusal of a schema that would never be done."""
     return InvalidSchema("#: the schema takes too much time or memory to compile; make it simpler")
 
 

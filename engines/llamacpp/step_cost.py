@@ -8,13 +8,15 @@ For example, with a target of 100 ms beside watched streams, 500 ms beside none,
 - they take 60 ms: 60 tokens fit, not 40, because a prompt always gets at least as much time as the streams;
 - they take 20 ms and another model on the device also reads a prompt: 40 tokens, as both share the 80 ms;
 - no client waits for the four streams' next token: 480 tokens fit, and 25, a quarter of the target, are light;
-- nothing was measured yet: `MIN_CHUNK` tokens, whose step is the first measurement.
+- nothing was measured yet: `MIN_CHUNK` tokens, whose step is the first measurement;
+- a step takes 400 ms however few tokens it has: see `least_chunk`.
 """
 
 from __future__ import annotations
 
 from engines.api import ALONE, Beside
 from engines.llamacpp.batch import MIN_CHUNK, Budget
+from engines.llamacpp.least_chunk import LeastChunk
 
 _WEIGHT = 0.2  # of the newest measurement in the moving averages
 _CLOCK_TICK_S = 1e-6  # no step takes less
@@ -37,6 +39,7 @@ class StepCost:
         self._max_rows = max_rows
         self._decode_s: dict[int, float] = {}  # rows -> seconds of a step with nothing else
         self._token_s = _Line()  # position -> seconds a prompt token adds
+        self._least = LeastChunk()
 
     def budget(
         self, decode_rows: int, position: int = 0, beside: Beside = ALONE, *, watched: bool, spent_s: float = 0.0
@@ -64,7 +67,7 @@ class StepCost:
         left_s = max(target_s - streams_s, streams_s) / (1 + beside.prompts)
         light_s = streams_s if watched else self._target_s / 4
         fit, light = (self._tokens(seconds, position) for seconds in (left_s, min(light_s, left_s)))
-        return Budget(fit, light, watched)
+        return Budget(min(self._least.size(fit), self._max_rows), light, watched)
 
     def limit_s(self, beside: Beside = ALONE, *, watched: bool) -> float:
         """Seconds that a step may take; see `budget`."""
@@ -92,10 +95,12 @@ class StepCost:
     def observe(self, *, decode_rows: int, prefill_tokens: int, seconds: float, position: int = 0) -> None:
         """Learn from a step that was just made, whose first prompt token was at ``position``."""
         if prefill_tokens == 0:
+            self._least.forget()
             known = self._decode_s.get(decode_rows, seconds)
             self._decode_s[decode_rows] = known + _WEIGHT * (seconds - known)
             return
         rest_s = max(seconds - self._decode_time(decode_rows), seconds / 10, _CLOCK_TICK_S)
+        self._least.observe(prefill_tokens, rest_s)
         self._token_s.add(position, rest_s / prefill_tokens)
 
     def _tokens(self, seconds: float, position: int) -> int:

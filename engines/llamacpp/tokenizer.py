@@ -15,15 +15,12 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Iterable, Iterator
 
 from engines.errors import InvalidPrompt, PromptTooLong
 from engines.llamacpp.native.model import NativeModel
+from engines.llamacpp.own_thread import NoThread, on_own_thread
 from engines.llamacpp.spelling import WHOLE_CHARS, Cuts
-
-T = TypeVar("T")
 
 OWN_STACK_CHARS = 8192
 """Texts that are longer get a thread of their own."""
@@ -39,8 +36,6 @@ _LONG_CHARS = 64 * 1024  # texts that are worth a look at the whole vocabulary b
 
 _DIGITS = 99
 _LONG_NUMBER = re.compile(rf"[0-9]{{{2 * _DIGITS},}}")
-
-_stack_size = threading.Lock()
 
 
 class Tokenizer:
@@ -152,7 +147,10 @@ class Tokenizer:
         if len(text) <= OWN_STACK_CHARS or not self._native.is_bpe:
             return self._native.tokenize(text)
         size = _STACK_LEAST + _STACK_PER_CHAR * len(text)
-        return _on_stack(size, lambda: self._native.tokenize(text))
+        try:
+            return on_own_thread("tokenizer", lambda: self._native.tokenize(text), stack_bytes=size)
+        except NoThread:
+            raise InvalidPrompt("the prompt is longer than this machine's memory lets it be; shorten it") from None
 
     def _find_taker(self) -> tuple[str, int] | None:
         """A character that takes the space and joins with nothing, and the number of its tokens."""
@@ -161,29 +159,3 @@ class Tokenizer:
             if own and all(self._native.tokenize(taker + other)[: len(own)] == own for other in _FOLLOWERS):
                 return taker, len(own)
         return None
-
-
-def _on_stack(size: int, call: Callable[[], T]) -> T:
-    """What a call returns, or raises, on a thread with a stack of this many bytes."""
-    results: list[T] = []
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(call())
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=run, name="tokenizer")
-    with _stack_size:
-        before = threading.stack_size(-(-size // 4096) * 4096)
-        try:
-            thread.start()
-        except RuntimeError:
-            raise InvalidPrompt("the prompt is longer than this machine's memory lets it be; shorten it") from None
-        finally:
-            threading.stack_size(before)
-    thread.join()
-    if raised:
-        raise raised[0]
-    return results[0]

@@ -20,6 +20,7 @@ from engines import api
 from engines.api import FinishReason, SamplingParams, Schema
 from engines.errors import InvalidSchema
 from engines.llamacpp import grammar as grammar_module
+from engines.llamacpp import json_schema
 from engines.llamacpp.grammar import Grammar, Grammars
 from engines.llamacpp.model import LlamaModel
 from engines.llamacpp.vocab import LlamaVocab
@@ -368,3 +369,50 @@ def test_a_schema_cannot_change_how_it_is_kept_to(vocab: LlamaVocab, model: Llam
     schema = {**PERSON, "x-guidance": {"whitespace_flexible": True, "lenient": True}, "not": {}}
     with pytest.raises(InvalidSchema, match="not supported"):
         vocab.grammar(schema)
+
+
+def test_a_compilation_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, goes_on = json_schema.compiled, threading.Event()
+    grammars = Grammars("m", lambda: bytewise(None), [256])
+    grammars.compile(True)
+
+    def hang(*arguments: Any) -> Any:
+        assert goes_on.wait(60)
+        return real(*arguments)
+
+    monkeypatch.setattr(grammar_module, "TIME_LIMIT_S", 0.05)
+    monkeypatch.setattr(grammar_module, "compiled", hang)
+    for _ in range(grammar_module.MOST_LEFT_BEHIND):
+        with pytest.raises(InvalidSchema, match="takes too much time or memory"):
+            grammars.compile(True)
+    monkeypatch.setattr(grammar_module, "compiled", real)
+    with pytest.raises(InvalidSchema, match="earlier ones still are"):
+        grammars.compile(True)
+    left = [thread for thread in threading.enumerate() if thread.name == "schema"]
+    assert left
+    assert all(thread.daemon for thread in left)  # or the process would not end
+    goes_on.set()
+    for thread in left:
+        thread.join(60)
+    monkeypatch.setattr(grammar_module, "TIME_LIMIT_S", 60)
+    grammars.compile(True)
+
+
+def test_others_are_compiled_while_one_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, goes_on, hung = json_schema.compiled, threading.Event(), threading.Event()
+    grammars = Grammars("m", lambda: bytewise(None), [256])
+
+    def hang(schema: dict[str, Any], *arguments: Any) -> Any:
+        if schema == {"const": "hang"}:
+            hung.set()
+            assert goes_on.wait(60)
+        return real(schema, *arguments)
+
+    monkeypatch.setattr(grammar_module, "compiled", hang)
+    thread = threading.Thread(target=grammars.compile, args=({"const": "hang"},))
+    thread.start()
+    assert hung.wait(60)
+    grammars.compile(True)
+    goes_on.set()
+    thread.join(60)
+    assert not thread.is_alive()

@@ -47,6 +47,55 @@ def test_a_slow_machine_never_makes_a_step_much_longer_than_it_should() -> None:
     assert chunk(cost, 0) == MIN_CHUNK
 
 
+def read(
+    cost: StepCost, *, step_s: float, token_s: float, tokens: int = 3600, streams: int = 0, noise: float = 0.0
+) -> list[tuple[int, float]]:
+    """Chunks, and seconds of their steps, of a prompt on a machine of that cost."""
+    random_, steps = random.Random(1), []
+    while tokens:
+        rows = min(tokens, chunk(cost, streams))
+        seconds = (step_s + token_s * rows) * random_.uniform(1 - noise, 1 + noise)
+        cost.observe(decode_rows=streams, prefill_tokens=rows, seconds=seconds)
+        steps.append((rows, seconds))
+        tokens -= rows
+    return steps
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.5])
+@pytest.mark.parametrize("streams", [0, 4])
+@pytest.mark.parametrize("step_s", [0.45, 0.7, 1.5])
+def test_where_a_step_takes_long_whatever_it_has_chunks_are_not_the_smallest(
+    step_s: float, streams: int, noise: float
+) -> None:
+    """Other programs use the processors. Chunks of 16 would make it 225 steps."""
+    cost = StepCost(0.12, 512, lone_s=LONE_S)
+    cost.observe(decode_rows=4, prefill_tokens=0, seconds=0.02)  # when they did not
+    cost.observe(decode_rows=0, prefill_tokens=512, seconds=0.3)
+    steps = read(cost, step_s=step_s, token_s=0.002, streams=streams, noise=noise)
+    assert len(steps) < 60
+    assert max(seconds for _, seconds in steps) < 3.5 * step_s * (1 + noise)
+
+
+def test_that_is_forgotten_when_the_machine_is_itself_again() -> None:
+    cost = StepCost(0.12, 512, lone_s=LONE_S)
+    read(cost, step_s=0.7, token_s=0.002)
+    steps = read(cost, step_s=0.02, token_s=0.002, streams=4)
+    assert all(seconds <= 0.16 for _, seconds in steps[8:])
+    read(cost, step_s=0.7, token_s=0.002)
+    cost.observe(decode_rows=4, prefill_tokens=0, seconds=0.02)
+    assert chunk(cost, 4) == MIN_CHUNK
+
+
+def test_where_each_token_takes_long_a_longer_chunk_is_a_rare_trial() -> None:
+    cost = StepCost(0.12, 512, lone_s=LONE_S)
+    cost.observe(decode_rows=4, prefill_tokens=0, seconds=0.02)
+    for _ in range(3):
+        steps = read(cost, step_s=0.02, token_s=0.02, streams=4)
+    rows = [rows for rows, _ in steps]
+    assert sum(rows > MIN_CHUNK + 4 for rows in rows) <= len(rows) / 40
+    assert max(rows) == TILE
+
+
 def test_streams_of_another_model_take_their_time_and_set_the_target() -> None:
     cost = StepCost(0.1, 512, lone_s=LONE_S)
     cost.observe(decode_rows=0, prefill_tokens=100, seconds=0.1)  # 1 ms a token
