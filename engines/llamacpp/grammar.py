@@ -26,7 +26,6 @@ from engines.llamacpp.own_thread import NoThread, TooLong, on_own_thread
 from engines.llamacpp.schema_vet import STACK_BYTES, TIME_LIMIT_S, too_much, vet
 
 Ids = npt.NDArray[np.intp]
-Bits = npt.NDArray[np.bool_]
 
 SPELLED_CHARS = 512
 """Of a text without a choice that are turned into tokens at once: a constant may have 64 KiB."""
@@ -195,13 +194,6 @@ class Follower:
         """
         return self._next.result()
 
-    def allowed_along(self, tokens: Seq[int]) -> Future[list[Allowed]]:
-        """What may come next, then what after the first of these tokens, and so on up to the first that may not come.
-
-        Wait for it before `take`. Raises `InvalidSchema` as `allowed` does.
-        """
-        return self._threads.submit(self._look_along, tokens)
-
     def take(self, *tokens: int) -> bool:
         """Go on by allowed tokens; returns whether the text is complete and can only end. Raises `InvalidSchema`."""
         for token in tokens:
@@ -219,35 +211,12 @@ class Follower:
         return False
 
     def _look(self) -> Allowed:
-        return self._allowed(self._bits(self._matcher))
-
-    def _look_along(self, tokens: Seq[int]) -> list[Allowed]:
-        matcher = self._matcher.copy()
-        bits = self._bits(matcher)
-        sets = [self._allowed(bits)]
-        for token in tokens:
-            if not bits[token] or token in self._ends:
-                break
-            try:
-                matcher.take(token)
-                if matcher.stopped:
-                    break
-                bits = self._bits(matcher)
-                sets.append(self._allowed(bits))
-            except InvalidSchema:  # if the sequence gets there
-                break
-        return sets
-
-    def _bits(self, matcher: Matcher) -> Bits:
-        """Of each token, whether it may come next."""
+        matcher = self._matcher
         bits = np.unpackbits(matcher.mask().view(np.uint8), count=matcher.n_vocab, bitorder="little").view(bool)
         if self._to_the_end:
             ends, bits[self._ends] = bits[self._ends], False
             if not bits.any():
                 bits[self._ends] = ends
-        return bits
-
-    def _allowed(self, bits: Bits) -> Allowed:
         count = int(np.count_nonzero(bits))
         if not count:
             raise InvalidSchema("this model's vocabulary cannot write what has to come next")

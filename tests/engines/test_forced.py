@@ -1,4 +1,4 @@
-"""What a schema leaves no choice about: which tokens, how they are spelled, and what is allowed along a guess."""
+"""What a schema leaves no choice about: which tokens, and how they are spelled."""
 
 from __future__ import annotations
 
@@ -78,8 +78,6 @@ def write(vocab: LlamaVocab, follower: Follower, value: object) -> tuple[list[in
     while not complete:
         new = list(follower.forced())
         if new:
-            sets = follower.allowed_along(new).result()
-            assert [one.few.tolist() for one in sets[: len(new)] if one.few is not None] == [[token] for token in new]
             assert allowed_ids(follower) == {new[0]}
             count += len(new)
         else:
@@ -153,30 +151,6 @@ def test_a_tokenizer_that_adds_a_space_does_not_add_one_here(tmp_path: Path, thr
     tokens, forced = write(vocab, follow(vocab, {"const": "a<think> river"}, threads), "a<think> river")
     assert len(tokens) == forced
     vocab.close()
-
-
-def test_allowed_along_a_guess(vocab: LlamaVocab, threads: ThreadPoolExecutor) -> None:
-    follower = follow(vocab, {"type": "array", "items": {"type": "integer"}}, threads)
-    pieces = pieces_of(vocab)
-    guess = vocab._tokenizer.spell("[12, 3x")
-    sets = follower.allowed_along(guess).result()
-    written = b"".join(pieces[token] for token in guess[: len(sets) - 1])
-    assert b"[12, 3x".startswith(written)
-    assert b"x" not in written
-    alone = []
-    for token in guess[: len(sets) - 1]:
-        alone.append(allowed_ids(follower))
-        follower.take(token)
-    alone.append(allowed_ids(follower))
-    assert [set(one.few.tolist()) for one in sets if one.few is not None] == alone
-    assert guess[len(sets) - 1] not in alone[-1]
-
-
-def test_allowed_along_ends_where_the_text_does(vocab: LlamaVocab, threads: ThreadPoolExecutor) -> None:
-    follower = follow(vocab, {"enum": [True, False]}, threads)
-    guess = vocab._tokenizer.spell("true")
-    assert len(follower.allowed_along([*guess, *guess]).result()) == len(guess)
-    assert follower.take(*guess)
 
 
 @pytest.mark.parametrize("count", [257, 300, 319])
