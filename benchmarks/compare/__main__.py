@@ -1,6 +1,6 @@
 """Measure orchd beside llama-server and llama-cpp-python's own server.
 
-python -m benchmarks.compare [--quick] [--pairs N] [--only NAME ...] [--json FILE] [--model FILE ...]
+python -m benchmarks.compare [--quick] [--pairs N] [--only NAME ...] [--peer NAME ...] [--json FILE] [--model FILE ...]
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from benchmarks.compare.workloads import (
 )
 from orchd.machine.devices import usable_cores
 
+PEERS = tuple(dict.fromkeys(peer for scenario in SCENARIOS for peer in scenario.peers))
 NAMES = (*(scenario.name for scenario in SCENARIOS), SWEEP, "profile")
 PAGE = setup.ROOT / "docs" / "benchmarks.md"
 QUICK_S = 150.0
@@ -56,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="one short pair of what has a target, Q4_0 only; 3 minutes")
     made.add_argument("--pairs", type=int, help="pairs for each row (default: 5; 1 with --quick)")
     made.add_argument("--only", nargs="+", metavar="NAME", choices=NAMES, default=NAMES, help=f"of {names}")
+    made.add_argument("--peer", nargs="+", metavar="NAME", choices=PEERS, default=(), help=f"of {', '.join(PEERS)}")
     made.add_argument("--model", nargs="+", type=_absolute, metavar="FILE", help="instead of the demo's two files")
     made.add_argument("--budget-s", type=float, help="begin no further pairs after so long (--quick: 150)")
     made.add_argument("--threads", type=int, default=usable_cores(), help="of each server (default: every core)")
@@ -102,7 +104,7 @@ async def measure(options: argparse.Namespace) -> Results:
     for model, use in ((model, use) for use, files in work for model in files):
         table = [
             (scenario, Row(scenario.name, model.stem, peer))
-            for scenario, peer in rows(set(options.only), quick=options.quick, use=use)
+            for scenario, peer in rows(set(options.only), quick=options.quick, use=use, peers=options.peer)
         ]
         for pair, (scenario, row) in itertools.product(range(pairs), table):
             if time.monotonic() > deadline:

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -360,8 +360,9 @@ SWEEP: Final = "slots-sweep"
 SWEEP_SLOTS: Final = (1, 2, 4, 8, 16, 32, 64)
 
 
-def rows(names: set[str], *, quick: bool, use: Use) -> Iterator[tuple[Scenario, Peer]]:
-    """What is measured with such a model beside which peer, in the order of the table."""
+def rows(names: set[str], *, quick: bool, use: Use, peers: Collection[Peer] = ()) -> Iterator[tuple[Scenario, Peer]]:
+    """What is measured with such a model beside which peer, of these if any are named, in the order of the table."""
     for scenario in SCENARIOS:
         if scenario.name in names and scenario.shape.use == use and (scenario.in_quick or not quick):
-            yield from ((scenario, peer) for peer in scenario.peers[: 1 if quick else None])
+            beside = [peer for peer in scenario.peers if not peers or peer in peers]
+            yield from ((scenario, peer) for peer in beside[: 1 if quick else None])

@@ -86,7 +86,7 @@ class LlamaModel:
             self._context,
             self._slots,
             self._pieces,
-            free=self._free,
+            free=self._planner.free,
             forget=self._saver.forget,
             copies_late=self._native.is_recurrent,
         )
@@ -190,7 +190,7 @@ class LlamaModel:
         """See `engines.api.LoadedModel`."""
         for slot in self._slots:
             if slot.run is not None and slot.run.sequence.key == key:
-                self._free(slot)
+                self._planner.free(slot)
                 self._prefixes.release_followers()
                 return True
         return False
@@ -198,7 +198,7 @@ class LlamaModel:
     def reset(self) -> None:
         """See `engines.api.LoadedModel`."""
         for slot in self._slots:
-            self._free(slot)
+            self._planner.free(slot)
             slot.cached = []
         self._saver.clear()
         self._context.clear()
@@ -206,13 +206,7 @@ class LlamaModel:
     def close(self) -> None:
         """See `engines.api.LoadedModel`."""
         for slot in self._slots:
-            self._free(slot)
+            self._planner.free(slot)
         self._context.close()
         self._native.close()
         self._masks.shutdown(wait=False)
-
-    def _free(self, slot: Slot) -> None:
-        if slot.run is not None and slot.run.sampler is not None:
-            slot.run.sampler.close()
-        slot.run = None
-        self._planner.slots_changed()

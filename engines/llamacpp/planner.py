@@ -99,6 +99,13 @@ class Planner:
         """A sequence came or went: the next step is another one than the last."""
         self._streams = self._plain = None
 
+    def free(self, slot: Slot) -> None:
+        """A slot's sequence, if it has one, is over."""
+        if slot.run is not None and slot.run.sampler is not None:
+            slot.run.sampler.close()
+        slot.run = None
+        self.slots_changed()
+
     def prepare(self, beside: Beside) -> Step | None:
         """Copy a cache where a sequence should move, and write the next step into the batch.
 
