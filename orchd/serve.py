@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from engines.llamacpp.build import gpu_backend, identity
+from orchd.garbage import expect_garbage
 from orchd.machine import devices
 from orchd.models import references
 from orchd.models.vetted import Vetted
@@ -73,6 +74,7 @@ def serve(config: Config, credentials: Credentials, *, observer: Observer) -> in
         config=None if config.source is None else os.path.realpath(config.source),
         token_file=None if credentials.file is None else os.path.abspath(credentials.file),
     )
+    expect_garbage()
     with contextlib.closing(listening), announced(me):
         code = asyncio.run(run())
     if server.left_behind or not _threads_end():

@@ -7,20 +7,16 @@ has left.
 
 from __future__ import annotations
 
-import gc
 import sys
 
 from orchd.cli.exits import Exit, output_lost
 from orchd.cli.streams import OutputLost, StandardStreams
-
-GARBAGE_AFTER = 50_000
-"""Objects made since the garbage collector's last look. Its own 700 is for programs that start with few: imports make
-130,000 that stay, and 190 looks at them are a tenth of a start."""
+from orchd.garbage import expect_imports
 
 
 def main() -> None:
     """The command line. What is called often does not wait for what only other commands need."""
-    gc.set_threshold(GARBAGE_AFTER)
+    expect_imports()
     streams = StandardStreams()
     code: str | int | None
     try:
