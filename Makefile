@@ -167,6 +167,8 @@ lock: $(SUPPLY_READY) ## write requirements/*.txt: every version and hash that C
 	$(LOCK) $(if $(UPGRADE),--upgrade) --output-file requirements/run.txt
 	$(LOCK) $(if $(UPGRADE),--upgrade) --extra test --extra dev --constraint requirements/run.txt \
 	  --no-emit-package llama-cpp-python --output-file requirements/dev.txt
+	$(subst 3.10,3.12,$(LOCK)) $(if $(UPGRADE),--upgrade) --extra bundle --constraint requirements/dev.txt \
+	  --no-emit-package llama-cpp-python --output-file requirements/bundle.txt
 
 setup-locked: $(BUILT) ## like setup, but with exactly the versions and hashes of requirements/dev.txt
 	@$(PIP) install --quiet --require-hashes --no-deps -r requirements/dev.txt
