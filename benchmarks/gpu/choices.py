@@ -58,20 +58,20 @@ def unified(on: bool) -> Iterator[None]:
         llama_cpp.llama_init_from_model = make
 
 
-def by_sampler(context: NativeContext, slots: int) -> dict[str, float]:
+def by_sampler(context: NativeContext, slots: int, steps: int) -> dict[str, float]:
     """A step of all slots and its tokens."""
     try:
-        host, graph = sampled_step_ms(context, slots)
+        host, graph = sampled_step_ms(context, slots, tokens=10 + steps)
     except SystemExit:
-        return {"on the host": sampled_on_host_ms(context, slots)}
+        return {"on the host": sampled_on_host_ms(context, slots, steps)}
     return {"on the host": host, "llama_set_sampler": graph}
 
 
-def sampled_on_host_ms(context: NativeContext, slots: int) -> float:
+def sampled_on_host_ms(context: NativeContext, slots: int, steps: int) -> float:
     """The same where the backend does not take samplers into its graph: greedy, from the logits."""
     context.clear()
     took = []
-    for position in range(60):
+    for position in range(10 + steps):
         began = time.perf_counter()
         step_ms(context, range(slots), [position], all_outputs=True)
         context.logits(slots).argmax(axis=1)
@@ -131,7 +131,7 @@ def measure(model: NativeModel, spec: ModelSpec, threads: int, steps: int) -> di
             where = "kv_unified" if on else "a cache each"
             decode_ms(context, range(spec.slots), 10)  # warm-up
             if not on:
-                found["sampler"] = by_sampler(context, spec.slots)
+                found["sampler"] = by_sampler(context, spec.slots, steps)
             for name, ms in by_gaps(context, spec.slots, steps).items():
                 found.setdefault(f"streams in half of the slots, {name}", {})[where] = ms
             passes = found.setdefault(f"{spec.slots - 1} streams and {CHUNK} rows of a prompt", {})
