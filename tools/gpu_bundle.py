@@ -165,6 +165,7 @@ def build_stand_in(folder: Path, settings: dict[str, str]) -> None:
     command = [options["CMAKE_CUDA_COMPILER"], "-O3", "-shared", "-Xcompiler", "-fPIC", "-cudart", "shared"]
     command += [f"-gencode=arch=compute_{number},code=sm_{number}" for number in architectures]
     command += [options.get("CMAKE_CUDA_FLAGS", "-O3"), "-Xlinker", "-soname=libcublas.so.13"]
+    command += ["-Xlinker", f"--version-script={STAND_IN.with_suffix('.map')}"]
     command += ["-Xlinker", "-rpath=$ORIGIN", "-o", str(folder / "libcublas.so.13"), str(STAND_IN)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
