@@ -37,7 +37,7 @@ class Outcome:
     """What became of a part.
 
     Attributes:
-        state: ``done``, ``failed``, ``out of time`` while it ran, ``not begun`` or ``not there``.
+        state: ``done``, ``failed``, ``out of time`` or ``cut off`` while it ran, ``not begun`` or ``not there``.
         seconds: How long it ran.
         why: If it is not done.
         lines: What is worth repeating of what it said.
@@ -59,11 +59,15 @@ class Campaign:
         results: The folder to write to.
         deadline: In seconds of ``clock``.
         clock: Seconds, as `time.time` counts them.
+
+    Attributes:
+        cut_off: Set from a signal handler: the part that runs is ended.
     """
 
     def __init__(self, results: Path, deadline: float, *, title: str, clock: Callable[[], float] = time.time) -> None:
         results.mkdir(parents=True, exist_ok=True)
         self.outcomes: list[Outcome] = []
+        self.cut_off = threading.Event()
         self._results = results
         self._deadline = deadline
         self._title = title
@@ -91,13 +95,53 @@ class Campaign:
         began = self._clock()
         with (self._results / "log.txt").open("a", buffering=1) as log:
             log.write(f"\n=== {part.name}: {part.about}\n$ {' '.join(part.command)}\n")
-            code, lines = _watch(part, limit_s, log)
+            code, lines = self._watch(part, limit_s, log)
         outcome = Outcome(part, "done", self._clock() - began, lines=lines, figures=_figures(part))
-        if code is None:
+        if self.cut_off.is_set():
+            outcome.state, outcome.why = "cut off", "the campaign was ended from outside"
+        elif code is None:
             outcome.state, outcome.why = "out of time", f"it was stopped after {limit_s:.0f} s"
-        elif code:
+        elif code not in part.fine:
             outcome.state, outcome.why = "failed", f"it ended with {code}; log.txt has what it said"
         return outcome
+
+    def _watch(self, part: Part, limit_s: float, log: TextIO) -> tuple[int | None, list[str]]:
+        """Run its command. Returns the exit code, None if it had to be stopped, and the lines worth repeating."""
+        lines: list[str] = []
+        mark = uuid.uuid4().hex
+        process = subprocess.Popen(
+            part.command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env={**os.environ, **part.environment, MARK: mark, "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
+        )
+
+        def follow() -> None:
+            assert process.stdout is not None
+            for line in process.stdout:
+                log.write(line)
+                print(f"  {line}", end="", flush=True)
+                if part.worth.search(line):
+                    lines.append(line.rstrip())
+
+        reader = threading.Thread(target=follow, daemon=True)
+        reader.start()
+        code, until = None, time.monotonic() + limit_s
+        while code is None and time.monotonic() < until and not self.cut_off.is_set():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(0.1)
+        if code is None:
+            process.send_signal(signal.SIGINT)  # Python's programs then stop the servers that they have started
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_S / 2)
+        _kill_marked(mark)
+        process.wait()
+        reader.join(STOP_S / 4)
+        return code, lines
 
     def _write(self) -> None:
         _replace(self._results / "summary.md", summary(self._title, self.outcomes))
@@ -120,45 +164,6 @@ def summary(title: str, outcomes: Sequence[Outcome]) -> str:
             said = [f"{one.state}: {one.why}"] if one.why else []
             text += ["", f"## {one.part.name}: {one.part.about}", "", "```", *said, *one.lines, "```"]
     return "\n".join(text) + "\n"
-
-
-def _watch(part: Part, limit_s: float, log: TextIO) -> tuple[int | None, list[str]]:
-    """Run its command. Returns the exit code, None if it had to be stopped, and the lines worth repeating."""
-    lines: list[str] = []
-    mark = uuid.uuid4().hex
-    process = subprocess.Popen(
-        part.command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        env={**os.environ, **part.environment, MARK: mark, "PYTHONUNBUFFERED": "1"},
-        start_new_session=True,
-    )
-
-    def follow() -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            log.write(line)
-            print(f"  {line}", end="", flush=True)
-            if part.worth.search(line):
-                lines.append(line.rstrip())
-
-    reader = threading.Thread(target=follow, daemon=True)
-    reader.start()
-    code: int | None = None
-    try:
-        code = process.wait(limit_s)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)  # Python's programs then stop the servers that they have started
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_S / 2)
-    finally:
-        _kill_marked(mark)
-        process.wait()
-        reader.join(STOP_S / 4)
-    return code, lines
 
 
 def _kill_marked(mark: str) -> None:
@@ -212,19 +217,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := [name for name in options.only or () if name not in names]:
         print(f"campaign: there is no part {unknown[0]!r}; they are: {', '.join(names)}", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a part's processes never outlive this one
     title = f"orchd on {options.device}, {time.strftime('%Y-%m-%d %H:%M', time.gmtime(began))} UTC"
     campaign = Campaign(options.results, began + options.budget, title=title)
+    for which in (
+        signal.SIGTERM,
+        signal.SIGINT,
+    ):  # never an exception: it could come between a part's start and its name
+        signal.signal(which, lambda *_: campaign.cut_off.set())
     for part in chosen:
         if options.only and part.name not in options.only:
             continue
         print(f"==> {part.name}: {part.about} ({max(campaign.left_s, 0):.0f} s left)", flush=True)
-        try:
-            outcome = campaign.run(part)
-        except KeyboardInterrupt:
-            print("campaign: cut off; what was measured is in", options.results, file=sys.stderr)
-            return 130
+        outcome = campaign.run(part)
         print(f"<== {part.name}: {outcome.state}, {outcome.seconds:.0f} s {outcome.why}".rstrip(), flush=True)
+        if campaign.cut_off.is_set():
+            print(f"campaign: cut off; what was measured is in {options.results}", file=sys.stderr)
+            return 130
     states = [one.state for one in campaign.outcomes]
     took = f"{time.time() - began:.0f} s"
     print(f"{states.count('done')} of {len(states)} parts done in {took}; see {options.results}/summary.md")

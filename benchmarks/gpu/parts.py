@@ -32,6 +32,7 @@ class Part:
         least_s: With less it is not worth beginning.
         most_s: After so long it is stopped, so that the next ones get their turn.
         json: A file that the command writes.
+        fine: Exit codes with which it is done: some say that a goal was missed.
         worth: Which lines of its output the summary repeats.
         absent: Why there is no such part here; empty if there is.
     """
@@ -42,6 +43,7 @@ class Part:
     least_s: float
     most_s: float
     json: Path | None = None
+    fine: tuple[int, ...] = (0,)
     worth: re.Pattern[str] = FIGURES
     environment: Mapping[str, str] = field(default_factory=dict)
     absent: str = ""
@@ -80,6 +82,7 @@ def parts(device: str, results: Path, *, model: Path | None = None) -> list[Part
             least_s,
             most_s,
             json=written(name),
+            fine=(0, 1),
             environment=visible,
         )
 
