@@ -30,7 +30,8 @@ STAND_IN: Final = ROOT / "cmake" / "cublas_stand_in.cu"
 PYTHON: Final = "3.12"
 SOURCE: Final = (
     "orchd", "engines", "testkit", "benchmarks", "openapi", "pyproject.toml",
-    "tests/conftest.py", "tests/gpu/__init__.py", "tests/gpu/device.py", "tests/gpu/test_on_gpu.py",
+    "tests/conftest.py", "tests/gpu/__init__.py", "tests/gpu/device.py", "tests/gpu/test_cublas.py",
+    "tests/gpu/test_on_gpu.py",
 )  # fmt: skip
 PROGRAMS: Final = ("llama-server", "llama-bench")
 OF_THE_WHEEL: Final = ("libllama.so", "libggml")

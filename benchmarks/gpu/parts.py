@@ -65,7 +65,8 @@ def parts(device: str, results: Path, *, model: Path | None = None) -> list[Part
     visible = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     alone = {**visible, "CUDA_VISIBLE_DEVICES": device.partition(":")[2]} if on_gpu else {}
     python = [sys.executable, "-m"]
-    pytest = [*python, "pytest", "-v", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu/test_on_gpu.py"]
+    pytest = [*python, "pytest", "-v", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu/test_cublas.py"]
+    pytest.append("tests/gpu/test_on_gpu.py")
     tested = {**visible, "ORCHD_TEST_DEVICE": device, "ORCHD_TEST_MODELS": str(work)}
 
     def written(name: str) -> Path:
