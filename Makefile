@@ -26,6 +26,7 @@ SUPPLY_READY := $(VENV)/.made-supply
 RAY := build/ray
 PORTABLE := build/portable
 WHEELHOUSE := build/wheelhouse
+BUNDLE := build/gpu-bundle
 OPENAI_CLIENTS := build/openai-clients
 PEER := build/peer/bin/llama-server
 TINY_MODELS := build/architectures/.made
@@ -51,7 +52,7 @@ say = @printf '==> %s\n'
 .PHONY: help serve test setup lint fmt type cov bench clean distclean check-box FORCE
 .PHONY: docs test-all test-device test-openai test-ray test-templates test-architectures
 .PHONY: conformance metrics-lint schema bench-quick
-.PHONY: soak storm lock setup-locked audit sbom wheelhouse
+.PHONY: soak storm lock setup-locked audit sbom wheelhouse gpu-bundle
 FORCE:
 
 help: ## list these targets
@@ -170,6 +171,8 @@ lock: $(SUPPLY_READY) ## write requirements/*.txt: every version and hash that C
 	$(LOCK) $(if $(UPGRADE),--upgrade) --output-file requirements/run.txt
 	$(LOCK) $(if $(UPGRADE),--upgrade) --extra test --extra dev --constraint requirements/run.txt \
 	  --no-emit-package llama-cpp-python --output-file requirements/dev.txt
+	$(subst 3.10,3.12,$(LOCK)) $(if $(UPGRADE),--upgrade) --extra bundle --constraint requirements/dev.txt \
+	  --no-emit-package llama-cpp-python --output-file requirements/bundle.txt
 
 setup-locked: $(BUILT) ## like setup, but with exactly the versions and hashes of requirements/dev.txt
 	@$(PIP) install --quiet --require-hashes --no-deps -r requirements/dev.txt
@@ -204,6 +207,27 @@ wheelhouse: $(MADE) ## build/wheelhouse: wheels for machines without a compiler,
 	@$(PIP) download --quiet --no-deps --only-binary :all: --require-hashes --dest $(WHEELHOUSE) \
 	  --requirement $(PORTABLE)/dependencies.txt
 	$(say) 'Ready. On a machine with the same Python: pip install --no-index --find-links $(WHEELHOUSE) orchd'
+
+# Machine code alone, without the intermediate form that CUDA could compile for other cards: half the size. llama-server and
+# llama-bench are built for the CPU; on the other machine they load the wheel's libraries, which are of the same llama.cpp.
+BUNDLE_BACKEND = $(if $(filter auto,$(BACKEND)),cuda,$(BACKEND))
+BUNDLE_ARCHITECTURES = $(subst ;,-real;,$(CUDA_ARCHITECTURES))$(if $(CUDA_ARCHITECTURES),-real)
+BUNDLE_MIB ?= 60
+ORCHD_PEER_BIN ?= $(BUNDLE)-programs/peer/bin
+
+gpu-bundle: $(DEV_READY) ## build/gpu-bundle: orchd, its tests and figures for a machine with a driver and Python 3.12 alone
+	$(say) 'Building llama.cpp for the bundle'
+	@mkdir -p $(BUNDLE)-build
+	@$(CMAKE) -S . -B $(BUNDLE)-build -G Ninja '-DORCHD_BACKEND=$(BUNDLE_BACKEND)' \
+	  '-DORCHD_CUDA_ARCHITECTURES=$(BUNDLE_ARCHITECTURES)' -DORCHD_PORTABLE=$(if $(filter cpu,$(BUNDLE_BACKEND)),OFF,ON) \
+	  '-DORCHD_PYTHON=$(abspath $(BIN))/python' $(CMAKE_FLAGS) >$(BUNDLE)-build/configure.log
+	@$(CMAKE) --build $(BUNDLE)-build
+	@test -x $(ORCHD_PEER_BIN)/llama-bench || { mkdir -p $(BUNDLE)-programs && \
+	  $(CMAKE) -S . -B $(BUNDLE)-programs -G Ninja -DORCHD_BACKEND=cpu '-DORCHD_PYTHON=$(abspath $(BIN))/python' \
+	  >$(BUNDLE)-programs/configure.log && $(CMAKE) --build $(BUNDLE)-programs --target llama_server; }
+	$(say) 'Packing $(BUNDLE)'
+	@$(BIN)/python -m tools.gpu_bundle --build $(BUNDLE)-build --peer $(ORCHD_PEER_BIN) --out $(BUNDLE) \
+	  --limit-mib $(BUNDLE_MIB) $(ARGS)
 
 clean: ## remove build output and tool caches; keeps the environment
 	rm -rf build dist htmlcov .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -117,7 +117,7 @@ def chain(params: SamplingParams, *, n_vocab: int, prompt: Sequence[int] = ()) -
         llama_cpp.llama_sampler_free(handle)
 
 
-def sampled_step_ms(context: NativeContext, slots: int) -> tuple[float, float]:
+def sampled_step_ms(context: NativeContext, slots: int, *, tokens: int = 60) -> tuple[float, float]:
     """A step and a token for each slot: sampled after it, and by samplers that belong to the context."""
     n_vocab = context.logits(1).shape[1]
     took: tuple[list[float], list[float]] = [], []
@@ -131,7 +131,7 @@ def sampled_step_ms(context: NativeContext, slots: int) -> tuple[float, float]:
                 if in_graph and not llama_cpp.llama_set_sampler(context.handle, slot, handle):
                     raise SystemExit("llama.cpp does not take these samplers into its graph")
             context.clear()
-            for position in range(60):
+            for position in range(tokens):
                 began = time.perf_counter()
                 step_ms(context, range(slots), [position], all_outputs=True)
                 for row, handle in enumerate(chains):

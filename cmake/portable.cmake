@@ -4,8 +4,13 @@
 # Sets in the caller: `out_args`, arguments for llama.cpp's configure step; `out_exclude`, patterns for what is left out of
 # the wheel besides.
 function(orchd_portable out_args out_exclude)
-  if(NOT ORCHD_BACKEND STREQUAL "cpu")
-    message(FATAL_ERROR "A portable build is for the CPU: set -DORCHD_BACKEND=cpu.")
+  if(ORCHD_BACKEND STREQUAL "cuda")
+    # One library for the CPU, which has little to do beside a GPU: for all that have AVX2, FMA and F16C.
+    set(${out_args} "-DGGML_NATIVE=OFF" PARENT_SCOPE)
+    set(${out_exclude} "" PARENT_SCOPE)
+    return()
+  elseif(NOT ORCHD_BACKEND STREQUAL "cpu")
+    message(FATAL_ERROR "A portable build is for the CPU or for CUDA: set -DORCHD_BACKEND=cpu or cuda.")
   endif()
   # Beside the other libraries, where they find each other and ggml looks for them. A wheel has no links, so each would be
   # there three times, by the names with versions too.

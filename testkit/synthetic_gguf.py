@@ -3,10 +3,13 @@
     python -m testkit.synthetic_gguf --shape 8B --type Q4_K /tmp/synthetic-8b.gguf
 
 Speed, memory fit and reload depend on a model's shape, not on what it knows. The vocabulary and the chat template are
-the demo model's, so prompts and streams are real text as far as the server can tell; what comes out is noise.
+the demo model's, so prompts and streams are real text as far as the server can tell; what comes out is noise. Where the
+demo model is not installed, ``ORCHD_TEST_VOCABULARY`` names a file that has its vocabulary alone (`write_vocabulary`).
 
 A quantised tensor is one quantised tile of random rows over and over (llama.cpp's own quantiser makes it), because
-quantising billions of numbers takes minutes and changes nothing that is measured here.
+quantising billions of numbers takes minutes and changes nothing that is measured here. The matrices of the vocabulary
+are made of the tile's blocks in random order: of equal rows, 768 tokens would always be equally likely, which no model
+shows and which costs a sampler a multiple.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import argparse
 import ctypes
 import functools
 import importlib.metadata
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +32,8 @@ from orchd.models.references import demo_model_path
 
 TILE_ROWS = 64
 """Rows quantised once and repeated."""
+OUTPUT_SCALE = 8.0
+"""Standard deviation of logits: few tokens stand out then, as with real models."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +56,31 @@ class Shape:
 
 
 SHAPES = {
+    "135M": Shape(30, 576, 9, 3, 1536),
     "1B": Shape(16, 2048, 32, 8, 8192),
     "3B": Shape(28, 3072, 24, 8, 8192),
     "8B": Shape(32, 4096, 32, 8, 14336),
 }
-"""Those of Llama 3.2 1B and 3B and Llama 3.1 8B, but for the vocabulary."""
+"""Those of the demo model (SmolLM2 135M; its rows are too short for Q4_K), and of Llama 3.2 1B and 3B and Llama 3.1 8B
+but for the vocabulary."""
+
+
+def vocabulary_donor() -> Path:
+    """The file whose vocabulary models get. Exits if there is none."""
+    donor = os.environ.get("ORCHD_TEST_VOCABULARY") or demo_model_path()
+    if donor is None:
+        raise SystemExit("the demo model is not installed, and its vocabulary is needed; run 'make setup'")
+    return Path(donor)
+
+
+def write_vocabulary(path: Path) -> Path:
+    """Write the donor's vocabulary and chat template, which is all that `write` needs of it: 1.5 % of its size."""
+    writer = gguf.GGUFWriter(path, "llama")
+    _copy_tokenizer(vocabulary_donor(), writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return path
 
 
 def write(path: Path, shape: Shape, kind: gguf.GGMLQuantizationType, *, ctx: int = 131072, seed: int = 0) -> Path:
@@ -67,11 +93,8 @@ def write(path: Path, shape: Shape, kind: gguf.GGMLQuantizationType, *, ctx: int
         ctx: Context length that the metadata claims.
         seed: Of the random weights.
     """
-    donor = demo_model_path()
-    if donor is None:
-        raise SystemExit("the demo model is not installed, and its vocabulary is needed; run 'make setup'")
     writer = gguf.GGUFWriter(path, "llama")
-    vocabulary = _copy_tokenizer(donor, writer)
+    vocabulary = _copy_tokenizer(vocabulary_donor(), writer)
     writer.add_name(f"synthetic {path.stem}")
     writer.add_context_length(ctx)
     writer.add_embedding_length(shape.width)
@@ -94,8 +117,13 @@ def write(path: Path, shape: Shape, kind: gguf.GGMLQuantizationType, *, ctx: int
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for _, rows, columns in tensors:
-        writer.write_tensor_data(np.ones(columns, np.float32) if rows == 1 else tiles.tensor(rows, columns))
+    for name, rows, columns in tensors:
+        if rows == 1:
+            writer.write_tensor_data(np.ones(columns, np.float32))
+        elif rows == vocabulary:
+            writer.write_tensor_data(tiles.unlike(rows, columns, OUTPUT_SCALE if name == "output.weight" else 1.0))
+        else:
+            writer.write_tensor_data(tiles.tensor(rows, columns))
     writer.close()
     return path
 
@@ -163,8 +191,14 @@ class _Tiles:
         tile = self._made[columns]
         return np.concatenate([tile] * (rows // TILE_ROWS) + [tile[: rows % TILE_ROWS]])
 
-    def _tile(self, columns: int) -> npt.NDArray[np.uint8]:
-        values = self._random.standard_normal((TILE_ROWS, columns), np.float32) / np.float32(columns) ** 0.5
+    def unlike(self, rows: int, columns: int, scale: float) -> npt.NDArray[np.uint8]:
+        """So many rows, no two of them equal."""
+        blocks = columns // gguf.GGML_QUANT_SIZES[self._kind][0]
+        tile = self._tile(columns, scale).reshape(TILE_ROWS * blocks, -1)
+        return tile[self._random.integers(0, len(tile), (rows, blocks))].reshape(rows, -1)
+
+    def _tile(self, columns: int, scale: float = 1.0) -> npt.NDArray[np.uint8]:
+        values = self._random.standard_normal((TILE_ROWS, columns), np.float32) * np.float32(scale / columns**0.5)
         tile = np.empty((TILE_ROWS, self.row_bytes(columns)), np.uint8)
         self._ggml.ggml_quantize_chunk(
             ctypes.c_int(int(self._kind)),

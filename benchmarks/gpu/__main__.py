@@ -16,7 +16,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,10 +29,10 @@ from benchmarks.compare.servers import serving
 from benchmarks.compare.stats import summarise
 from benchmarks.compare.workloads import Work, warm_up
 from benchmarks.gpu.card import Card, look_at
+from benchmarks.gpu.models import write_named
 from engines.llamacpp.build import gpu_backend
 from orchd.machine.devices import gpu_index, usable_cores
 from orchd.models.references import demo_model_path
-from testkit.synthetic_gguf import SHAPES, write
 
 CLIENTS = (1, 8, 32)
 PROMPT_TOKENS = 32
@@ -162,26 +162,18 @@ def the_models(options: argparse.Namespace) -> list[Path]:
     demo = demo_model_path()
     if demo is None:
         raise setup.SetupError("the demo model is not installed; run 'make setup', or give --model FILE")
-    found = [demo]
     setup.CACHE.mkdir(parents=True, exist_ok=True)
-    for kind in () if options.device == "cpu" else ("Q4_K", "Q8_0"):
-        path = setup.CACHE / f"synthetic-8B-{kind}.gguf"
-        if not path.exists():
-            print(f"writing {path.name}", flush=True)
-            partial = path.with_suffix(".partial")
-            write(partial, SHAPES["8B"], gguf.GGMLQuantizationType[kind])
-            partial.rename(path)
-        found.append(path)
-    return found
+    kinds = () if options.device == "cpu" else ("Q4_K", "Q8_0")
+    return [demo, *(write_named(setup.CACHE, f"8B-{kind}") for kind in kinds)]
 
 
-async def measure(model: Path, binaries: Path, options: argparse.Namespace) -> Row:
-    """All of one model, the servers taking turns."""
-    row = Row(model.name, weights_bytes(model))
+async def measure(row: Row, model: Path, binaries: Path, options: argparse.Namespace, save: Callable[[], None]) -> None:
+    """All of one model, the servers taking turns; every figure is saved when it is known."""
     pairs = options.pairs or (1 if options.quick else 3)
     tokens, ctx = (64, 512) if options.quick else (256, 1024)
     for pair in range(pairs):
         row.bench.append(bench_rate(binaries, model, options.device, tokens=tokens, threads=options.threads))
+        print(f"  {model.name} llama-bench, 1 stream: {row.bench[-1]:.1f} tokens/s", flush=True)
         for clients in options.clients:
             held = Setup(model, slots=clients, ctx=ctx, threads=options.threads)
             sides: list[tuple[Driver, dict[int, list[float]]]] = [
@@ -192,9 +184,10 @@ async def measure(model: Path, binaries: Path, options: argparse.Namespace) -> R
                 found = await rate(driver, held, clients=clients, pair=pair, quick=options.quick)
                 figures.setdefault(clients, []).append(found)
                 print(f"  {model.name} {driver.name}, {clients} streams: {found:.1f} tokens/s", flush=True)
+                save()
     slots, steps = max(options.clients), 20 if options.quick else 200
     row.outside = outside_decode(model, options.device, slots=slots, steps=steps)
-    return row
+    save()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -224,7 +217,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise setup.SetupError("llama.cpp was built for the CPU only; make BACKEND=cuda setup, or try --device cpu")
         card = look_at(options.device)
         binaries = setup.peer_binaries(options.peer_bin)
-        rows = [asyncio.run(measure(model, binaries, options)) for model in the_models(options)]
+        models = the_models(options)
+        rows = [Row(model.name, weights_bytes(model)) for model in models]
+
+        def save() -> None:
+            if options.json is not None:
+                found = {"card": vars(card), "facts": setup.facts(), "rows": [vars(row) for row in rows]}
+                options.json.write_text(json.dumps(found, indent=1) + "\n")
+
+        for row, model in zip(rows, models, strict=True):
+            asyncio.run(measure(row, model, binaries, options, save))
     except setup.SetupError as error:
         print(f"benchmark: {error}", file=sys.stderr)
         return 2
@@ -235,9 +237,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line, goal in row.verdicts(card):
             met = met and goal is not False
             print(f"  {'     ' if goal is None else 'goal ' if goal else 'MISS '}{line}")
-    if options.json is not None:
-        found = {"card": vars(card), "facts": setup.facts(), "rows": [vars(row) for row in rows]}
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0 if met else 1
 
 

@@ -140,7 +140,7 @@ def built_architectures(environment: Path | None = None) -> tuple[str, ...]:
     except OSError:
         return ()
     found = re.search(r"-DCMAKE_CUDA_ARCHITECTURES=(\S+)", built)
-    return tuple(found[1].split(";")) if found else ()
+    return tuple(name.partition("-")[0] for name in found[1].split(";")) if found else ()  # 86-real is for 86
 
 
 def gpu_index(name: str) -> int | None:

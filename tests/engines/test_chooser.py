@@ -18,6 +18,7 @@ from engines.api import SamplingParams
 from engines.llamacpp import chooser as chooser_module
 from engines.llamacpp.chooser import SMALL, Chooser
 from engines.llamacpp.draw import Uniforms, draw
+from engines.llamacpp.native.sampler import Candidates, NativeSampler
 from engines.llamacpp.sampling import Sampler, is_argmax
 
 Floats = npt.NDArray[np.float32]
@@ -213,3 +214,19 @@ def test_a_draw_at_the_border_of_two_tokens_is_left_to_llama_cpp() -> None:
 
     assert [at(0.5), at(0.5 + 1e-7), at(0.5 - 1e-7), at(0.50005)] == [None, None, None, 5000]
     assert [at(0.0), at(5e-5), at(1 - 5e-5)] == [0, 0, 9999]
+
+
+@pytest.mark.parametrize("n_vocab", [1000, 40_000])
+def test_a_draw_that_was_taken_back_goes_on_whatever_the_vocabulary_s_size(n_vocab: int) -> None:
+    """Above `native.sampler.SHORT` it is another function of llama.cpp's that is called."""
+    sampler = NativeSampler(top_k=40, top_p=0.95, min_p=0.05, temperature=1, seed=7)
+    candidates = Candidates()
+
+    def choose() -> int:
+        candidates.fill(np.arange(n_vocab), np.sin(np.arange(n_vocab, dtype=np.float32)))
+        return sampler.choose(candidates)
+
+    saved = sampler.saved_draw()
+    first = [choose(), choose()]
+    sampler.restore_draw(saved)
+    assert [choose(), choose()] == first

@@ -11,15 +11,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import gguf
 import pynvml
 import pytest
 
+from benchmarks.gpu.models import write_named
 from engines.api import Footprint, ModelSpec
 from engines.llamacpp.build import gpu_backend
 from engines.llamacpp.vet import vet
 from orchd.machine import devices, memory
-from testkit.synthetic_gguf import SHAPES, write
 from testkit.tiny_gguf import write_tiny_llama
 
 DEVICE = os.environ.get("ORCHD_TEST_DEVICE", "gpu:0")
@@ -55,12 +54,7 @@ def check_device() -> None:
 
 def synthetic(folder: Path, shape: str, kind: str, *, seed: int = 0) -> Path:
     """A model of a real size, written if it is not there yet."""
-    path = folder / f"synthetic-{shape}-{kind}-{seed}.gguf"
-    if not path.exists():
-        partial = path.with_suffix(".partial")
-        write(partial, SHAPES[shape], gguf.GGMLQuantizationType[kind], seed=seed)
-        partial.rename(path)
-    return path
+    return write_named(folder, f"{shape}-{kind}-{seed}")
 
 
 def make_models(folder: Path) -> Models:

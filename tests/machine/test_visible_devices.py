@@ -155,5 +155,7 @@ def test_what_llama_cpp_was_compiled_for_is_read_from_what_its_installation_left
     left = tmp_path / ".orchd-wheel.txt"
     left.write_text("llama-cpp-python 0.3.36\nCMAKE_ARGS -DGGML_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=86;89 -DX=1\n")
     assert devices.built_architectures(tmp_path) == ("86", "89")
+    left.write_text("CMAKE_ARGS -DCMAKE_CUDA_ARCHITECTURES=86-real;120a-real -DX=1\n")  # machine code alone
+    assert devices.built_architectures(tmp_path) == ("86", "120a")
     left.write_text("llama-cpp-python 0.3.36\nCMAKE_ARGS -DLLAVA_BUILD=OFF\n")
     assert devices.built_architectures(tmp_path) == ()

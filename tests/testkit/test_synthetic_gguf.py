@@ -40,6 +40,12 @@ def test_the_same_seed_gives_the_same_weights_and_another_one_does_not() -> None
     assert one == two != three
 
 
+def test_no_two_tokens_have_the_same_weights() -> None:
+    rows = _Tiles(Kind.Q4_0, 0).unlike(5000, 576, 1.0)
+    assert rows.shape == _Tiles(Kind.Q4_0, 0).tensor(5000, 576).shape
+    assert len({row.tobytes() for row in rows}) == 5000
+
+
 def test_the_shapes_are_those_of_real_models() -> None:
     def parameters(shape: Shape) -> int:
         kv = shape.width // shape.heads * shape.kv_heads
@@ -47,6 +53,7 @@ def test_the_shapes_are_those_of_real_models() -> None:
         return shape.layers * block
 
     assert {name: round(parameters(shape) / 1e9, 1) for name, shape in SHAPES.items()} == {
+        "135M": 0.1,
         "1B": 1.0,
         "3B": 2.8,
         "8B": 7.0,

@@ -19,7 +19,7 @@ _CANDIDATE = np.dtype(llama_cpp.llama_token_data)
 
 _apply_short = keeping_lock("llama_sampler_apply", [ctypes.c_void_p, ctypes.c_void_p])
 _apply_long = llama_cpp.llama_sampler_apply
-_clone = keeping_lock("llama_sampler_clone", [ctypes.c_void_p], ctypes.c_void_p)
+_clone = keeping_lock("llama_sampler_clone", [ctypes.c_void_p], llama_cpp.llama_sampler_p_ctypes)
 _free = keeping_lock("llama_sampler_free", [ctypes.c_void_p])
 
 

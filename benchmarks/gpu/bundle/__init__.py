@@ -1,0 +1,1 @@
+"""What `make gpu-bundle` puts beside orchd: the way into a machine without a network, and what runs there."""
