@@ -97,7 +97,7 @@ def parts(device: str, results: Path, *, model: Path | None = None) -> list[Part
             f"{name} with {large.stem}, beside {peer}",
             command,
             least_s=20,
-            most_s=75,
+            most_s=75 if on_gpu else 120,
             json=written(full),
             environment=alone,
             absent="" if there else f"benchmarks.compare has no row {name}",
