@@ -10,7 +10,7 @@ import re
 import secrets
 import sys
 import uuid
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +37,6 @@ class Setup:
         prompt_store: Whether prompts that have left their slot may be kept in further memory (the default of both).
         peer_batch: llama-server's ``--batch-size``: the most tokens it takes up between two looks at its streams. orchd
             has no such thing; it fits prompt chunks to `workers.step_target_ms`.
-        pool: Further lines of the pool in orchd's configuration, such as ``speculate = false``.
     """
 
     model: Path
@@ -46,7 +45,6 @@ class Setup:
     threads: int
     prompt_store: bool = True
     peer_batch: int = 2048
-    pool: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,6 @@ class Orchd:
             f"threads = {setup.threads}\nbatch = {UBATCH}\n"
             + ("" if setup.prompt_store else "prompt_cache_mib = 0\n")
             + ("" if self._speculation else "speculation = false\n")
-            + "".join(f"{line}\n" for line in setup.pool)
         )
         return [sys.executable, "-m", "orchd", "serve", "--config", str(config), "--port", "0"]
 

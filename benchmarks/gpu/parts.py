@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from benchmarks.compare.workloads import SCENARIOS
+from benchmarks.compare.workloads import SCENARIOS, WITHOUT_GUESSES
 
 SLOW_TESTS: Final = (
     "fifty_reloads or filled_to_its_limit or context_is_too_large or twentieth_of_a_step or synthetic_writer"
@@ -87,17 +87,17 @@ def parts(device: str, results: Path, *, model: Path | None = None) -> list[Part
             environment=visible,
         )
 
-    def row(name: str, *, off: str = "") -> Part:
-        full = f"d-{name}{'-off' if off else ''}"
+    def row(name: str, *, peer: str = "llama-server", suffix: str = "") -> Part:
+        full = f"d-{name}{suffix}"
         command = [*python, "benchmarks.compare", "--only", name, "--pairs", "1", "--quick", "--model", str(large)]
-        command += ["--json", str(written(full)), *(["--pool", off] if off else [])]
+        command += ["--json", str(written(full)), "--peer", peer]
         there = any(scenario.name == name for scenario in SCENARIOS)
         return Part(
             full,
-            f"{name} with {large.stem}{f', {off}' if off else ''}",
+            f"{name} with {large.stem}, beside {peer}",
             command,
             least_s=20,
-            most_s=75,
+            most_s=75 if on_gpu else 120,
             json=written(full),
             environment=alone,
             absent="" if there else f"benchmarks.compare has no row {name}",
@@ -137,7 +137,7 @@ def parts(device: str, results: Path, *, model: Path | None = None) -> list[Part
         ),
         row("conversations-12"),
         row("edit-1"),
-        row("edit-1", off="speculate = false"),
+        row("edit-1", peer=WITHOUT_GUESSES, suffix="-off"),
         row("json-8"),
         Part(
             "e-choices",
