@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
@@ -11,6 +16,21 @@ import pytest
 from testkit.nvml import FakeNvml
 from testkit.synthetic_gguf import Shape, write
 from testkit.tiny_gguf import write_tiny_llama, write_tiny_swa
+
+
+@pytest.fixture(autouse=True)
+def _process_as_it_was() -> Iterator[None]:
+    """What a command changes for the life of its process, it changes for one test only."""
+    environ, interval_s, threshold = dict(os.environ), sys.getswitchinterval(), gc.get_threshold()
+    levels = {name: logging.getLogger(name).level for name in ("orchd", "orchd.tasks", "engines")}
+    yield
+    sys.setswitchinterval(interval_s)
+    gc.set_threshold(*threshold)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    for name in os.environ.keys() - environ.keys():
+        del os.environ[name]
+    os.environ |= {name: value for name, value in environ.items() if os.environ.get(name) != value}
 
 
 @pytest.fixture(scope="session")

@@ -70,8 +70,8 @@ class LlamaModel:
             spec, self._native, self._context, self._slots, copier=self._copier, cost=cost, clock=clock
         )
         self._saver = self._prefixes.saver
-        speculates = spec.speculation and self._native.can_go_back
-        self._speculation = Speculation(cost, most_rows=self._context.n_guesses) if speculates else None
+        most = self._context.n_guesses
+        self._speculation = Speculation(cost, most_rows=most) if most else None
         self._planner = Planner(
             self._context,
             self._slots,

@@ -90,9 +90,7 @@ class Planner:
         self._cost = cost
         self._copier = copier
         self._speculation = speculation
-        self._streams: list[tuple[Slot, Run]] | None = (
-            None  # those of the last step, if they are all and the same still
-        )
+        self._streams: list[tuple[Slot, Run]] | None = None  # all that run, if the last step was of these alone
         self._plain: Step | None = None  # that step, if the batch holds it and each of them has one row
 
     def slots_changed(self) -> None:
@@ -117,7 +115,7 @@ class Planner:
         if self._plain is not None and not depth.guesses:
             return self._repeated(self._plain)
         chunks = plan([self._demand(slot, run) for slot, run in self._streams], max_rows=self._context.n_rows)
-        step = self._compose(chunks, depth=depth)
+        step = self._compose(chunks, depth)
         self._plain = None if depth.guesses else step
         return step
 
@@ -135,7 +133,7 @@ class Planner:
         budget = self._cost.budget(decode_rows, position, beside, watched=watched, spent_s=self._saver.spent_s)
         chunks = plan(demands, budget=budget, max_rows=self._context.n_rows)
         self._note_turns(turn, chunks)
-        step = self._compose(chunks, decode_rows=decode_rows, position=position)
+        step = self._compose(chunks, position=position)
         if decode_rows == len(running) and not moved and not step.copies:  # or another may move in the next step
             self._streams, self._plain = running, step
         return step
@@ -179,16 +177,14 @@ class Planner:
             assert run is not None  # it demands something
             run.chunk, run.passed = (got, 0) if got else (run.chunk, run.passed + total)
 
-    def _compose(
-        self, chunks: list[Chunk], *, decode_rows: int | None = None, position: int = 0, depth: Depth = NOTHING
-    ) -> Step:
-        """Write the chunks into the batch, and tell what they are; all are of streams unless so many are."""
-        n_rows = sum(chunk.rows for chunk in chunks)
-        streams = len(chunks) if decode_rows is None else decode_rows
-        prefill_tokens = 0 if decode_rows is None else n_rows - decode_rows
+    def _compose(self, chunks: Sequence[Chunk], depth: Depth = NOTHING, *, position: int = 0) -> Step:
+        """Write the chunks into the batch, and tell what they are."""
+        runs = [self._slots[chunk.slot].run for chunk in chunks]
+        read = [chunk.rows for chunk, run in zip(chunks, runs, strict=True) if run is not None and not run.decoding]
+        n_rows, streams = sum(chunk.rows for chunk in chunks), len(chunks) - len(read)
         outputs = tuple(self._outputs(chunks))
         self._fill(chunks)
-        return Step(n_rows, streams, prefill_tokens, position, outputs, self._copier.take_queued(), depth)
+        return Step(n_rows, streams, sum(read), position, outputs, self._copier.take_queued(), depth)
 
     def _outputs(self, chunks: Sequence[Chunk]) -> Iterator[Output]:
         row = first = 0

@@ -17,7 +17,8 @@ LONG = list(range(100, 100 + 3 * MIN_COPY))
 
 def slot(index: int, cached: list[int] | None = None, *, busy: bool = False, used: int = 0) -> Slot:
     prompt = (cached or [1])[: 1 + len(cached or ()) // 2]
-    run = Run(Sequence("key", prompt, 1), 1, OutputText(), None, next_token=1) if busy else None
+    writes = 1 if cached else None  # one that holds nothing has its prompt to read yet
+    run = Run(Sequence("key", prompt, 1), 1, OutputText(), None, next_token=writes) if busy else None
     return Slot(index, list(cached or ()), run, used)
 
 

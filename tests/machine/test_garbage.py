@@ -11,11 +11,9 @@ from orchd.garbage import AT_START, expect_garbage, expect_imports
 
 
 @pytest.fixture(autouse=True)
-def _usual() -> Iterator[None]:
-    before = gc.get_threshold()
+def _unfrozen() -> Iterator[None]:
     yield
     gc.unfreeze()
-    gc.set_threshold(*before)
 
 
 def test_a_start_is_not_held_up_and_what_comes_after_it_is_collected_as_usual() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,11 +16,8 @@ from testkit.observers import Quiet
 
 
 @pytest.fixture
-def interval() -> Iterator[float]:
-    before_s = sys.getswitchinterval()
-    sys.setswitchinterval(0.005)  # a server may have run in this process
-    yield 0.005
-    sys.setswitchinterval(before_s)
+def interval() -> float:
+    return sys.getswitchinterval()
 
 
 def test_a_server_hands_the_lock_over_soon(tmp_path: Path, interval: float) -> None:
