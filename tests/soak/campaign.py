@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import random
 import signal
 import sys
@@ -26,7 +27,17 @@ from prometheus_client.parser import text_string_to_metric_families
 from engines.llamacpp.vocab import LlamaVocab
 from tests.soak.clients import BEARER, PATIENCE_S, Client
 from tests.soak.ledger import Ledger, Samples
-from tests.soak.server import BROKEN_POOL, GOOD, LONG_RETENTION_S, POOLS, RETENTION_S, Usage, served, write_models
+from tests.soak.server import (
+    BROKEN_POOL,
+    GIVE_BACK,
+    GOOD,
+    LONG_RETENTION_S,
+    POOLS,
+    RETENTION_S,
+    Usage,
+    served,
+    write_models,
+)
 
 EXECUTOR_THREADS = 32
 """Most threads that asyncio makes for long prompts, as they are needed, and keeps."""
@@ -68,16 +79,10 @@ class Report:
         ]
 
 
-SETTLED_S = 120
-"""Seconds of load after which memory has settled: it grew from 119 to 129 MiB and was back at 120 at their end."""
-SHORT_GROWTH = 0.1
-"""What a shorter run may grow over its second half: it is still reaching that, by up to 7 %."""
-
-
 async def soak(home: Path, *, seconds: float, clients: int = 48, seed: int = 0) -> Report:
     """Run a server and the campaign against it."""
     bad = write_models(home)
-    retention_s = RETENTION_S if seconds < SETTLED_S else LONG_RETENTION_S
+    retention_s = RETENTION_S if seconds < 120 else LONG_RETENTION_S
     began = time.monotonic()
     with served(home, retention_s=retention_s) as (process, log):
         port = await asyncio.to_thread(process.wait_ready)
@@ -89,9 +94,7 @@ async def soak(home: Path, *, seconds: float, clients: int = 48, seed: int = 0) 
             usages.append(await campaign.quiesce(forget_s))
             if len(usages) == 2:
                 log.kill()  # whoever read the log leaves; the server writes on
-        faults = campaign.ledger.faults + await campaign.verdict(
-            home / f"{GOOD[0]}.gguf", usages, settled=seconds >= SETTLED_S
-        )
+        faults = campaign.ledger.faults + await campaign.verdict(home / f"{GOOD[0]}.gguf", usages)
         faults += _logged_faults((home / "log").read_text())
         process.send(signal.SIGTERM)
         if (code := await asyncio.to_thread(process.wait)) != 0:
@@ -182,9 +185,12 @@ class _Campaign:
             else:
                 self.ledger.complain(f"{busy} slots are held though every client has left")
         await asyncio.sleep(forget_s + 0.5)
+        os.kill(self.pid, GIVE_BACK)
+        async with self._session() as session, session.get(f"http://127.0.0.1:{self.port}/health", headers=BEARER):
+            pass  # answered by the thread that has given it back before
         return Usage.of(self.pid)
 
-    async def verdict(self, model: Path, usages: Sequence[Usage], *, settled: bool) -> list[str]:
+    async def verdict(self, model: Path, usages: Sequence[Usage]) -> list[str]:
         """Every end condition that does not hold."""
         ledger = self.ledger
         wrong = [f"{task_id} has no end" for task_id, task in ledger.tasks.items() if task.end is None]
@@ -192,9 +198,8 @@ class _Campaign:
         start, half, end = usages
         if end.threads > start.threads + EXECUTOR_THREADS or end.files > start.files:
             wrong.append(f"threads or descriptors grew: {usages}")
-        share = 0.02 if settled else SHORT_GROWTH
-        if end.resident_kib - half.resident_kib > max(share * half.resident_kib, NOTHING_SLACK_KIB):
-            wrong.append(f"memory grew by more than {share:.0%} over the second half: {usages}")
+        if end.resident_kib - half.resident_kib > max(0.02 * half.resident_kib, NOTHING_SLACK_KIB):
+            wrong.append(f"memory grew by more than 2 % over the second half: {usages}")
         return wrong
 
     async def _metrics(self) -> Samples:

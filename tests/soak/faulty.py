@@ -5,13 +5,18 @@ How many and how long is said in the environment.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import os
 import random
+import signal
 import threading
 import time
 from typing import Any
 
 from engines.llamacpp.model import LlamaModel
+from tests.soak.server import GIVE_BACK
 
 SLOW_S = 0.2
 """Long beside a step of the tiny model, and no hang."""
@@ -40,8 +45,21 @@ def spoil_steps(*, slow: float, hang: float, hang_s: float, seed: int) -> None:
     LlamaModel.step = spoilt  # type: ignore[assignment,method-assign]  # for the process's whole life
 
 
+def give_back_on_signal() -> None:
+    """On `GIVE_BACK`, hold no memory that nothing needs."""
+
+    def give_back(*_: object) -> None:
+        gc.collect()
+        with contextlib.suppress(AttributeError):  # another libc
+            ctypes.CDLL(None).malloc_trim(0)
+
+    signal.signal(GIVE_BACK, give_back)
+
+
 if __name__ == "__main__":
     from orchd.cli import main
+
+    give_back_on_signal()
 
     spoil_steps(
         slow=float(os.environ["SOAK_SLOW"]),

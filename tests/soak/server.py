@@ -10,6 +10,7 @@ import contextlib
 import os
 import random
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ CTX = 1024
 CAPACITY = 6
 STALL_S = 1.5
 FAULTS: dict[str, Any] = {"SOAK_SLOW": "0.002", "SOAK_HANG": "0.0001", "SOAK_HANG_S": "4", "SOAK_SEED": "0"}
+GIVE_BACK = signal.SIGUSR1
+"""Has the server collect its garbage and return what was freed to the system, so that what is resident is what it
+holds: what malloc keeps differs by 7 % from one look to the next."""
 GRACE_S = 0.3
 RETENTION_S = 15.0
 """For short runs, which wait for it twice. A client whose window was closed waits for the kernel's next probe, for 6 s
