@@ -145,11 +145,12 @@ $(RAY)/.made: $(DEV_READY)
 test-openai: $(OPENAI_CLIENTS)/.made ## test orchd openai with real clients: openai, langchain, llm, instructor, pydantic-ai
 	$(BIN)/python -m pytest -q tests/openai/clients $(ARGS)
 
-$(OPENAI_CLIENTS)/.made: $(DEV_READY) examples/openai/requirements.txt
+$(OPENAI_CLIENTS)/.made: $(DEV_READY) examples/openai/requirements.txt examples/openai/package.json
 	@rm -rf $(OPENAI_CLIENTS)
 	@$(BIN)/python -m venv $(OPENAI_CLIENTS)
 	@$(OPENAI_CLIENTS)/bin/python -m pip --disable-pip-version-check install --quiet -r examples/openai/requirements.txt
-	@if command -v npm >/dev/null; then npm install --silent --no-fund --no-audit --prefix $(OPENAI_CLIENTS) openai@6; fi
+	@cp examples/openai/package.json $(OPENAI_CLIENTS)
+	@if command -v npm >/dev/null; then npm install --silent --no-fund --no-audit --prefix $(OPENAI_CLIENTS); fi
 	@touch $@
 
 test-templates: $(DEV_READY) ## render the chat templates in llama.cpp's source; ARGS="--server PATH" compares

@@ -7,10 +7,8 @@ import contextlib
 import importlib
 import logging
 import socket
-import ssl
-import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 
 from engines.api import Engine, ModelSpec
@@ -242,26 +240,8 @@ class Server:
 
 def _import_web() -> None:
     """Import what answers requests: a third of what a start imports, while the first model loads."""
-    with _without_certificates():
-        for module in ("orchd.http.app", "orchd.http.connection", "orchd.metrics"):
-            importlib.import_module(module)
-
-
-@contextlib.contextmanager
-def _without_certificates() -> Iterator[None]:
-    """Import aiohttp without the system's certificates: they take it 0.1 s to read, and a server is nobody's client.
-
-    Whoever would use it all the same finds that no server can be trusted.
-    """
-    if "aiohttp" in sys.modules:
-        yield
-        return
-    read = "set_default_verify_paths"
-    setattr(ssl.SSLContext, read, lambda self: None)
-    try:
-        yield
-    finally:
-        delattr(ssl.SSLContext, read)  # the base class's is back
+    for module in ("orchd.http.app", "orchd.http.connection", "orchd.metrics"):
+        importlib.import_module(module)
 
 
 @contextlib.asynccontextmanager

@@ -35,14 +35,14 @@ CTX: Final = 512
 """Tokens a slot, more than a sliding window keeps."""
 SHORT_CTX: Final = 256
 """For models that have learnt positions one by one, and no more of them."""
-BATCHES: Final = 64, 24, 9
+BATCHES: Final = 64, 24, 9, 4
 """Most rows in a step: where a prompt is cut."""
 SERVED_BATCH: Final = 40
 SLACK: Final = 8.0
 """How many times as much as another cut changed may change in a busy server: few cuts of few prompts are measured."""
 MOST_ROUNDING: Final = 0.05
 """What another cut may change at most, as a share of the logits' standard deviation: more is no rounding."""
-ROUNDING: Final = 2e-3
+ROUNDING: Final = 1e-3
 """What may change in any case, as a share of the logits' standard deviation: flash attention computes with half floats,
 and two models that changed 1e-3 with it changed 1e-6 without."""
 ANSWER: Final = 12

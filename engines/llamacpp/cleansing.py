@@ -34,6 +34,9 @@ def cleanse(context: NativeContext, slots: Seq[Slot], damaged: Seq[Slot], *, cop
     for slot in targets:
         context.overwrite_slot(source.index, slot.index)
     if copies_late:
-        context.step_each([slot.index for slot in targets], source.cached[-1], position=len(source.cached))
+        rows = len(targets)
+        context.token[:rows], context.pos[:rows] = source.cached[-1], len(source.cached)
+        context.seq[:rows], context.output[:rows] = [slot.index for slot in targets], 1
+        context.decode(rows)
     for slot in targets:
         context.clear_slot(slot.index)

@@ -96,6 +96,7 @@ def _allow_at_most(what: int, amount: int) -> None:
 
 def _examine(spec: ModelSpec, *, decode: bool) -> dict[str, object]:
     """Add up what the whole shape would allocate, and use the model: with one small slot, or only its tokenizer."""
+    from engines.llamacpp.native import trials
     from engines.llamacpp.native.context import NativeContext  # loads llama.cpp: only in this process
     from engines.llamacpp.native.model import NativeModel
 
@@ -111,8 +112,8 @@ def _examine(spec: ModelSpec, *, decode: bool) -> dict[str, object]:
         cells = min(spec.ctx, _PROBE_CELLS)
         slots = min(spec.slots, _PROBE_SLOTS)
         context = NativeContext(model, dataclasses.replace(spec, slots=slots, ctx=cells, batch=_PROBE_BATCH), threads=1)
-        context.try_step(max(model.bos, 0))
-        context.try_tasks(max(model.bos, 0), slots)
+        trials.try_step(context, max(model.bos, 0))
+        trials.try_tasks(context, max(model.bos, 0), slots)
         context.close()
         model.close()
     return found

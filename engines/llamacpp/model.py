@@ -19,6 +19,7 @@ from engines.llamacpp.chooser import SMALL
 from engines.llamacpp.copying import Copier
 from engines.llamacpp.grammar import Follower, Grammar
 from engines.llamacpp.model_template import reasoning_style
+from engines.llamacpp.native import trials
 from engines.llamacpp.native.context import NativeContext
 from engines.llamacpp.native.gpus import index_of
 from engines.llamacpp.native.model import NativeModel
@@ -103,13 +104,13 @@ class LlamaModel:
         try:
             token = max(self._native.bos, 0)
             for rows in (context.n_rows, *chosen.first_rows) if chosen.first_rows else (1,):
-                context.try_step(token, min(rows, context.n_rows, spec.ctx))
+                trials.try_step(context, token, min(rows, context.n_rows, spec.ctx))
             if chosen.first_rows:
-                context.try_step(token, min(context.n_rows // spec.slots, spec.ctx), slots=spec.slots)
+                trials.try_step(context, token, min(context.n_rows // spec.slots, spec.ctx), slots=spec.slots)
                 for slots in range(2, spec.slots + 1):
-                    context.try_step(token, slots=slots)
+                    trials.try_step(context, token, slots=slots)
             if chosen.tunes_threads:
-                context.choose_threads(spec.slots)
+                trials.choose_threads(context, spec.slots)
         except BaseException as error:
             context.close()
             if not isinstance(error, EngineError):

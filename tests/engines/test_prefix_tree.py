@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import time
-
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -85,21 +82,3 @@ class TreeMachine(RuleBasedStateMachine):
 
 
 TestTree = TreeMachine.TestCase
-
-
-def test_a_look_up_takes_far_less_than_a_millisecond() -> None:
-    """With 1,000 entries of 8,000 tokens, each of which shares some of a long prompt, and 64 slots."""
-    random_ = random.Random(1)
-    prompt = [random_.randrange(100_000) for _ in range(8_000)]
-    tree: PrefixTree[int] = PrefixTree()
-    for entry in range(1_000):
-        shared = random_.randrange(8_000)
-        tree.add(entry, key_of([*prompt[:shared], *(random_.randrange(100_000) for _ in range(8_000 - shared))]))
-    for slot in range(64):
-        tree.place(slot, key_of(prompt[: random_.randrange(8_000)]))
-    times = []
-    for _ in range(20):
-        began = time.perf_counter()
-        tree.match(key_of(prompt))
-        times.append(time.perf_counter() - began)
-    assert min(times) < 0.001

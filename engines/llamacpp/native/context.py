@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,18 +24,12 @@ CACHE_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8, "bf16": 30}
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
 GUESSES = 32
 """Rows of guessed tokens in a step, at most: their logits take memory."""
-LONG_STEP_S = 0.001
-"""A step that takes as long is not made faster by leaving threads asleep."""
-CERTAINLY_LONG_S = 0.03
-"""A step that takes as long is not a short one that was held up; with a large model, four of them take seconds."""
 HELD_COST = 3
 """How many times as much a token costs that is copied by itself, through host memory, as with its whole slot."""
 COPY_BYTES = 256 << 20
 """Most host memory that a copy passes through."""
 KEPT_BYTES = 16 << 20
 """Most of it that is kept for the next one."""
-WORTH_WAKING = 1.5
-"""How much faster than one thread all have to be: beside short steps an event loop needs a core of its own."""
 
 
 class NativeContext:
@@ -53,6 +46,8 @@ class NativeContext:
         buffers: Memory that it takes.
         n_rows: Of a step, at most.
         n_guesses: Of these, guessed tokens at most, besides a row of each slot.
+        n_threads: Compute threads.
+        lone_rows: Steps of so many rows are left to one of them.
 
     Raises:
         LoadFailed: llama.cpp refuses the parameters.
@@ -79,6 +74,8 @@ class NativeContext:
         self._n_vocab = model.n_vocab
         self.buffers = Buffers(lines)
         self.n_rows = int(llama_cpp.llama_n_batch(handle))
+        self.lone_rows = 0
+        self.n_threads = threads
         self._ctx = spec.ctx
         # With a sliding window the state of a sequence is not all of its cache.
         self._copies_held = copies_held and not (model.n_swa or model.is_recurrent)
@@ -93,7 +90,6 @@ class NativeContext:
             raise
         self._logits_of = 0, 0  # address and outputs of `_logits`
         self._logits: npt.NDArray[np.float32]
-        self._lone_rows = 0  # most rows that one thread computes faster than all of them
 
     def _make_batch(self) -> None:
         self._batch = llama_cpp.llama_batch_init(self.n_rows, 0, 1)
@@ -132,7 +128,7 @@ class NativeContext:
             self._outputs = np.flatnonzero(self.output[:n_rows])
             self.output[:n_rows] = 1
         self.heartbeat.begin()
-        self._threads.use(1 if n_rows <= self._lone_rows else self._threads.count)
+        self._threads.use(1 if n_rows <= self.lone_rows else self.n_threads)
         self._queued.clear()
         code = llama_cpp.llama_decode(self.handle, self._batch)
         if self.buffers.on_device:
@@ -241,81 +237,6 @@ class NativeContext:
     def first_pos(self, slot: int) -> int:
         """The lowest position that a slot's cache still holds in every layer, -1 if there is none."""
         return int(llama_cpp.llama_memory_seq_pos_min(self._memory, slot))
-
-    def step_each(self, slots: Sequence[int], token: int, *, position: int) -> None:
-        """Continue each of these slots by one token, and look at nothing. Raises `DecodeFailed`."""
-        rows = len(slots)
-        self.token[:rows], self.pos[:rows], self.seq[:rows], self.output[:rows] = token, position, slots, 1
-        self.decode(rows)
-
-    def try_step(self, token: int, rows: int = 1, *, slots: int = 1) -> None:
-        """Decode a token ``rows`` times in each of the first slots, and forget it: shows that a step works.
-
-        It pages in the weights, and a GPU takes the memory that such a step needs.
-
-        Raises:
-            DecodeFailed: It does not.
-        """
-        n = rows * slots
-        self.token[:n], self.pos[:n], self.seq[:n] = token, np.tile(np.arange(rows), slots), np.arange(n) // rows
-        self.output[:n] = np.arange(1, n + 1) % rows == 0
-        self.decode(n)
-        if not np.isfinite(self.logits(slots)).all():
-            raise DecodeFailed("the model computes NaN or infinity instead of logits; its file may be damaged")
-        self.clear()
-
-    def try_tasks(self, token: int, slots: int) -> None:
-        """Decode as tasks do that come and go: in up to three slots, of unequal lengths, each of which ends once.
-
-        Raises:
-            DecodeFailed: A step does not work.
-        """
-        length = [0] * slots
-        for rows in ((3, 1, 2), (1, 0, 1), (1, 2, 1), (0, 1, 1), (2, 1, 0)):
-            n = 0
-            for slot, count in enumerate(rows[:slots]):
-                if not count:
-                    self.clear_slot(slot)
-                    length[slot] = 0
-                for left in reversed(range(count)):
-                    self.token[n], self.pos[n], self.seq[n], self.output[n] = token, length[slot], slot, left == 0
-                    length[slot] += 1
-                    n += 1
-            if n:
-                self.decode(n)
-        self.clear()
-
-    def choose_threads(self, n_slots: int) -> None:
-        """Find out for small steps whether waking the other threads is worth it; with tiny models it is not."""
-        lone_rows = 0
-        for rows in (1, n_slots) if self._threads.count > 1 else ():
-            if self._is_long(rows):
-                break
-            pairs = [(self._step_s(rows, lone_rows=0), self._step_s(rows, lone_rows=rows)) for _ in range(8)]
-            together_s, alone_s = map(min, zip(*pairs, strict=True))
-            if alone_s > together_s * WORTH_WAKING:
-                break
-            lone_rows = rows
-        self._lone_rows = lone_rows
-
-    def _is_long(self, rows: int) -> bool:
-        """Whether such a step takes long at its best; one that takes very long is enough to know."""
-        for _ in range(4):
-            seconds = self._step_s(rows, lone_rows=0)
-            if seconds <= LONG_STEP_S or seconds > CERTAINLY_LONG_S:
-                return seconds > LONG_STEP_S
-        return True
-
-    def _step_s(self, rows: int, *, lone_rows: int) -> float:
-        """Seconds of a step with one row in each slot, of a token that was decoded before."""
-        self._lone_rows = lone_rows
-        self.token[:rows], self.pos[:rows], self.output[:rows] = self.token[0], 0, 1
-        self.seq[:rows] = np.arange(rows)
-        began_s = time.perf_counter()
-        self.decode(rows)
-        seconds = time.perf_counter() - began_s
-        self.clear()
-        return seconds
 
     def clear(self) -> None:
         """Empty every slot."""

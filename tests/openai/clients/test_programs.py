@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.skipif(not (CLIENTS / "bin").is_dir(), reason="needs the clients: make test-openai"),
 ]
 needs_node = pytest.mark.skipif(
-    shutil.which("node") is None or not (CLIENTS / "node_modules" / "openai").is_dir(),
+    shutil.which("node") is None or not (CLIENTS / "node_modules" / "zod").is_dir(),
     reason="needs Node.js and npm, and then: make test-openai",
 )
 
@@ -42,8 +42,11 @@ def test_the_lines_of_the_documentation(programs: Programs, program: str, writte
 
 
 @needs_node
-def test_the_lines_for_node(programs: Programs) -> None:
-    assert programs.node(example("sdk.mjs").read_text()).strip() == REPLY
+@pytest.mark.parametrize(
+    ("program", "written"), [("sdk.mjs", REPLY), ("sdk_parse.mjs", "{ name: 'Rhine', length_km: 1 }")]
+)
+def test_the_lines_for_node(programs: Programs, program: str, written: str) -> None:
+    assert programs.node(example(program).read_text()).strip() == written
 
 
 def test_the_sdk_at_large(programs: Programs) -> None:
