@@ -34,6 +34,11 @@ class GuessCost:
         self._steps = 0
         self._since_plain: dict[int, int] = {}
 
+    @property
+    def is_known(self) -> bool:
+        """Whether a step with guesses was ever measured."""
+        return self._row_s is not None
+
     def plain(self, streams: int) -> None:
         """A step of so many streams was made without guesses."""
         self._steps += 1

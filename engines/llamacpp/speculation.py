@@ -26,6 +26,9 @@ DEPTHS = (1, 3, 7, 15)
 """Numbers of guesses, few so that llama.cpp can use the graph of the step before again; on a CPU, it computes four rows
 at a time."""
 
+AT_FIRST = 3
+"""Guesses of a stream at most, before any step with guesses was measured: a row may cost more than its share of a prompt."""
+
 MARGIN = 1.05
 """How many times as many tokens a second guesses must promise, because what they cost is an estimate."""
 
@@ -94,7 +97,8 @@ class Speculation:
         plain_s = self._steps.plain_s(count)
         if plain_s is None or self._cost.is_plain_due(count):
             return NOTHING
-        promises = [_promise(run) for run in streams]
+        most = DEPTHS[-1] if self._cost.is_known else AT_FIRST
+        promises = [_promise(run, most) for run in streams]
         if not any(promises):
             return NOTHING
         row_s = self._steps.token_s() or plain_s / 4
@@ -120,9 +124,9 @@ class Speculation:
             self._cost.observe(streams, guessing, depth.guesses, plain_s=plain_s, seconds=seconds)
 
 
-def _promise(run: Run) -> Sequence[float]:
+def _promise(run: Run, most: int) -> Sequence[float]:
     """What guesses promise a stream, for as many as it has room for: a token follows from the last."""
-    most = min(DEPTHS[-1], run.sequence.max_tokens - run.tokens_out - 1)
+    most = min(most, run.sequence.max_tokens - run.tokens_out - 1)
     if forced := run.forced[:most]:
         return range(1, len(forced) + 1)
     return run.guesser.promise(most) if run.guesser is not None else ()

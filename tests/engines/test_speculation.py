@@ -198,6 +198,7 @@ def guessed(speculation: Speculation, *runs: Run, beside: Beside = ALONE) -> Dep
 
 def test_a_stream_that_copies_gets_its_guess() -> None:
     speculation = stepped(0.009, 0.0015)
+    speculation.observe(1, Depth(1, (0,)), 0.0105)
     run = stream(copying(), speculation)
     depth = guessed(speculation, run)
     assert depth.streams == (0,)
@@ -221,6 +222,7 @@ def test_no_guess_is_longer_than_the_task_has_room_for() -> None:
 
 def test_streams_that_nobody_watches_may_have_longer_steps() -> None:
     speculation = stepped(0.05, 0.02)
+    speculation.observe(1, Depth(1, (0,)), 0.07)
     watched, unwatched = (stream(copying(), speculation, urgent=urgent) for urgent in (True, False))
     assert guessed(speculation, watched).guesses <= 3 < guessed(speculation, unwatched).guesses
 
@@ -233,11 +235,18 @@ def test_other_models_on_the_device_take_their_share_of_a_step() -> None:
 
 @pytest.mark.parametrize(
     ("price", "pays"),
-    [(lambda rows: on_two_cores(1, rows - 1), True), (lambda rows: 0.009 * rows, False)],
-    ids=["two cores", "a row costs a step"],
+    [
+        (lambda rows: on_two_cores(1, rows - 1), True),
+        (lambda rows: 0.009 * rows, False),
+        (lambda rows: 0.011 * rows, False),
+    ],
+    ids=["two cores", "a row costs a step", "sixteen cost more than a step may"],
 )
 def test_prices_are_found_out_within_some_steps(price: Callable[[int], float], pays: bool) -> None:
-    """Copying without an error, 400 steps: at first a row seems to cost as much as one of a long prompt."""
+    """Copying without an error, 400 steps: at first a row seems to cost as much as one of a long prompt.
+
+    That makes no step too long: the first guesses are few.
+    """
     speculation = stepped(price(1), 0.001)
     text = copying(1900)  # as one of more than it takes in at a time would not be known yet
     run = stream(text, speculation, max_tokens=10_000)
@@ -246,6 +255,7 @@ def test_prices_are_found_out_within_some_steps(price: Callable[[int], float], p
     while written < len(text) - 20:
         depth = guessed(speculation, run)
         took_s = price(1 + len(run.guess))
+        assert took_s <= LIMIT_S
         seconds += took_s
         plain += not depth.guesses
         if not depth.guesses:
