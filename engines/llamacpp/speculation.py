@@ -27,7 +27,7 @@ DEPTHS = (1, 3, 7, 15)
 at a time."""
 
 AT_FIRST = 3
-"""Guesses of a stream at most before a step with guesses was measured: a row may cost more than its share of a prompt."""
+"""Most guesses of a stream before a step with guesses was measured: a row may cost more than its share of a prompt."""
 
 MARGIN = 1.05
 """How many times as many tokens a second guesses must promise, because what they cost is an estimate."""

@@ -141,6 +141,15 @@ def test_the_price_of_a_shape_is_what_it_took() -> None:
     assert cost.seconds(1, 1, 3, plain_s=0.009, row_s=0.0) == pytest.approx(0.009 + 3 * 0.02 / 7), "by its rows"
 
 
+def test_what_a_guess_adds_is_known_by_how_many_streams_there_are() -> None:
+    cost = GuessCost()
+    cost.observe(1, 1, 7, plain_s=0.015, seconds=0.05)
+    assert cost.seconds(8, 2, 1, plain_s=0.04, row_s=0.0) == pytest.approx(0.05), "as beside another number"
+    cost.observe(8, 1, 1, plain_s=0.04, seconds=0.06)
+    assert cost.seconds(8, 2, 1, plain_s=0.04, row_s=0.0) == pytest.approx(0.08)
+    assert cost.seconds(1, 1, 3, plain_s=0.015, row_s=0.0) == pytest.approx(0.03), "as before"
+
+
 def test_a_first_step_that_took_long_is_no_measure() -> None:
     cost = GuessCost()
     for seconds in (0.5, 0.03, 0.03, 0.03):
