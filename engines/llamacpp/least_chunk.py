@@ -4,16 +4,19 @@ On a slow machine, small chunks keep steps short. On one whose processors other 
 of a step wait for each other at each of its hundreds of operations, and it takes half a second however few rows it has.
 A prompt of 3,600 tokens that was read in chunks of 16 took 270 s there.
 
-So now and then a longer chunk is tried. If it takes little longer, it is the least from then on. For example:
+Behind thousands of tokens they do not help either: a chunk below a tile costs twice as much a token.
+
+So now and then a longer chunk is tried. If a token in it is much cheaper, it is the least from then on. For example:
 - 16 tokens take 0.50 s, 64 take 0.55 s and 128 take 0.70 s: 128 are the least, and 256, which take 1.1 s, are not;
+- 16 take 0.2 s and 64 take 0.35 s: 64 are the least, and 128, which take 0.7 s, are not;
 - 16 take 0.3 s and 64 take 1.2 s: 16 remain the least, and the next trial is twice as far away.
 """
 
 from __future__ import annotations
 
-from engines.llamacpp.batch import MIN_CHUNK, TILE
+from engines.llamacpp.batch import MIN_CHUNK, TILE, WORTH_A_TILE
 
-_WORTH = 1.5  # times as long as before, at most: what is added takes less than what a step takes anyway
+_WORTH = 0.65  # of a token's price before, at most: a tile may take 2.6 times as long as a quarter of it
 _FIRST, _AGAIN, _LAST = 3, 1, 48  # steps before the first trial, before the next after a good one, and at most
 _TRIAL_S = 12.0  # no trial where a longer chunk would take more if each token took as long
 _WEIGHT = 0.3  # of the newest step in the mean
@@ -27,14 +30,19 @@ class LeastChunk:
         self.forget()
 
     def forget(self) -> None:
-        """Prompts fit, or there are none: begin with the smallest again."""
+        """Prompts fit: begin with the smallest again."""
         self._tokens = MIN_CHUNK
         self._mean_s = 0.0
         self._due = self._wait
 
+    def rest(self) -> None:
+        """There is no prompt. That a tile is cheaper than its parts stays true; that a machine is busy may not."""
+        if self._tokens > TILE:
+            self.forget()
+
     def size(self, fit: int) -> int:
         """What the next step should have, where so many tokens fit."""
-        if fit >= self._longer:
+        if fit >= (WORTH_A_TILE if self._tokens <= TILE else self._longer):
             self.forget()
             return fit
         at_least = max(fit, self._tokens)
@@ -58,7 +66,7 @@ class LeastChunk:
         return max(TILE, 2 * self._tokens)
 
     def _tried(self, tokens: int, seconds: float) -> None:
-        if seconds < _WORTH * self._mean_s:
+        if seconds / tokens < _WORTH * self._mean_s / self._tokens:
             self._tokens, self._mean_s = tokens, seconds
             self._wait, self._due = _FIRST, _AGAIN
         else:

@@ -71,14 +71,17 @@ class PrefixTree(Generic[Entry]):
 
     def match(self, key: Key) -> Match[Entry]:
         """Who shares how much of a prompt."""
+        path, shared = self._path(key)
         slots: dict[int, int] = {}
         best: tuple[Entry, int] | None = None
-        for node, shared in reversed(list(self._path(key))):
+        for node in reversed(path):
             if len(node.slots) > len(slots):  # a node has all that those below it have
                 slots |= dict.fromkeys(node.slots - slots.keys(), shared // TOKEN_BYTES)
-            if best is None and shared and node.n_entries:
+            if best is None and node.n_entries and shared:
                 entry = self._ends_with(node, shared) if self.whole_only else self._any_entry(node)
                 best = None if entry is None else (entry, shared // TOKEN_BYTES)
+            if node.parent is not None:
+                shared = node.parent.end
         return Match(slots, *(best or (None, 0)))
 
     def place(self, slot: int, key: Key) -> None:
@@ -109,29 +112,31 @@ class PrefixTree(Generic[Entry]):
 
     def beginnings(self, key: Key) -> list[Entry]:
         """The entries that a sequence begins with."""
-        found = [self._ends_with(node, shared) for node, shared in self._path(key)]
+        path, shared = self._path(key)
+        found = [*(node.entry for node in path[:-1]), self._ends_with(path[-1], shared)]
         return [entry for entry in found if entry is not None]
 
     def is_extended(self, entry: Entry) -> bool:
         """Whether another entry begins with this one."""
         return self._entries[entry].n_entries > 1
 
-    def _path(self, key: Key) -> Iterator[tuple[_Node[Entry], int]]:
-        """The nodes that a sequence leads to, each with how many bytes are shared; of the last perhaps not all."""
+    def _path(self, key: Key) -> tuple[list[_Node[Entry]], int]:
+        """The nodes that a sequence leads to, and how many bytes it shares with the last; with the others, all."""
         node, shared = self._root, 0
-        yield node, shared
-        while shared == node.end and (child := node.children.get(key[shared : shared + TOKEN_BYTES])) is not None:
+        path = [node]
+        while (child := node.children.get(key[shared : shared + TOKEN_BYTES])) is not None:
             node = child
-            if key.startswith(node.label, shared):
-                shared = node.end
-            else:
+            path.append(node)
+            if not key.startswith(node.label, shared):
                 part = common_prefix(node.label, key[shared : shared + len(node.label)])
-                shared += part - part % TOKEN_BYTES
-            yield node, shared
+                return path, shared + part - part % TOKEN_BYTES
+            shared = node.end
+        return path, shared
 
     def _reach(self, key: Key) -> _Node[Entry]:
         """The node at which a sequence ends, which is made if there is none."""
-        *_, (node, shared) = self._path(key)
+        path, shared = self._path(key)
+        node = path[-1]
         if shared < node.end:
             node = self._split(node, shared)
         if shared < len(key):

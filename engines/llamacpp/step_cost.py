@@ -95,7 +95,7 @@ class StepCost:
     def observe(self, *, decode_rows: int, prefill_tokens: int, seconds: float, position: int = 0) -> None:
         """Learn from a step that was just made, whose first prompt token was at ``position``."""
         if prefill_tokens == 0:
-            self._least.forget()
+            self._least.rest()
             known = self._decode_s.get(decode_rows, seconds)
             self._decode_s[decode_rows] = known + _WEIGHT * (seconds - known)
             return
