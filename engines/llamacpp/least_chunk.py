@@ -8,7 +8,7 @@ Behind thousands of tokens they do not help either: a chunk below a tile costs t
 
 So now and then a longer chunk is tried. If a token in it is much cheaper, it is the least from then on. For example:
 - 16 tokens take 0.50 s, 64 take 0.55 s and 128 take 0.70 s: 128 are the least, and 256, which take 1.1 s, are not;
-- 16 take 0.2 s and 64 take 0.35 s: 64 are the least, and 128, which take 0.7 s, are not;
+- 16 take 0.2 s and 64 take 0.35 s: 64 are the least, and 128 are not tried, which should take 0.55 s;
 - 16 take 0.3 s and 64 take 1.2 s: 16 remain the least, and the next trial is twice as far away.
 """
 
@@ -33,6 +33,7 @@ class LeastChunk:
         """Prompts fit: begin with the smallest again."""
         self._tokens = MIN_CHUNK
         self._mean_s = 0.0
+        self._before = 0, 0.0  # the last two for the chunk that was the least before
         self._due = self._wait
 
     def rest(self) -> None:
@@ -47,7 +48,7 @@ class LeastChunk:
             return fit
         at_least = max(fit, self._tokens)
         on_trial = not self._due and self._mean_s * self._longer / at_least <= _TRIAL_S
-        return self._longer if on_trial else at_least
+        return self._longer if on_trial and self._is_hopeful else at_least
 
     def observe(self, tokens: int, seconds: float) -> None:
         """Learn from a step with so many prompt tokens, which took so long besides its streams."""
@@ -65,8 +66,19 @@ class LeastChunk:
     def _longer(self) -> int:
         return max(TILE, 2 * self._tokens)
 
+    @property
+    def _is_hopeful(self) -> bool:
+        """Whether a longer chunk is worth it if the time goes on to grow as it did."""
+        tokens, mean_s = self._before
+        grows_s = (self._mean_s - mean_s) / (self._tokens - tokens)
+        return not tokens or self._is_worth(self._longer, self._mean_s + grows_s * (self._longer - self._tokens))
+
+    def _is_worth(self, tokens: int, seconds: float) -> bool:
+        return seconds / tokens < _WORTH * self._mean_s / self._tokens
+
     def _tried(self, tokens: int, seconds: float) -> None:
-        if seconds / tokens < _WORTH * self._mean_s / self._tokens:
+        if self._is_worth(tokens, seconds):
+            self._before = self._tokens, self._mean_s
             self._tokens, self._mean_s = tokens, seconds
             self._wait, self._due = _FIRST, _AGAIN
         else:
