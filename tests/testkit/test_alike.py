@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from engines.api import DeviceSpec, ModelSpec
-from engines.llamacpp import prefix_tree
 from engines.llamacpp.model import LlamaModel
+from engines.llamacpp.prefix_tree import TOKEN_BYTES, Key, Match, PrefixTree
 from engines.llamacpp.prefixes import Prefixes
 from testkit.alike import compare
 from testkit.tiny_gguf import write_tiny_cogvlm, write_tiny_llama, write_tiny_mamba, write_tiny_swa
@@ -28,7 +28,14 @@ def test_copies_are_among_what_is_compared(tmp_path: Path) -> None:
 
 
 def test_a_prefix_that_is_none_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prefix_tree, "common_prefix", lambda one, other: min(len(one), len(other)))
+    match = PrefixTree.match
+
+    def too_much(tree: PrefixTree[int], key: Key) -> Match[int]:
+        found = match(tree, key)
+        most = {slot: min(len(key), tree._slots[slot].end) // TOKEN_BYTES for slot in found.slots}
+        return found._replace(slots={slot: min(n + 3, most[slot]) if n else 0 for slot, n in found.slots.items()})
+
+    monkeypatch.setattr(PrefixTree, "match", too_much)
 
     assert not compare(ModelSpec(write_tiny_llama(tmp_path / "tiny.gguf"))).alike
 
