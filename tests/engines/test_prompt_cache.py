@@ -212,18 +212,25 @@ def test_a_failed_model_forgets_what_it_saved(tiny_model_path: Path) -> None:
         assert len(model._saver._cache) == 0
 
 
-def test_no_copy_is_made_that_a_watched_stream_would_feel(tiny_model_path: Path) -> None:
-    spec = dataclasses.replace(exact(tiny_model_path, slots=2, ctx=1024), step_target_s=1e-9)
+@pytest.mark.parametrize(("share", "kept"), [(0.2, True), (0.3, False)])
+def test_no_copy_is_made_that_a_watched_stream_would_feel(
+    tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, kept: bool
+) -> None:
+    step_s = 0.02
+    spec = dataclasses.replace(exact(tiny_model_path, slots=2, ctx=1024), step_target_s=step_s / 2)
     with loaded(spec) as model:
         text_of(model, conversation(1), 4)
+        leaving = model._slots[0]
         model.admit(sequence(conversation(2), 400, key="watched"))
         while not any(event.text for event in model.step()):
             pass
-        model.admit(sequence(conversation(3), 1, key="other"))
-        while model.free_slots == 0:
-            model.step()
-        model.admit(sequence(conversation(4), 1, key="another"))
-        assert len(model._saver._cache) == 0
+        monkeypatch.setattr(model._planner._cost, "expected_s", lambda **_: step_s)
+        monkeypatch.setattr(model._planner._cost, "token_s", lambda: step_s)
+        model._saver.next_step()
+        model._saver._save_s = share * step_s / model._context.state_bytes(leaving.index)
+        assert leaving.run is None
+        model._saver.save(leaving, losing=len(leaving.cached))
+        assert found(model._saver._cache, list(leaving.cached)) == kept
 
 
 def test_a_save_leaves_the_time_for_the_restore_that_follows(tiny_model_path: Path) -> None:
