@@ -62,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--budget-s", type=float, help="begin no further pairs after so long (--quick: 150)")
     made.add_argument("--threads", type=int, default=usable_cores(), help="of each server (default: every core)")
     made.add_argument("--peer-batch", type=int, default=2048, help="llama-server's --batch-size (default: its own)")
+    made.add_argument("--flash-attn", choices=("auto", "on", "off"), default="auto", help="of orchd and llama-server")
     made.add_argument("--peer-bin", type=Path, metavar="DIR", help="where llama-server is (default: build/peer/bin)")
     made.add_argument("--json", type=Path, metavar="FILE", help="write every run's figures")
     made.add_argument("--publish", action="store_true", help="write benchmarks/results/, and into docs/")
@@ -177,7 +178,7 @@ def _in_turn(pair: int) -> Iterator[str]:
 
 def _held(shape: Shape, model: Path, options: argparse.Namespace) -> Setup:
     held = Setup(model, shape.slots, shape.ctx, options.threads, prompt_store=shape.prompt_store)
-    return replace(held, peer_batch=options.peer_batch)
+    return replace(held, peer_batch=options.peer_batch, flash_attn=options.flash_attn)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ class Setup:
         prompt_store: Whether prompts that have left their slot may be kept in further memory (the default of both).
         peer_batch: llama-server's ``--batch-size``: the most tokens it takes up between two looks at its streams. orchd
             has no such thing; it fits prompt chunks to `workers.step_target_ms`.
+        flash_attn: ``auto``, ``on`` or ``off``, as orchd and llama-server both call it.
     """
 
     model: Path
@@ -45,6 +46,7 @@ class Setup:
     threads: int
     prompt_store: bool = True
     peer_batch: int = 2048
+    flash_attn: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class Orchd:
         config.write_text(
             "[tasks]\ncancel_grace_s = 0\n"
             f"[[pools]]\nmodel = {json.dumps(str(setup.model))}\nslots = {setup.slots}\nctx = {setup.ctx}\n"
-            f"threads = {setup.threads}\nbatch = {UBATCH}\n"
+            f"threads = {setup.threads}\nbatch = {UBATCH}\nflash_attn = {json.dumps(setup.flash_attn)}\n"
             + ("" if setup.prompt_store else "prompt_cache_mib = 0\n")
             + ("" if self._speculation else "speculation = false\n")
         )
@@ -179,6 +181,7 @@ class LlamaServer:
         command += ["--parallel", str(setup.slots), "--ctx-size", str(setup.slots * setup.ctx)]
         command += ["--threads", str(setup.threads), "--threads-batch", str(setup.threads)]
         command += ["--batch-size", str(setup.peer_batch), "--ubatch-size", str(UBATCH), "--no-webui", "--offline"]
+        command += ["--flash-attn", setup.flash_attn]
         command += ["--spec-type", self._guesses] if self._guesses else []
         return command if setup.prompt_store else [*command, "--cache-ram", "0"]
 
