@@ -1,6 +1,6 @@
 """What the routes call: submit, follow, reload, health. It knows tasks and pools, and neither HTTP nor threads.
 
-Event loop thread only, but for `post`, which workers call.
+Event loop thread only.
 """
 
 from __future__ import annotations
@@ -9,17 +9,16 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from engines.api import FinishReason
+from orchd.background import Background
 from orchd.errors import (
     UNREADY_RETRY_S,
-    DecodeTimeout,
     InvalidParams,
     NotFound,
-    PoolUnavailable,
     PoolUnready,
     ReloadFailed,
     ReloadInProgress,
@@ -27,22 +26,19 @@ from orchd.errors import (
 )
 from orchd.models import references
 from orchd.models.registry import Registry
+from orchd.open_tasks import OpenTasks
 from orchd.pools import admission
-from orchd.pools.mailbox import Mailbox
 from orchd.pools.pool import Pool, PoolState
 from orchd.pools.reload import Reload
-from orchd.pools.replica import Replica
-from orchd.pools.reports import Begun, Ended, InstanceClosed, Progress, ReplicaDown, Report
 from orchd.queue.scheduler import Found
-from orchd.queue.tasks import Task, TaskState, TaskStore
+from orchd.queue.tasks import Task
 from orchd.schemas import Accepted, Health, Reloaded, TaskRequest
 from orchd.settings.config import TasksConfig
-from orchd.task_log import TaskLog
+from orchd.supervisor import Supervisor
 
 ANSWER_S = 2.0
 """How long a worker may take to end what was cancelled, when the server stops; steps are shorter (`orchd.server`)."""
 
-T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -73,21 +69,12 @@ class Service:
         self.rejected: Counter[str] = Counter()
         """Refused submits by the error's code, for metrics."""
         self.closing = False
-        self._tasks = TaskStore(
-            retention_s=tasks.retention_s,
-            retained_bytes=tasks.retained_bytes,
-            cancel_grace_s=tasks.cancel_grace_s,
-            clock=clock,
-        )
         self._clock = clock
-        self._task_log = TaskLog(clock)
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._open = 0  # accepted tasks that have not ended
-        self._loop = asyncio.get_running_loop()
-        self.post = Mailbox(self._apply, self._loop).post
+        self._tasks = OpenTasks(tasks, clock)
+        self._background = Background()
+        self._supervisor = Supervisor(self.pools, self._tasks, self._background)
+        self.post = self._supervisor.post
         """Takes a worker's reports; any thread."""
-        self._background: set[asyncio.Task[Any]] = set()
 
     # --- submit ----------------------------------------------------------------------------------------------------
 
@@ -106,7 +93,7 @@ class Service:
             PoolUnavailable: No replica is alive, or no pool serves ``model_ref``.
         """
         task_id = None if request.task_id is None else str(request.task_id)
-        if task_id is not None and (known := self._tasks.get(task_id)) is not None:
+        if task_id is not None and (known := self._tasks.store.get(task_id)) is not None:
             return self._answer_again(known, request)
         self._check_closing()
         admission.check_input(request)
@@ -115,14 +102,12 @@ class Service:
             task = await admission.prepare(pool, request)
             self._check_closing()
             admission.check_open(pool)
-            if (known := self._tasks.get(task.id)) is not None:  # sent twice at the same time
+            if (known := self._tasks.store.get(task.id)) is not None:  # sent twice at the same time
                 return self._answer_again(known, request)
             self._tasks.add(task)
-            self._open += 1
-            self._idle.clear()
             prompt_tokens = len(task.tokens)  # it forgets them once a worker has taken it
             accepted = pool.scheduler.submit(task)
-            self._task_log.accepted(task, prompt_tokens)
+            self._tasks.log.accepted(task, prompt_tokens)
             return accepted
 
     def _answer_again(self, task: Task, request: TaskRequest) -> Accepted:
@@ -131,13 +116,13 @@ class Service:
                 f"task_id: {task.id} was already used for a different request; use a new one, or omit it"
             )
         assert task.accepted is not None  # set when it was submitted
-        self._task_log.repeated(task)
+        self._tasks.log.repeated(task)
         return task.accepted
 
     def note_refusal(self, error: TaskError, request: TaskRequest | None = None) -> None:
         """Count a refused submit, of which no request is known if its body could not be read."""
         self.rejected[error.code.value] += 1
-        self._task_log.refused(request, error)
+        self._tasks.log.refused(request, error)
 
     # --- follow ----------------------------------------------------------------------------------------------------
 
@@ -152,30 +137,28 @@ class Service:
         Raises:
             NotFound: There is no such task, or its events are no longer kept.
         """
-        task = self._tasks.get(task_id)
+        task = self._tasks.store.get(task_id)
         if task is None:
             raise NotFound(f"there is no task {task_id}; it never existed, or its events are no longer kept")
-        self._tasks.join(task)
+        self._tasks.store.join(task)
         try:
             yield task
         finally:
-            if self._tasks.leave(task, grace_s=grace_s):
+            if self._tasks.store.leave(task, grace_s=grace_s):
                 self.cancel(task)
 
     def sweep(self) -> None:
         """Forget old tasks, cancel abandoned ones, notice hanging workers; to be called a few times a second."""
-        for task in self._tasks.sweep():
+        for task in self._tasks.store.sweep():
             self.cancel(task)
-        for pool in self.pools.values():
-            for replica in pool.stalled():
-                self._replica_hangs(pool, replica)
+        self._supervisor.check()
 
     def cancel(self, task: Task) -> None:
         """End a task as cancelled, wherever it is. Nothing happens if it has ended."""
         pool = self.pools[task.pool_id]
         place = pool.scheduler.cancel(task)
         if place is Found.WAITING:
-            self._end(task, FinishReason.CANCELLED)
+            self._tasks.end(task, FinishReason.CANCELLED)
         elif place is Found.RUNNING:
             for replica in pool.replicas:
                 replica.worker.cancel(task)
@@ -202,7 +185,7 @@ class Service:
             raise ReloadInProgress(f"pool {pool.id} is already being reloaded; try again when that has finished")
         path = pool.path if model_ref is None else references.resolve(model_ref, self._roots)
         pool.reloading = True
-        work = self._keep(self._reload(pool, path))
+        work = self._background.run(self._reload(pool, path))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -216,13 +199,10 @@ class Service:
 
     async def _reload(self, pool: Pool, path: Path) -> Reloaded:
         def lost(replicas: Sequence[int]) -> None:
-            if pool.stranded:
-                self._end_waiting(pool)
-            for index in replicas:
-                self._keep(pool.recover(index))
+            self._supervisor.replicas_lost(pool, *replicas)
 
         def refuse(task: Task, error: TaskError) -> None:
-            self._end(task, FinishReason.ERROR, error=error)
+            self._tasks.end(task, FinishReason.ERROR, error=error)
 
         try:
             began = self._clock()
@@ -240,75 +220,6 @@ class Service:
         took_s = self._clock() - began
         _log.info("pool %s now serves %s (before: %s); reloaded in %.2f s", pool.id, pool.model.id, was, took_s)
         return Reloaded(pool_id=pool.id, model_id=pool.model.id)
-
-    # --- what workers tell -----------------------------------------------------------------------------------------
-
-    def _apply(self, report: Report) -> None:
-        try:
-            self._apply_one(report)
-        except Exception:
-            _log.exception("a worker's report could not be applied and is skipped")
-
-    def _apply_one(self, report: Report) -> None:
-        if isinstance(report, (Progress, Begun, Ended)):  # a tuple: `|` would make a union each time
-            if report.task.state is TaskState.ENDED:
-                return  # it was ended when its worker hung
-            if isinstance(report, Progress):
-                show = report.task.reason if report.reasoning else report.task.token
-                show(report.text, report.index)
-            elif isinstance(report, Begun):
-                report.task.start()
-                self._task_log.started(report.task, report.replica.id, report.replica.device)
-            else:
-                self._end(report.task, report.reason, decode_ms=report.decode_ms, error=report.error)
-        elif isinstance(report, ReplicaDown):
-            self._replica_down(report)
-        elif isinstance(report, InstanceClosed):
-            self._pool_of(report.replica).note_closed()
-
-    def _pool_of(self, replica: Replica) -> Pool:
-        return next(pool for pool in self.pools.values() if replica in pool.replicas)
-
-    def _replica_down(self, report: ReplicaDown) -> None:
-        pool = self._pool_of(report.replica)
-        index = report.replica.slots.index
-        _log.error("pool %s, replica %d on %s is down: %s", pool.id, index, report.replica.device, report.why)
-        pool.note_closed()
-        if pool.stranded:
-            self._end_waiting(pool)
-        self._keep(pool.recover(index))
-
-    def _replica_hangs(self, pool: Pool, replica: Replica) -> None:
-        """End the tasks of a replica whose worker hangs, and start no more there until it moves again."""
-        _log.error("pool %s, replica %s: the worker of %s hangs in a step", pool.id, replica.id, replica.device)
-        hanging = pool.scheduler.note_stall(replica.slots)
-        error = DecodeTimeout("the device that ran the task hangs; submit the task again")
-        for task in filter(None, map(self._tasks.get, hanging)):
-            replica.worker.cancel(task)
-            if task.state is not TaskState.ENDED:
-                self._end(task, FinishReason.ERROR, error=error)
-        if pool.stranded:
-            self._end_waiting(pool)
-
-    def _end_waiting(self, pool: Pool) -> None:
-        error = PoolUnavailable(f"no replica of pool {pool.id} is alive; submit the task again later")
-        for task in pool.scheduler.clear():
-            self._end(task, FinishReason.ERROR, error=error)
-
-    def _keep(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run something in the background, for as long as the service lives."""
-        task = self._loop.create_task(work)
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-        return task
-
-    def _end(self, task: Task, reason: FinishReason, *, decode_ms: int = 0, error: TaskError | None = None) -> None:
-        task.end(reason, decode_ms=decode_ms, error=error)
-        self._task_log.ended(task, reason, decode_ms=decode_ms, error=error)
-        self._tasks.note_end(task)
-        self._open -= 1
-        if self._open == 0:
-            self._idle.set()
 
     # --- health and shutdown ---------------------------------------------------------------------------------------
 
@@ -328,7 +239,7 @@ class Service:
     @property
     def running(self) -> int:
         """Tasks that a worker has taken and not ended."""
-        return sum(task.state is TaskState.RUNNING for task in self._tasks)
+        return self._tasks.running
 
     async def shut_down(self, grace_s: float) -> None:
         """Admit nothing, end what waits, let what runs finish within the grace, then end the rest as cancelled.
@@ -338,21 +249,15 @@ class Service:
         self.closing = True
         for pool in self.pools.values():
             for task in pool.scheduler.clear():
-                self._end(task, FinishReason.CANCELLED)
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), grace_s)
-        for task in list(self._tasks):
-            if task.state is not TaskState.ENDED:
-                self.cancel(task)
-        for work in self._background:
-            work.cancel()
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._idle.wait(), ANSWER_S)
-        for task in list(self._tasks):
-            if task.state is not TaskState.ENDED:  # whatever its worker says of it later counts for nothing
-                self._end(task, FinishReason.CANCELLED)
-        if self._background:
-            await asyncio.wait(self._background, timeout=ANSWER_S)
+                self._tasks.end(task, FinishReason.CANCELLED)
+        await self._tasks.wait(grace_s)
+        for task in self._tasks:
+            self.cancel(task)
+        self._background.cancel()
+        await self._tasks.wait(ANSWER_S)
+        for task in self._tasks:  # whatever their workers say of them later counts for nothing
+            self._tasks.end(task, FinishReason.CANCELLED)
+        await self._background.wait(ANSWER_S)
 
     def end_threads(self) -> None:
         """Let the threads for prompts and schemas end; whatever hangs in one is not waited for."""

@@ -93,7 +93,7 @@ class Stage:
         return self.task(answer.task_id)
 
     def task(self, task_id: str) -> Task:
-        task = self.service._tasks.get(task_id)
+        task = self.service._tasks.store.get(task_id)
         assert task is not None
         return task
 
