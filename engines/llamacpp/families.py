@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from engines.llamacpp.channels import Blocks, Messages, Style
+from engines.llamacpp.block_channels import Blocks
+from engines.llamacpp.channels import Style
+from engines.llamacpp.message_channels import Messages
 
 
 def _block(opening: str, closing: str, *answer: tuple[str, str]) -> Blocks:

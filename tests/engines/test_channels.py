@@ -10,7 +10,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from engines.llamacpp.channels import Blocks, Phase, Style
+from engines.llamacpp.block_channels import Blocks
+from engines.llamacpp.channels import Phase, Style
 from engines.llamacpp.families import find_style
 from engines.llamacpp.text import OutputText
 
