@@ -21,9 +21,7 @@ from benchmarks.compare.drivers import Driver, LlamaCppPython, LlamaServer, Orch
 from benchmarks.compare.profile import profile
 from benchmarks.compare.prompts import Prompts
 from benchmarks.compare.report import Results, Row, markdown, put_section, read_json
-from benchmarks.compare.servers import serving
-from benchmarks.compare.stats import Metrics
-from benchmarks.compare.workloads import (
+from benchmarks.compare.scenarios import (
     SCENARIOS,
     SWEEP,
     SWEEP_SLOTS,
@@ -31,11 +29,11 @@ from benchmarks.compare.workloads import (
     Scenario,
     Shape,
     Use,
-    Work,
     rows,
-    sweep,
-    warm_up,
 )
+from benchmarks.compare.servers import serving
+from benchmarks.compare.stats import Metrics
+from benchmarks.compare.workloads import Work, sweep, warm_up
 from orchd.machine.devices import usable_cores
 
 PEERS = tuple(dict.fromkeys(peer for scenario in SCENARIOS for peer in scenario.peers))

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
+from benchmarks.compare.scenarios import SCENARIOS, Scenario
 from benchmarks.compare.stats import Metrics, Ratio, Target, paired_ratio
-from benchmarks.compare.workloads import SCENARIOS, Scenario
 
 BY_NAME: Final[Mapping[str, Scenario]] = {scenario.name: scenario for scenario in SCENARIOS}
 _UNITS: Final = (

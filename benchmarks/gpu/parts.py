@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from benchmarks.compare.workloads import SCENARIOS, WITHOUT_GUESSES
+from benchmarks.compare.scenarios import SCENARIOS, WITHOUT_GUESSES
 
 SLOW_TESTS: Final = (
     "fifty_reloads or filled_to_its_limit or context_is_too_large or twentieth_of_a_step or synthetic_writer"
