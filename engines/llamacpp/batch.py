@@ -71,11 +71,13 @@ class Budget(NamedTuple):
         fit: As many as there is time for.
         light: As many as add little to the step.
         watched: Whether somebody waits for the next token of a stream in it or beside it.
+        overdrawn: Whether ``fit`` takes more than that time: it is the least with which a prompt gets ahead.
     """
 
     fit: int
     light: int
     watched: bool
+    overdrawn: bool = False
 
 
 NO_PROMPTS = Budget(0, 0, watched=True)
@@ -142,12 +144,15 @@ def _chunk(demand: Demand, budget: Budget) -> int:
     """Rows that a prompt gets in a step of its own.
 
     Less than a tile costs the same by the row in any pieces, so that a short prompt beside watched streams is read in
-    light ones. The end of a long one is not: the streams had steps of that length before.
+    light ones. The end of a long one is not: the streams had steps of that length before. Where not even a tile fits,
+    an end below a tile is read with the tile before it: by itself it would take longer than that tile.
     """
     short = demand.tokens < TILE and demand.chunk < TILE
     rows = min(budget.light, budget.fit) if short and budget.watched else budget.fit
     if demand.tokens >= TILE and rows >= WORTH_A_TILE:
         rows = min(max(TILE, rows // GRAIN * GRAIN), demand.at_once)
+        if budget.overdrawn and demand.at_once < rows + TILE:
+            return demand.at_once
     return demand.at_once if demand.at_once <= rows + rows // 4 else rows
 
 

@@ -67,7 +67,8 @@ class StepCost:
         left_s = max(target_s - streams_s, streams_s) / (1 + beside.prompts)
         light_s = streams_s if watched else self._target_s / 4
         fit, light = (self._tokens(seconds, position) for seconds in (left_s, min(light_s, left_s)))
-        return Budget(min(self._least.size(fit), self._max_rows), light, watched)
+        size = min(self._least.size(fit), self._max_rows)
+        return Budget(size, light, watched, overdrawn=size > fit)
 
     def limit_s(self, beside: Beside = ALONE, *, watched: bool) -> float:
         """Seconds that a step may take; see `budget`."""

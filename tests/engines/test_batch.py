@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +31,19 @@ def prompt(
     slot: int, tokens: int, *, urgent: bool = True, order: int | None = None, chunk: int = 0, passed: int = 0
 ) -> Demand:
     return Demand(slot, tokens, urgent, slot if order is None else order, chunk, passed)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "chunks"),
+    [(60, [60]), (64, [64]), (101, [101]), (127, [127]), (128, [64, 64]), (129, [64, 65]), (229, [64, 64, 101])],
+)
+def test_where_no_tile_fits_a_prompt_does_not_end_below_one(tokens: int, chunks: list[int]) -> None:
+    read = []
+    while tokens:
+        (chunk,) = plan([prompt(0, tokens, chunk=TILE)], budget=Budget(TILE, 4, True, overdrawn=True), max_rows=512)
+        read.append(chunk.rows)
+        tokens -= chunk.rows
+    assert read == chunks
 
 
 def planned(*demands: Demand, fit: int, light: int = MIN_CHUNK, watched: bool = True, room: int = 512) -> list[Chunk]:
@@ -145,13 +159,13 @@ def situations(draw: st.DrawFn) -> tuple[list[Demand], Budget, int]:
         Demand(i, tokens, urgent, orders[i], chunk, passed) for i, (tokens, urgent, chunk, passed) in enumerate(wants)
     ]
     fit = draw(st.integers(1, 600))
-    budget = Budget(fit, draw(st.integers(1, fit)), draw(st.booleans()))
+    budget = Budget(fit, draw(st.integers(1, fit)), draw(st.booleans()), draw(st.booleans()))
     return demands, budget, draw(st.integers(max(1, len(demands)), 600))
 
 
 def most(budget: Budget) -> int:
     """Prompt rows that no step of a budget exceeds."""
-    return max(TILE, budget.fit) * 5 // 4
+    return max(max(TILE, budget.fit) * 5 // 4, max(TILE, budget.fit) + TILE - 1 if budget.overdrawn else 0)
 
 
 @given(situations())

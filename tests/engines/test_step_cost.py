@@ -133,6 +133,16 @@ def test_streams_that_nobody_watches_set_no_pace() -> None:
     assert cost.budget(4, beside=Beside(streams=1), watched=False) == cost.budget(4, watched=True)
 
 
+def test_a_chunk_that_takes_more_than_its_time_is_called_so() -> None:
+    cost = StepCost(0.1, 512, lone_s=LONE_S)
+    for _ in range(8):  # 16 tokens 0.2 s, 64 of them 0.35
+        size = cost.budget(0, watched=True).fit
+        cost.observe(decode_rows=0, prefill_tokens=size, seconds=0.2 if size < TILE else 0.35)
+    assert cost.budget(0, watched=True).overdrawn
+    assert cost.budget(0, watched=True).fit == TILE
+    assert not cost.budget(0, watched=False).overdrawn
+
+
 def test_what_a_step_should_take_is_known_once_its_parts_are() -> None:
     cost = StepCost(0.1, 512, lone_s=LONE_S)
     cost.observe(decode_rows=4, prefill_tokens=0, seconds=0.02)
