@@ -2,8 +2,8 @@
 
 Guarantees: each is the token that llama.cpp's chain of samplers draws from all of its row (penalties, top-k, top-p,
 min-p, temperature, in this order), or from those tokens of it that a grammar allows, whatever other rows the step has.
-Where a few tokens are enough to know it, only
-they are handed to llama.cpp; where they are not, because logits are equal or a sum is too near a limit, all are.
+Where a few tokens are enough to know it, only they are handed to llama.cpp; where they are not, because logits are
+equal or a sum is too near a limit, all are.
 """
 
 from __future__ import annotations
