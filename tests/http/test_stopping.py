@@ -67,7 +67,7 @@ def stop(process: Process) -> float:
     began = time.monotonic()
     process.send(signal.SIGTERM)
     assert process.wait() == 0
-    assert process.stderr.splitlines()[-1] == "stopped"
+    assert process.stderr.splitlines()[-1] == "stopped", process.stderr
     assert "Traceback" not in process.stderr
     return time.monotonic() - began
 
