@@ -149,20 +149,21 @@ class ActiveModel(VettedModel):
             else:
                 prompt = Prompt(self.vocab.tokenize(request.prompt or "", at_most=most))
         except PromptTooLong as error:
-            raise InvalidParams(
-                f"the prompt's more than {error.tokens} tokens and max_tokens {request.max_tokens} do not fit into "
-                f"a slot's context of {ctx}; shorten the prompt or lower max_tokens"
-            ) from None
+            raise _too_long(f"more than {error.tokens}", request, ctx) from None
         except InvalidPrompt as error:
             if error.__cause__ is not None:
                 _log.warning("%s: %s: %r", self.id, error, error.__cause__)
             raise InvalidParams(str(error)) from None
         if len(prompt.tokens) + request.max_tokens > ctx:
-            raise InvalidParams(
-                f"the prompt's {len(prompt.tokens)} tokens and max_tokens {request.max_tokens} do not fit into "
-                f"a slot's context of {ctx}; shorten the prompt or lower max_tokens"
-            )
+            raise _too_long(str(len(prompt.tokens)), request, ctx)
         return Prompt(array.array("i", prompt.tokens), prompt.reply)
+
+
+def _too_long(tokens: str, request: TaskRequest, ctx: int) -> InvalidParams:
+    return InvalidParams(
+        f"the prompt's {tokens} tokens and max_tokens {request.max_tokens} do not fit into a slot's context of {ctx}; "
+        "shorten the prompt, lower max_tokens, or raise the pool's ctx"
+    )
 
 
 def is_short(*requests: TaskRequest) -> bool:

@@ -143,8 +143,8 @@ class PoolConfig(Strict, frozen=True):
     flash_attn: Annotated[
         Literal["auto", "on", "off"],
         Meta(
-            description="Flash attention. On a CPU, a model with small heads can be faster without it once slots hold a "
-            "thousand tokens."
+            description="Flash attention. On a CPU, a model with small heads can be faster without it once slots hold "
+            "a thousand tokens."
         ),
     ] = "auto"
     cache_type_k: Annotated[CacheType, Meta(description="Data type of the K cache.")] = "f16"

@@ -144,8 +144,8 @@ def test_a_task_that_fails_is_1(server: StandIn, flags: list[str]) -> None:
         (
             400,
             "INVALID_PARAMS",
-            "the prompt's 9 tokens and max_tokens 256 do not fit; shorten the prompt or lower max_tokens",
-            "the prompt's 9 tokens and --max-tokens 256 do not fit; shorten the prompt or lower --max-tokens",
+            "the prompt's 9 tokens and max_tokens 256 do not fit; lower max_tokens, or raise the pool's ctx",
+            "the prompt's 9 tokens and --max-tokens 256 do not fit; lower --max-tokens, or raise the pool's ctx",
         ),
         (400, "INVALID_PARAMS", "x has no chat template; send prompt instead of messages", "; use --raw"),
         (400, "INVALID_PARAMS", "pool_id is required; available: a, b", "--pool is required; available: a, b"),
