@@ -55,10 +55,14 @@ class LeastChunk:
         if tokens >= self._longer:
             if self._mean_s:
                 self._tried(tokens, seconds)
-        elif tokens >= self._tokens and seconds < self._mean_s / 2:  # the machine is itself again
+            return
+        if tokens < self._tokens:  # the end of a prompt
+            return
+        seconds *= self._tokens / tokens  # an end may have been read along
+        if seconds < self._mean_s / 2:  # the machine is itself again
             self._wait = _FIRST
             self.forget()
-        elif tokens >= self._tokens:  # no end of a prompt
+        else:
             self._mean_s += (_WEIGHT if self._mean_s else 1.0) * (seconds - self._mean_s)
             self._due = max(0, self._due - 1)
 
