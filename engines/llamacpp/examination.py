@@ -158,11 +158,13 @@ def _cache_lines() -> Iterator[list[str]]:
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]  # all that it does
     logger = logging.getLogger("engines.llamacpp")
+    level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
     try:
         yield lines
     finally:
+        logger.setLevel(level)
         logger.removeHandler(handler)
 
 
