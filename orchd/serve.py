@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,7 +19,7 @@ from orchd.garbage import expect_garbage
 from orchd.machine import devices
 from orchd.models import references
 from orchd.models.vetted import Vetted
-from orchd.observer import Observer
+from orchd.observer import Guarded, Observer
 from orchd.process import listen, raise_file_limit, stop_on_signals, take_short_turns
 from orchd.server import JOIN_S, Server
 from orchd.settings.addresses import url_of
@@ -30,8 +31,17 @@ from orchd.settings.sources import working_folder
 _log = logging.getLogger(__name__)
 
 
-def serve(config: Config, credentials: Credentials, *, observer: Observer) -> int:
+def serve(
+    config: Config, credentials: Credentials, *, observer: Observer, last_words: Callable[[], object] | None = None
+) -> int:
     """Serve until SIGINT, SIGTERM or SIGHUP; a second one leaves at once.
+
+    Args:
+        config: The whole configuration.
+        credentials: The token.
+        observer: Is told how the start and the stop go.
+        last_words: Writes out what was printed and is not written yet; called where a thread hangs and the process is
+            ended under it.
 
     Returns:
         The process's exit code.
@@ -77,8 +87,10 @@ def serve(config: Config, credentials: Credentials, *, observer: Observer) -> in
     expect_garbage()
     with contextlib.closing(listening), announced(me):
         code = asyncio.run(run())
-    if server.left_behind or not _threads_end():
-        _leave(code)
+    ended = not server.left_behind and _threads_end()
+    Guarded(observer).stopped()  # the last line, after what is said of threads that do not end
+    if not ended:
+        _leave(code, last_words)
     return code
 
 
@@ -94,9 +106,11 @@ def _threads_end() -> bool:
     return True
 
 
-def _leave(code: int) -> NoReturn:
+def _leave(code: int, last_words: Callable[[], object] | None) -> NoReturn:
     """End the process although a thread hangs: Python would wait for one, and take llama.cpp apart under another."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # nobody reads it
             stream.flush()
+    if last_words is not None:
+        last_words()
     os._exit(code)

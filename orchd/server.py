@@ -110,7 +110,6 @@ class Server:
                 worker.stop()
             await asyncio.to_thread(self._join, loader)  # may take a while, and a second signal must be heard
             await asyncio.to_thread(self._telemetry.close)
-        self._observer.stopped()
         return 0
 
     def _service(self, loader: Loader, owned: list[Path]) -> Service:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -54,7 +55,7 @@ def serve(
     try:
         settings = load(config_path=options.config, flags=options.flags, environ=os.environ, cwd=working_folder())
         credentials = find_or_create_token(settings, token_file_flag=options.token_file, environ=os.environ)
-        code = _serve(settings, credentials, console)
+        code = _serve(settings, credentials, console, last_words=None if streams is None else streams.close)
     except ConfigError as error:
         console.close()
         complain(error)
@@ -64,10 +65,12 @@ def serve(
     raise typer.Exit(code)
 
 
-def _serve(config: Config, credentials: Credentials, observer: Observer) -> int:
+def _serve(
+    config: Config, credentials: Credentials, observer: Observer, *, last_words: Callable[[], object] | None
+) -> int:
     """Imports the server only now: it loads llama.cpp, and a wrong configuration is told without it."""
     try:
         from orchd import serve as process
     except (ImportError, OSError, RuntimeError) as error:
         raise ConfigError(f"llama.cpp cannot be loaded ({error}); run 'make setup' again") from error
-    return process.serve(config, credentials, observer=observer)
+    return process.serve(config, credentials, observer=observer, last_words=last_words)
