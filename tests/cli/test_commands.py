@@ -321,7 +321,7 @@ def serving_with(monkeypatch: pytest.MonkeyPatch, serve: object) -> None:
 def test_serve_puts_its_options_into_the_configuration(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     given: list[Any] = []
 
-    def serve(config: object, credentials: object, *, observer: object) -> int:
+    def serve(config: object, credentials: object, *, observer: object, last_words: object) -> int:
         given.extend([config, credentials])
         return 0
 
@@ -337,12 +337,12 @@ def test_serve_puts_its_options_into_the_configuration(monkeypatch: pytest.Monke
 
 
 def test_serve_leaves_with_the_servers_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    serving_with(monkeypatch, lambda config, credentials, *, observer: 3)
+    serving_with(monkeypatch, lambda config, credentials, *, observer, last_words: 3)
     assert orchd("serve").exit_code == 3
 
 
 def test_a_configuration_error_of_the_server_is_one_line_and_2(monkeypatch: pytest.MonkeyPatch) -> None:
-    def serve(config: object, credentials: object, *, observer: object) -> int:
+    def serve(config: object, credentials: object, *, observer: object, last_words: object) -> int:
         raise ConfigError("port 8737 is taken;\nchoose another with --port")
 
     serving_with(monkeypatch, serve)
