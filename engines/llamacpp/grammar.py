@@ -198,11 +198,12 @@ class Follower:
         """Go on by allowed tokens; returns whether the text is complete and can only end. Raises `InvalidSchema`."""
         for token in tokens:
             self._matcher.take(token)
-        return self._matcher.stopped or self._look_ahead()
+        kept = list(self._forced[: len(tokens)]) == list(tokens)
+        return self._matcher.stopped or self._look_ahead(self._forced[len(tokens) :] if kept else ())
 
-    def _look_ahead(self) -> bool:
-        """Find out what is forced, and have what may come next looked for."""
-        self._forced = self._matcher.forced(MOST_FORCED)
+    def _look_ahead(self, forced: Seq[int] = ()) -> bool:
+        """Find out what is forced, unless some of it is known yet, and have what may come next looked for."""
+        self._forced = forced or self._matcher.forced(MOST_FORCED)
         if self._forced:
             self._next = Future()
             self._next.set_result(Allowed(np.array(self._forced[:1], np.intp)))
