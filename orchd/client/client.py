@@ -6,28 +6,24 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing, closing, suppress
-from functools import partial
+from contextlib import aclosing
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
-import aiohttp
 import msgspec
 
 from orchd.client.errors import (
     BadAnswer,
     Busy,
-    ClientError,
-    NotReachable,
     NotReady,
     Refused,
     TaskCancelled,
     TaskFailed,
 )
-from orchd.client.sse import ServerEvent, SseReader
-from orchd.client.transport import LOST, Transport, read, reason
-from orchd.client.types import AnyToken, End, Event, Health, Started, TaskOptions, Token
+from orchd.client.streams import Streams
+from orchd.client.transport import Transport
+from orchd.client.types import End, Event, Health, TaskOptions, Token
 from orchd.errors import Code
 from orchd.schemas import (
     Accepted,
@@ -45,22 +41,6 @@ _SHORTEST_PAUSE_S: Final = 0.05
 _LONGEST_FLOOR_S: Final = 2.0
 """Each refusal in a row doubles the shortest pause, up to this: a server that is wrong about when it has room is asked
 ever less often."""
-
-_RESUME_PAUSES_S: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
-"""Before each try to take up a stream. Together they stay below the default `tasks.cancel_grace_s`, so that a
-task whose connection breaks is followed again before the server cancels it."""
-
-_FROM_NOW_ON: Final = str(10**12 - 1)
-"""As the last event's id: nothing that has happened already is sent."""
-
-_LEAVE_S: Final = 1.0
-"""How long leaving may take; whoever presses Ctrl-C waits for it."""
-
-_DECODERS: Final[Mapping[str, msgspec.json.Decoder[Started | AnyToken | End]]] = {
-    "started": msgspec.json.Decoder(Started),
-    "token": msgspec.json.Decoder(AnyToken),
-    "end": msgspec.json.Decoder(End),
-}
 
 
 class Client:
@@ -90,6 +70,7 @@ class Client:
         self._http = Transport(
             base_url, token=token, connect_timeout_s=connect_timeout_s, answer_timeout_s=answer_timeout_s
         )
+        self._streams = Streams(self._http)
 
     async def __aenter__(self) -> Client:
         self._http.open()
@@ -136,7 +117,7 @@ class Client:
             try:
                 reply = await self._http.exchange("POST", "/v1/tasks", body=body)
             except asyncio.CancelledError:  # it may have been accepted
-                await self._leave(task_id)
+                await self._streams.leave(task_id)
                 raise
             if reply.status == 202:
                 return self._http.decode(reply, Accepted)
@@ -152,7 +133,7 @@ class Client:
                 on_wait(refusal, pause_s)
             await asyncio.sleep(pause_s)
 
-    async def follow(
+    def follow(
         self, task_id: str, *, last_event_id: str | None = None, on_prompt: Callable[[int, int], object] | None = None
     ) -> AsyncGenerator[Event, None]:
         """Yields the task's events up to and with its `End`, each once, over broken connections too.
@@ -170,32 +151,7 @@ class Client:
             NotFound: The server does not know the task, or knows it no longer.
             NotReachable: The connection broke and could not be taken up again.
         """
-        tries, ended = 0, False
-        try:
-            while True:
-                try:
-                    response = await self._open_stream(task_id, last_event_id)
-                    if response is None:
-                        return
-                    with closing(response):
-                        reader = SseReader(on_comment=partial(_tell_prompt, on_prompt) if on_prompt else None)
-                        async for chunk in response.content.iter_any():
-                            for event in self._events(reader, chunk):
-                                tries, last_event_id, ended = 0, event.event_id, isinstance(event, End)
-                                yield event
-                                if ended:
-                                    return
-                    problem = "it ended before the task did"
-                except LOST as error:
-                    problem = reason(error)
-                if tries == len(_RESUME_PAUSES_S):
-                    raise NotReachable(f"the stream of task {task_id} broke and could not be resumed: {problem}")
-                await asyncio.sleep(_RESUME_PAUSES_S[tries])
-                tries += 1
-        except (GeneratorExit, asyncio.CancelledError):
-            if not ended:
-                await self._leave(task_id)
-            raise
+        return self._streams.follow(task_id, last_event_id=last_event_id, on_prompt=on_prompt)
 
     async def run(
         self,
@@ -263,56 +219,6 @@ class Client:
         if reply.status == 200:
             return self._http.decode(reply, Reloaded)
         raise self._http.refusal(reply)
-
-    async def _leave(self, task_id: str) -> None:
-        """Have a task cancelled unless someone else follows it: be the last to leave, and grant it no more time.
-
-        The grace of its own stream is for connections that break.
-        """
-        with suppress(ClientError, RuntimeError, *LOST):  # no answer, or the client is closed: then the grace counts
-            opening = self._open_stream(task_id, _FROM_NOW_ON, query="?cancel_grace_s=0")
-            if (response := await asyncio.wait_for(opening, _LEAVE_S)) is not None:
-                response.close()
-
-    async def _open_stream(
-        self, task_id: str, last_event_id: str | None, *, query: str = ""
-    ) -> aiohttp.ClientResponse | None:
-        """The open stream, or None after the task's end. Raises `LOST` as it comes."""
-        headers = {"Accept": "text/event-stream"}
-        if last_event_id is not None:
-            headers["Last-Event-ID"] = last_event_id
-        path = f"/v1/tasks/{quote(task_id, safe='')}/stream{query}"
-        response = await self._http.send("GET", path, headers=headers)
-        if response.status == 200 and response.content_type == "text/event-stream":
-            return response
-        with closing(response):
-            if response.status == 204:
-                return None
-            if response.status == 200:
-                raise self._http.bad_answer(f"{response.content_type!r} instead of an event stream")
-            raise self._http.refusal(await read(response))
-
-    def _events(self, reader: SseReader, chunk: bytes) -> list[Event]:
-        """The events that a chunk completes; types this client does not know are left out."""
-        try:
-            return [event for raw in reader.feed(chunk) if (event := _decode(raw)) is not None]
-        except (ValueError, msgspec.DecodeError) as error:
-            raise self._http.bad_answer(str(error)) from error
-
-
-def _tell_prompt(on_prompt: Callable[[int, int], object], comment: str) -> None:
-    """Pass on what a comment such as ``prompt 1024/6000`` says; others say nothing."""
-    read, slash, total = comment.removeprefix("prompt ").partition("/")
-    if comment.startswith("prompt ") and read.isdecimal() and total.isdecimal() and slash:
-        on_prompt(int(read), int(total))
-
-
-def _decode(raw: ServerEvent) -> Event | None:
-    decoder = _DECODERS.get(raw.event)
-    if decoder is None:
-        return None
-    data = decoder.decode(raw.data)
-    return data.event(raw.id) if isinstance(data, AnyToken) else msgspec.structs.replace(data, event_id=raw.id)
 
 
 def raise_if_failed(end: End, *, task_id: str) -> None:

@@ -15,11 +15,12 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from engines.api import ALONE, Beside, FinishReason, LoadedModel, StepEvent
+from engines.api import ALONE, Beside, FinishReason, LoadedModel
 from engines.errors import EngineDead, EngineError
-from orchd.errors import Internal, InvalidParams, TaskError, WorkerReset
+from orchd.errors import TaskError, WorkerReset
+from orchd.pools.outcomes import Outcomes
 from orchd.pools.replica import Instance, Replica
-from orchd.pools.reports import Begun, Ended, InstanceClosed, Progress, ReplicaDown, Report
+from orchd.pools.reports import InstanceClosed, ReplicaDown, Report
 from orchd.queue.tasks import Task
 
 _log = logging.getLogger(__name__)
@@ -28,24 +29,12 @@ MAX_FAILURES = 3
 """Failed steps in a row after which a replica is given up and loaded anew."""
 
 
-def _lost() -> TaskError:
+def _reset() -> TaskError:
     return WorkerReset("the worker that ran the task was reset; submit the task again")
 
 
 def _discard(reports: list[Report]) -> None:
     """Nobody listens."""
-
-
-def _no_numbers() -> TaskError:
-    return Internal("the model computed no valid next token (NaN or infinity); its file may be damaged")
-
-
-def _no_more(problem: str) -> TaskError:
-    return InvalidParams(f"json_schema: the text cannot go on: {problem}; make the schema simpler")
-
-
-def _not_started() -> TaskError:
-    return Internal("the task could not be started; see the server's log")
 
 
 class Worker:
@@ -63,7 +52,7 @@ class Worker:
         self._clock = clock
         self._wake = threading.Event()
         self._commands: deque[Callable[[], None]] = deque()
-        self._reports: list[Report] = []
+        self._outcomes = Outcomes(device, clock=clock)
         self._stopping = False
         self._moved_at: float | None = None  # when it last began something; None while it is idle
         self._stepping: LoadedModel | None = None
@@ -132,7 +121,7 @@ class Worker:
         self._obey()
         for replica in self.replicas:
             for instance in replica.instances:
-                self._end_all(replica, instance, FinishReason.CANCELLED, None)
+                self._outcomes.lost(replica, instance, FinishReason.CANCELLED)
                 self._close(instance)
             replica.instances.clear()
         self._flush()
@@ -166,12 +155,12 @@ class Worker:
         while (found := replica.scheduler.next_for(replica.slots)) is not None:
             task, instance = found
             self._adopt(replica, instance)
-            self._reports.append(Begun(task, replica))
+            self._outcomes.begun(replica, task)
             try:
                 instance.model.admit(task.sequence())
             except Exception as error:
                 _log.exception("task %s could not be admitted", task.id)
-                self._finish(replica, task, FinishReason.ERROR, _not_started())
+                self._outcomes.refused(replica, task)
                 if isinstance(error, EngineDead):  # it would refuse every other task as well
                     self._abandon(replica, instance, error)
                 continue
@@ -193,9 +182,7 @@ class Worker:
             instance.streams_s = self._clock() - began
         instance.failures = 0
         for event in events:
-            task = instance.tasks.get(event.key)
-            if task is not None:  # a model that repeats itself harms nobody
-                self._note(replica, instance, task, event)
+            self._outcomes.stepped(replica, instance, event)
 
     def _beside(self, instance: Instance) -> Beside:
         """What the other models here do between two steps of this one."""
@@ -211,50 +198,12 @@ class Worker:
             prompts=sum(count < tasks for count, tasks, _ in streams),
         )
 
-    def _note(self, replica: Replica, instance: Instance, task: Task, event: StepEvent) -> None:
-        replica.tokens_out += event.tokens_out - task.tokens_out
-        task.tokens_out = event.tokens_out
-        task.tokens_read, task.tokens_cached = event.tokens_read, event.tokens_cached
-        if task.first_token_at is None and (event.tokens_out or event.finish is FinishReason.STOP):
-            task.first_token_at = self._clock()
-        if event.reasoning and task.request.reasoning:
-            self._reports.append(
-                Progress(task, event.reasoning, event.reasoning_index, first=not task.shown, reasoning=True)
-            )
-            task.shown = True
-        if event.text:
-            self._reports.append(Progress(task, event.text, event.index, first=not task.shown))
-            task.shown = True
-        if event.finish is FinishReason.ERROR:
-            _log.error("task %s ended on %s: %s", task.id, self.device, event.problem or "NaN or infinity computed")
-            del instance.tasks[event.key]
-            self._finish(replica, task, event.finish, _no_more(event.problem) if event.problem else _no_numbers())
-        elif event.finish is not None:
-            del instance.tasks[event.key]
-            replica.setbacks = 0
-            self._finish(replica, task, event.finish, None)
-
-    def _finish(self, replica: Replica, task: Task, reason: FinishReason, error: TaskError | None) -> None:
-        replica.scheduler.release(replica.slots, task, completed=reason in (FinishReason.STOP, FinishReason.LENGTH))
-        first = task.first_token_at
-        decode_ms = 0 if first is None else round((self._clock() - first) * 1000)
-        self._reports.append(Ended(task, reason, decode_ms, error))
-
-    def _end_all(self, replica: Replica, instance: Instance, reason: FinishReason, error: TaskError | None) -> None:
-        tasks, instance.tasks = list(instance.tasks.values()), {}
-        for task in tasks:
-            self._finish(replica, task, reason, error)
-
     def _recover(self, replica: Replica, instance: Instance, error: Exception) -> None:
         """A step failed: its tasks are lost, the model starts over, or is given up after the third time in a row."""
         unexpected = error if not isinstance(error, EngineError) else None
         _log.error("a step on %s failed: %s", self.device, error, exc_info=unexpected)
-        self._end_all(
-            replica,
-            instance,
-            FinishReason.ERROR,
-            WorkerReset("the step that ran the task failed; submit the task again"),
-        )
+        lost = WorkerReset("the step that ran the task failed; submit the task again")
+        self._outcomes.lost(replica, instance, FinishReason.ERROR, lost)
         instance.failures += 1
         if instance.failures < MAX_FAILURES:
             try:
@@ -269,17 +218,17 @@ class Worker:
         if instance is replica.slots.instance:
             self._give_up(replica, str(error))
         else:
-            self._end_all(replica, instance, FinishReason.ERROR, _lost())  # and then it is retired
+            self._outcomes.lost(replica, instance, FinishReason.ERROR, _reset())  # and then it is retired
 
     def _give_up(self, replica: Replica, why: str) -> None:
         """Close everything a replica has; whoever listens to `ReplicaDown` brings it back."""
         replica.scheduler.set_ready(replica.slots, ready=False)
         replica.setbacks += 1
         for instance in replica.instances:
-            self._end_all(replica, instance, FinishReason.ERROR, _lost())
+            self._outcomes.lost(replica, instance, FinishReason.ERROR, _reset())
             self._close(instance)
         replica.instances.clear()
-        self._reports.append(ReplicaDown(replica, why))
+        self._outcomes.add(ReplicaDown(replica, why))
 
     def _adopt(self, replica: Replica, instance: Instance) -> None:
         if instance not in replica.instances:
@@ -287,30 +236,20 @@ class Worker:
 
     def _end_tasks(self, replica: Replica, error: TaskError) -> None:
         for instance in replica.instances:
-            for task_id in instance.tasks:
-                self._free(instance, task_id)
-            self._end_all(replica, instance, FinishReason.ERROR, error)
+            self._outcomes.taken_away(replica, instance, error)
 
     def _cancel(self, task: Task) -> None:
         for replica in self.replicas:
             for instance in replica.instances:
                 if instance.tasks.get(task.id) is task:
-                    self._free(instance, task.id)
-                    del instance.tasks[task.id]
-                    self._finish(replica, task, FinishReason.CANCELLED, None)
+                    self._outcomes.cancelled(replica, instance, task)
 
     def _retire(self, replica: Replica, instance: Instance) -> None:
         """Close a model that was replaced and has nothing left to do."""
         if instance is not replica.slots.instance and not instance.tasks and instance in replica.instances:
             self._close(instance)
             replica.instances.remove(instance)
-            self._reports.append(InstanceClosed(replica))
-
-    def _free(self, instance: Instance, task_id: str) -> None:
-        try:
-            instance.model.cancel(task_id)
-        except Exception:
-            _log.exception("task %s could not be cancelled; its slot cannot be used until the next reset", task_id)
+            self._outcomes.add(InstanceClosed(replica))
 
     def _close(self, instance: Instance) -> None:
         try:
@@ -319,6 +258,5 @@ class Worker:
             _log.exception("a model on %s could not be closed; its memory may leak", self.device)
 
     def _flush(self) -> None:
-        if self._reports:
-            reports, self._reports = self._reports, []
+        if reports := self._outcomes.take():
             self._post(reports)

@@ -73,7 +73,7 @@ async def test_a_broken_stream_is_taken_up_after_the_last_event(server: StandIn,
 
 
 async def test_tries_are_counted_anew_after_progress(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchd.client.client._RESUME_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr("orchd.client.streams._RESUME_PAUSES_S", (0.0, 0.0))
     server.on("GET stream", *(s.stream(s.token(n, "x"), then="cut") for n in range(1, 9)), s.stream(s.end(9)))
     async with connect(server) as client:
         assert len(await followed(client)) == 9
@@ -82,7 +82,7 @@ async def test_tries_are_counted_anew_after_progress(server: StandIn, monkeypatc
 async def test_a_stream_that_cannot_be_taken_up_ends_in_an_error(
     server: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchd.client.client._RESUME_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr("orchd.client.streams._RESUME_PAUSES_S", (0.0, 0.0))
     server.on("GET stream", s.stream(s.started(), then="cut"), s.drop)
     async with connect(server) as client:
         with pytest.raises(orchd_client.NotReachable, match="could not be resumed"):
