@@ -83,9 +83,10 @@ class LlamaVocab:
         return tail.rstrip().endswith(THINKING)
 
     def _all_pieces(self) -> list[bytes | None]:
-        pieces = Pieces(self._native, None)
-        all_pieces = (pieces[token] for token in range(self._native.n_vocab))
-        return [piece.data if piece is not None and piece.shown else None for piece in all_pieces]
+        pieces: list[bytes | None] = [*self._native.pieces()]
+        for token in (*self._native.ends, *self._native.controls):
+            pieces[token] = None
+        return pieces
 
     def _spell(self, text: str) -> list[int]:
         with self._open():

@@ -157,6 +157,7 @@ def test_what_is_told_of_all_tokens_is_what_is_told_of_each(opened: Opened) -> N
     tokens = range(native.n_vocab)
     assert native.controls == [token for token in tokens if native.is_control(token)]
     assert native.specials == [token for token in tokens if native.is_special(token)]
+    assert native.pieces() == [native.piece(token, special=True) for token in tokens]
     assert native.eos in native.ends
     assert set(native.ends) <= set(native.controls)
 
