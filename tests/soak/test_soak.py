@@ -11,7 +11,7 @@ from tests.soak.storm import GRACE_S, storm
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 async def test_nothing_is_lost_whatever_clients_do(tmp_path: Path) -> None:
     report = await soak(tmp_path, seconds=20)
     print(*report.lines(), sep="\n")
