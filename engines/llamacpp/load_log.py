@@ -38,7 +38,7 @@ class Buffers:
     """Bytes that llama.cpp reports to have allocated, by where they are and what for (``KV``, ``compute``, ...)."""
 
     def __init__(self, lines: Sequence[Line]) -> None:
-        found = (_BUFFER_LINE.search(line.text) for line in lines)
+        found = (_BUFFER_LINE.search(line.text) for line in lines if "buffer size" in line.text)
         self._all = [(m[1], m[2], int(float(m[3]) * 2**20)) for m in found if m]
 
     @property

@@ -238,9 +238,9 @@ class NativeContext:
         """The lowest position that a slot's cache still holds in every layer, -1 if there is none."""
         return int(llama_cpp.llama_memory_seq_pos_min(self._memory, slot))
 
-    def clear(self) -> None:
-        """Empty every slot."""
-        llama_cpp.llama_memory_clear(self._memory, True)
+    def clear(self, *, wipe: bool = True) -> None:
+        """Empty every slot; ``wipe`` also overwrites what they held, which takes a tenth of a second for 500 MB."""
+        llama_cpp.llama_memory_clear(self._memory, wipe)
 
     def close(self) -> None:
         """Free context and batch. Calling it again does nothing."""

@@ -1,6 +1,6 @@
 """What a context is tried with before it serves: whether steps work, and whether more threads are worth waking.
 
-Each trial leaves the context empty.
+Each trial leaves the context empty. What it computed stays in memory, as that of any sequence that has ended.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def try_step(context: NativeContext, token: int, rows: int = 1, *, slots: int = 
     context.decode(n)
     if not np.isfinite(context.logits(slots)).all():
         raise DecodeFailed("the model computes NaN or infinity instead of logits; its file may be damaged")
-    context.clear()
+    context.clear(wipe=False)
 
 
 def try_tasks(context: NativeContext, token: int, slots: int) -> None:
@@ -57,7 +57,7 @@ def try_tasks(context: NativeContext, token: int, slots: int) -> None:
                 n += 1
         if n:
             context.decode(n)
-    context.clear()
+    context.clear(wipe=False)
 
 
 def choose_threads(context: NativeContext, n_slots: int) -> None:
@@ -91,5 +91,5 @@ def _step_s(context: NativeContext, rows: int, *, lone_rows: int) -> float:
     began_s = time.perf_counter()
     context.decode(rows)
     seconds = time.perf_counter() - began_s
-    context.clear()
+    context.clear(wipe=False)
     return seconds
