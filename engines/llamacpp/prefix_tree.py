@@ -116,6 +116,22 @@ class PrefixTree(Generic[Entry]):
         found = [*(node.entry for node in path[:-1]), self._ends_with(path[-1], shared)]
         return [entry for entry in found if entry is not None]
 
+    def nearly(self, key: Key, n_bytes: int) -> list[Entry]:
+        """The entries that a sequence shares but for fewer than so many bytes at their end."""
+        path, shared = self._path(key)
+        found: list[Entry] = []
+        for index, node in enumerate(path):
+            fork, on_path = (shared, None) if node is path[-1] else (node.end, path[index + 1])
+            close = [node]
+            while close:
+                node = close.pop()
+                if node.end - fork >= n_bytes:
+                    continue
+                if node.entry is not None:
+                    found.append(node.entry)
+                close += (child for child in node.children.values() if child is not on_path and child.n_entries)
+        return found
+
     def is_extended(self, entry: Entry) -> bool:
         """Whether another entry begins with this one."""
         return self._entries[entry].n_entries > 1

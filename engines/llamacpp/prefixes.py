@@ -13,7 +13,7 @@ from engines.llamacpp.prefix_index import Known, PrefixIndex
 from engines.llamacpp.prompt_cache import Entry, PromptCache
 from engines.llamacpp.reuse import Reuse, find_donor, find_leader, find_reuse
 from engines.llamacpp.saving import Saver
-from engines.llamacpp.slots import Run, Slot
+from engines.llamacpp.slots import MIN_COPY, Run, Slot
 from engines.llamacpp.step_cost import StepCost
 
 
@@ -52,7 +52,7 @@ class Prefixes:
         self._copier = copier
         cuts = not self._recurrent and not self._window  # a saved window is only the last one
         self._index = PrefixIndex(slots, cuts=cuts)
-        cache = PromptCache(spec.prompt_cache_mib << 20, self._index.tree)
+        cache = PromptCache(spec.prompt_cache_mib << 20, self._index.tree, spare=MIN_COPY)
         self.saver = Saver(context, cache, self._index, slots, cost=cost, limit_s=spec.step_target_s, clock=clock)
         self.checkpoints = spec.prompt_cache_mib > 0 and not cuts
 

@@ -39,11 +39,13 @@ class PromptCache:
     Args:
         limit_bytes: Of all entries; 0 keeps none.
         tree: Finds them by their tokens.
+        spare: Tokens at the end of an entry that, at least, are worth keeping it beside one that has the others.
     """
 
-    def __init__(self, limit_bytes: int, tree: PrefixTree[Entry]) -> None:
+    def __init__(self, limit_bytes: int, tree: PrefixTree[Entry], *, spare: int = 1) -> None:
         self._limit_bytes = limit_bytes
         self._tree = tree
+        self._spare = 1 if tree.whole_only else spare
         self._entries: OrderedDict[Entry, None] = OrderedDict()  # least recently used first
         self.n_bytes = 0
 
@@ -65,13 +67,17 @@ class PromptCache:
         return n_bytes <= self._limit_bytes
 
     def add(self, tokens: Seq[int], state: State) -> None:
-        """Keep a state; makes room for it first. One that is too large is not kept."""
+        """Keep a state; makes room for it first. One that is too large is not kept.
+
+        What has hardly a token that it has not is dropped, if it can be cut back: the turn before of a conversation,
+        whose answer came back a little changed, would take as much memory again and save hardly a step.
+        """
         entry, key = Entry(len(tokens), state), key_of(tokens)
         if not self.takes(entry.n_bytes):
             return
-        for shorter in self._tree.beginnings(key):
-            if not self._tree.whole_only or shorter.n_tokens == entry.n_tokens:
-                self.drop(shorter)  # cut back, the new one is the same
+        for other in self._tree.nearly(key, self._spare * TOKEN_BYTES):
+            if not self._tree.whole_only or other.n_tokens == entry.n_tokens:
+                self.drop(other)  # cut back, the new one is the same
         self._shrink(self._limit_bytes - entry.n_bytes)
         self._tree.add(entry, key)
         self._entries[entry] = None

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from engines.llamacpp.prefix_tree import PrefixTree, common_prefix, key_of
+from engines.llamacpp.prefix_tree import TOKEN_BYTES, PrefixTree, common_prefix, key_of
 
 TOKENS = st.lists(st.sampled_from([0, 1, 256, 1 << 24]), max_size=10)  # bytes that recur at other places
 SOME_TOKENS = TOKENS.filter(bool)
@@ -61,6 +61,9 @@ class TreeMachine(RuleBasedStateMachine):
         assert (match.entry is None) == (match.shared == 0)
         assert match.entry is None or usable[match.entry] == match.shared
         assert sorted(self.tree.beginnings(key_of(prompt))) == sorted(whole)
+        for tokens in range(4):
+            nearly = [entry for entry, n in shared.items() if len(self.entries[entry]) - n < tokens]
+            assert sorted(self.tree.nearly(key_of(prompt), tokens * TOKEN_BYTES)) == sorted(nearly)
 
     @invariant()
     def what_others_extend_is_known(self) -> None:

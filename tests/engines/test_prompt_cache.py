@@ -31,8 +31,8 @@ def state(n_bytes: int = 8) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
 # --- the structure ---------------------------------------------------------------------------------------------------
 
 
-def empty(limit: int = 1 << 20, *, whole_only: bool = False) -> PromptCache:
-    return PromptCache(limit, PrefixTree(whole_only=whole_only))
+def empty(limit: int = 1 << 20, *, whole_only: bool = False, spare: int = 1) -> PromptCache:
+    return PromptCache(limit, PrefixTree(whole_only=whole_only), spare=spare)
 
 
 def found(cache: PromptCache, tokens: list[int]) -> bool:
@@ -78,6 +78,26 @@ def test_a_longer_state_replaces_its_beginning_if_it_can_be_cut() -> None:
         cache.add([1, 2, 3], state())
         assert len(cache) == left
         assert found(cache, [1, 2])
+
+
+def test_a_turn_whose_answer_came_back_a_little_changed_is_not_kept_beside_the_next() -> None:
+    """Each would take the memory of the whole conversation."""
+    turn, answer, other = [1] * 40, [2, 3], [4] * 40
+    for whole_only, left in ((False, 2), (True, 3)):
+        cache = empty(whole_only=whole_only, spare=3)
+        cache.add(other, state())
+        cache.add([*turn, *answer], state())
+        cache.add([*turn, 5, 6, 7], state())
+        assert len(cache) == left
+        assert found(cache, other)
+        assert whole_only or found(cache, turn)
+
+
+def test_what_has_as_many_tokens_of_its_own_as_are_worth_it_is_kept() -> None:
+    cache = empty(spare=3)
+    cache.add([1, 1, 2, 2, 2], state())
+    cache.add([1, 1, 3], state())
+    assert len(cache) == 2
 
 
 def test_the_same_prompt_is_kept_once() -> None:
