@@ -16,7 +16,7 @@ MOST_FILES = 65536
 """Open files to ask for, where the account may have more."""
 SWITCH_INTERVAL_S = 0.0005
 """How long a thread waits for Python's lock before it asks the one that computes to hand it over, a tenth of Python's
-own: beside a thread that renders a template, the event loop and each step wait so long (`benchmarks.sampling`)."""
+own: beside a thread that renders a template, the event loop waits so long (`benchmarks.sampling`)."""
 
 
 def listen(host: str, port: int) -> socket.socket:
