@@ -44,7 +44,7 @@ class Process:
 
     def wait_ready(self) -> int:
         """Return the port once the ready screen is out."""
-        self.until(lambda: "Try it" in self.stdout and self.stdout.endswith("\n\n"), "the ready screen")
+        self.until(lambda: "/stream" in self.stdout and self.stdout.endswith("\n\n"), "the ready screen")
         found = re.search(r"ready at http://\S+:(\d+)\s", self.stdout)
         assert found, self.stdout
         return int(found[1])

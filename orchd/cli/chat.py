@@ -22,7 +22,7 @@ HELP: Final = '''\
 /system TEXT   set the system message; without TEXT, remove it
 /retry         ask for another answer to the last message
 /new           begin a new conversation
-/exit          leave, as Ctrl-D does
+/exit, /quit   leave, as Ctrl-D does
 A line that ends in \\ goes on in the next one; """ begins and ends a message of several lines.
 Ctrl-C stops an answer and keeps what is there. // begins a message with /.'''
 
@@ -70,7 +70,7 @@ class Chat:
                     raise
                 print("\n(Ctrl-D leaves)", file=sys.stderr)
                 continue
-            if message.strip() == "/exit":
+            if message.strip() in ("/exit", "/quit"):
                 break
             if self._takes(message):
                 self._answer()

@@ -160,9 +160,9 @@ class Checkup:
             )
         except (ConfigError, LoadFailed) as error:
             self._problems.append(f'pool "{pool.id}": {error}')
+        prompt_cache = pool.prompt_cache_mib << 20 if placed else 0
         if footprint is not None:
-            replicas = Counter(map(memory.memory_of, placed))
-            needs = memory.needs(footprint, replicas, prompt_cache=pool.prompt_cache_mib << 20 if placed else 0)
+            needs = memory.needs(footprint, Counter(map(memory.memory_of, placed)), prompt_cache=prompt_cache)
             for name, wanted in needs.items():
                 self._needs[name][pool.id] = wanted
         return PoolReport(
@@ -175,6 +175,7 @@ class Checkup:
             weights_bytes=None if footprint is None else footprint.weights,
             cache_bytes=None if footprint is None else footprint.cache,
             buffers_bytes=None if footprint is None else footprint.buffers,
+            prompt_cache_bytes=prompt_cache,
         )
 
     def _model_file(self, pool: PoolConfig) -> Path:

@@ -27,6 +27,7 @@ class PoolReport(msgspec.Struct, frozen=True, kw_only=True):
     weights_bytes: int | None = None
     cache_bytes: int | None = None
     buffers_bytes: int | None = None
+    prompt_cache_bytes: int = 0
 
 
 class MemoryReport(msgspec.Struct, frozen=True, kw_only=True):

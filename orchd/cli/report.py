@@ -60,4 +60,5 @@ def _pool_facts(pool: PoolReport) -> Iterator[tuple[str, str]]:
     yield "  shape", f"{'1 slot' if pool.slots == 1 else f'{pool.slots} slots'} of {pool.ctx} tokens per replica"
     if pool.weights_bytes is not None and pool.cache_bytes is not None and pool.buffers_bytes is not None:
         weights, cache, buffers = map(gib, (pool.weights_bytes, pool.cache_bytes, pool.buffers_bytes))
-        yield "  needs", f"weights {weights}, KV cache {cache}, buffers {buffers} per replica"
+        each = f"weights {weights}, KV cache {cache}, buffers {buffers} per replica"
+        yield "  needs", f"{each}; prompt cache {gib(pool.prompt_cache_bytes)}" if pool.prompt_cache_bytes else each

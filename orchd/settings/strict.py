@@ -101,8 +101,13 @@ def convert_value(value: Any, kind: Any, where: str, *, secret: bool = False) ->
         raise ConfigError(_sentence(where, value, info, secret=secret)) from None
 
 
-def explain(error: Exception, struct: type[msgspec.Struct]) -> InvalidParams:
-    """The refusal of a JSON body that could not be decoded as a struct; names the field and what would be right."""
+def explain(error: Exception, struct: object) -> InvalidParams:
+    """The refusal of a JSON body that could not be decoded as a struct; names the field and what would be right.
+
+    Args:
+        error: What msgspec raised.
+        struct: The struct, as `msgspec.json.Decoder.type` gives it, whose type differs from version to version.
+    """
     if isinstance(error, UnicodeDecodeError):
         return InvalidParams("the body is not UTF-8; encode it as UTF-8")
     if not isinstance(error, msgspec.ValidationError):

@@ -85,7 +85,8 @@ def test_as_json_it_is_one_object_with_numbers(tiny_model_path: Path, monkeypatc
     [place] = answer["memory"]
     each = pool["weights_bytes"] + pool["cache_bytes"] + pool["buffers_bytes"]
     assert (place["place"], place["fits"]) == ("cpu", True)
-    prompt_cache = 1024 << 20
+    prompt_cache = pool["prompt_cache_bytes"]
+    assert prompt_cache == 1024 << 20
     assert place["need_bytes"] == 2 * each + int(2 * each * memory.MARGIN_SHARE) + memory.MARGIN_BYTES + prompt_cache
     assert TOKEN not in json.dumps(answer)
 
