@@ -14,7 +14,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -144,20 +144,30 @@ def resident_mib() -> float:
 
 
 def lookup(options: argparse.Namespace) -> None:
+    _look_up("conversations that begin with one of ten instructions", 10, lambda random_: 1_000)
+    _look_up("beginnings of one prompt, each of another length", 1, lambda random_: random_.randrange(8_000))
+
+
+def _look_up(what: str, roots: int, shared_by: Callable[[random.Random], int]) -> None:
+    """Among 1,000 saved prompts, which share so many tokens with one of a few, and 64 slots with some of them."""
     random_ = random.Random(1)
-    prompt = [random_.randrange(100_000) for _ in range(8_000)]
+
+    def tokens(count: int) -> list[int]:
+        return [random_.randrange(100_000) for _ in range(count)]
+
+    prompts = [tokens(8_000) for _ in range(roots)]
     tree: PrefixTree[int] = PrefixTree()
     for entry in range(1_000):
-        shared = random_.randrange(8_000)
-        tree.add(entry, key_of([*prompt[:shared], *(random_.randrange(100_000) for _ in range(8_000 - shared))]))
+        shared = shared_by(random_)
+        tree.add(entry, key_of([*prompts[entry % roots][:shared], *tokens(8_000 - shared)]))
     for slot in range(64):
-        tree.place(slot, key_of(prompt[: random_.randrange(8_000)]))
+        tree.place(slot, key_of(prompts[slot % roots][: shared_by(random_)]))
     times_s = []
-    for _ in range(1_000):
+    for number in range(1_000):
         began = time.perf_counter()
-        tree.match(key_of(prompt))
+        tree.match(key_of(prompts[number % roots]))
         times_s.append(time.perf_counter() - began)
-    print(f"a look-up: median {statistics.median(times_s) * 1e6:.0f} µs, p99 {percentile(times_s, 99) * 1e6:.0f} µs")
+    print(f"{what}: median {statistics.median(times_s) * 1e6:.0f} µs, p99 {percentile(times_s, 99) * 1e6:.0f} µs")
 
 
 MEASURED = {"turns": turns, "gaps": gaps, "memory": memory, "lookup": lookup}
