@@ -122,14 +122,14 @@ class PrefixTree(Generic[Entry]):
         found: list[Entry] = []
         for index, node in enumerate(path):
             fork, on_path = (shared, None) if node is path[-1] else (node.end, path[index + 1])
-            close = [node]
-            while close:
-                node = close.pop()
-                if node.end - fork >= n_bytes:
+            near = [node]
+            while near:
+                below = near.pop()
+                if below.end - fork >= n_bytes:
                     continue
-                if node.entry is not None:
-                    found.append(node.entry)
-                close += (child for child in node.children.values() if child is not on_path and child.n_entries)
+                if below.entry is not None:
+                    found.append(below.entry)
+                near += (child for child in below.children.values() if child is not on_path and child.n_entries)
         return found
 
     def is_extended(self, entry: Entry) -> bool:
