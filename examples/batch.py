@@ -103,7 +103,7 @@ async def main() -> None:
             job = Job(client, out, progress, total=len(left), max_tokens=options.max_tokens)
             await job.run(left, options.in_flight)
     there = len(prompts) - len(left)
-    console.print(f"{len(left)} answers in {options.out}, {there} were already there; paused {job.pauses} times")
+    console.print(f"answers in {options.out}: {len(left)} new, {there} from before; pauses: {job.pauses}")
 
 
 def _answered(out: Path) -> set[tuple[int, str]]:

@@ -76,4 +76,4 @@ def test_a_batch_goes_on_where_it_was(server: ServerProcess, tmp_path: Path) -> 
     answers = {(answer := json.loads(line))["number"]: answer for line in lines if line != cut}
     assert answers[1]["text"] == "as it was"
     assert (answers[0]["prompt"], answers[2]["prompt"]) == ("one", "three")
-    assert "2 answers in" in done.stderr
+    assert ": 2 new, " in done.stderr
