@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from engines.api import ALONE, Beside
 from engines.llamacpp.batch import GRAIN, MIN_CHUNK, TILE, Budget, Demand, plan
-from engines.llamacpp.least_chunk import LeastChunk
 from engines.llamacpp.step_cost import StepCost
 
 LONE_S = 0.5
@@ -132,17 +131,6 @@ def test_streams_that_nobody_watches_set_no_pace() -> None:
     assert cost.budget(4, watched=True) == Budget(fit=80, light=20, watched=True)
     assert cost.budget(4, watched=False) == Budget(fit=480, light=25, watched=False)
     assert cost.budget(4, beside=Beside(streams=1), watched=False) == cost.budget(4, watched=True)
-
-
-def test_ends_that_were_read_along_do_not_make_longer_chunks_look_cheap() -> None:
-    least = LeastChunk()
-    for tokens, seconds in ((16, 0.3), (16, 0.3), (16, 0.3), (64, 0.5)):
-        least.observe(tokens, seconds)
-    assert least.size(10) == TILE
-    for _ in range(5):
-        least.observe(110, 0.86)
-    least.observe(128, 0.68)  # two thirds of a token's price
-    assert least.size(10) == TILE
 
 
 def test_a_chunk_that_takes_more_than_its_time_is_called_so() -> None:
