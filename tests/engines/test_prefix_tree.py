@@ -26,6 +26,7 @@ class TreeMachine(RuleBasedStateMachine):
 
     @initialize(whole_only=st.booleans())
     def start(self, whole_only: bool) -> None:
+        self.whole_only = whole_only  # not what the tree makes of it
         self.tree: PrefixTree[str] = PrefixTree(whole_only=whole_only)
         self.slots: dict[int, list[int]] = {}
         self.entries: dict[str, list[int]] = {}
@@ -56,7 +57,7 @@ class TreeMachine(RuleBasedStateMachine):
         assert match.slots == {slot: one_by_one(prompt, tokens) for slot, tokens in self.slots.items()}
         shared = {entry: one_by_one(prompt, tokens) for entry, tokens in self.entries.items()}
         whole = {entry: n for entry, n in shared.items() if n == len(self.entries[entry])}
-        usable = whole if self.tree.whole_only else shared
+        usable = whole if self.whole_only else shared
         assert match.shared == max(usable.values(), default=0)
         assert (match.entry is None) == (match.shared == 0)
         assert match.entry is None or usable[match.entry] == match.shared
