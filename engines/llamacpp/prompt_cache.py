@@ -42,7 +42,7 @@ class PromptCache:
         spare: Tokens at the end of an entry that, at least, are worth keeping it beside one that has the others.
     """
 
-    def __init__(self, limit_bytes: int, tree: PrefixTree[Entry], *, spare: int = 1) -> None:
+    def __init__(self, limit_bytes: int, tree: PrefixTree[Entry], *, spare: int) -> None:
         self._limit_bytes = limit_bytes
         self._tree = tree
         self._spare = 1 if tree.whole_only else spare

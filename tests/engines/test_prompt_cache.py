@@ -100,6 +100,20 @@ def test_what_has_as_many_tokens_of_its_own_as_are_worth_it_is_kept() -> None:
     assert len(cache) == 2
 
 
+def test_what_cannot_be_cut_back_is_kept_beside_another_end() -> None:
+    cache = empty(whole_only=True, spare=3)
+    cache.add([1, 1, 2], state())
+    cache.add([1, 1, 3], state())
+    assert found(cache, [1, 1, 2])
+    assert found(cache, [1, 1, 3])
+
+
+def test_what_fills_the_bound_is_kept() -> None:
+    cache = empty(4 + 8)
+    cache.add([1], state(8))
+    assert found(cache, [1])
+
+
 def test_the_same_prompt_is_kept_once() -> None:
     for whole_only in (False, True):
         cache = empty(whole_only=whole_only)

@@ -39,7 +39,7 @@ class Rig:
             restore_slot=lambda slot, state: self.copy(state_bytes) is not None,
             is_queued=lambda slot: False,
         )
-        self.cache = PromptCache(64 * GIB, index.tree)
+        self.cache = PromptCache(64 * GIB, index.tree, spare=1)
         self.saver = Saver(
             cast("NativeContext", context), self.cache, index, self.slots, cost=self.cost, limit_s=0.1, clock=self.clock
         )
