@@ -19,6 +19,7 @@ from engines.llamacpp import nucleus
 from engines.llamacpp.draw import draw
 from engines.llamacpp.grammar import Allowed
 from engines.llamacpp.native.sampler import Candidates, NativeSampler
+from engines.llamacpp.nucleus import Leading, Spread
 from engines.llamacpp.sampling import Sampler
 from engines.llamacpp.shortlist import Columns
 
@@ -27,8 +28,6 @@ Ids = npt.NDArray[np.intp]
 
 SMALL = 1 << 14
 """Vocabulary up to which llama.cpp ranks all tokens as fast as Python finds a few."""
-LIKELY = (1e-4, 1e-5, 1e-6)
-"""Shares of all from which on tokens are ranked to find the limit of ``top_p``, until there are enough of them."""
 
 
 def _note(tokens: Seq[int | None], samplers: Seq[Sampler | None]) -> None:
@@ -152,13 +151,11 @@ class _Drawing:
         sampler, count = self._samplers[row], self._columns.count
         if sampler.top_p == 1 or 0 < sampler.top_k <= count:
             return self._draw(row, sampler, ids, logits, ranks=sampler.top_k > 0)
-        order = np.argsort(-logits)
-        ranked = ids[order], logits[order]
-        peak, size = ranked[1][0], len(ids)
-        least = nucleus.at_least(nucleus.shares_of(self._columns.best[row], peak))
-        if nucleus.kept_at_least(nucleus.shares_of(ranked[1], peak), sampler.top_p, least) >= size:
-            return self._first(row, sampler, *ranked, counts=(size, size))
-        return self._nucleus(row, sampler, peak, ranked)
+        leading = Leading.of(ids, logits, logits.max())
+        least = nucleus.at_least(nucleus.shares_of(self._columns.best[row], leading.logits[0]))
+        if leading.kept(sampler.top_p, least, least)[0] >= len(ids):
+            return self._first(row, sampler, leading, counts=(len(ids), len(ids)))
+        return self._nucleus(row, sampler, leading.logits[0], leading)
 
     def _draw(self, row: int, sampler: Sampler, ids: Ids, logits: Floats, *, ranks: bool) -> int | None:
         """Draw from a list of all tokens that reach some logit; None if equal ones could come in another order."""
@@ -174,58 +171,49 @@ class _Drawing:
         native.restore_draw(saved)
         return None
 
-    def _nucleus(
-        self, row: int, sampler: Sampler, peak: np.float32, leading: tuple[Ids | None, Floats] | None = None
-    ) -> int | None:
+    def _nucleus(self, row: int, sampler: Sampler, peak: np.float32, filtered: Leading | None = None) -> int | None:
         """Draw from what ``top_p`` leaves of all, or of the ``top_k`` likeliest.
 
         Args:
             row: Which.
             sampler: Its.
             peak: Its highest logit.
-            leading: The ranked tokens that ``min_p`` leaves; None where it is off.
+            filtered: The tokens that ``min_p`` leaves; None where it is off.
         """
         logits = self._logits[row]
         if sampler.top_k:
             logits = np.sort(logits)[::-1][: sampler.top_k]
-        shares = nucleus.shares_of(logits, peak, out=self._scratch[0][: len(logits)])
-        for bounds in nucleus.roughly, nucleus.tightly:
-            least, most = bounds(shares, self._scratch[1][: len(logits)])
-            for share in (*LIKELY, (1 - sampler.top_p) / len(logits) / 2):
-                ids, ranked = leading or nucleus.ranked(logits, shares, np.float32(share * least))
-                head = nucleus.shares_of(ranked, peak)
-                counts = (
-                    nucleus.kept_at_least(head, sampler.top_p, least),
-                    nucleus.kept_at_most(head, sampler.top_p, most),
-                )
-                if leading is None and counts[1] > len(ranked):
-                    continue
-                token = self._first(row, sampler, None if sampler.top_k else ids, ranked, counts=counts)
-                if token is not None:
-                    return token
-                break
+        spread = Spread(logits, peak, self._scratch)
+        for least, most in spread.bounds():
+            leading = filtered or spread.leading(sampler.top_p, most)
+            if leading is None:
+                continue
+            counts = leading.kept(sampler.top_p, least, most)
+            if filtered is None and counts[1] > len(leading.ids):
+                continue
+            token = self._first(row, sampler, leading, counts=counts)
+            if token is not None:
+                return token
         return None
 
-    def _first(
-        self, row: int, sampler: Sampler, ids: Ids | None, logits: Floats, *, counts: tuple[int, int]
-    ) -> int | None:
-        """Draw from the first of these ranked tokens, whose number is between two counts; None if it matters which."""
+    def _first(self, row: int, sampler: Sampler, leading: Leading, *, counts: tuple[int, int]) -> int | None:
+        """Draw from the first of these tokens, whose number is between two counts; None if it matters which."""
         native = _native(sampler)
         first = native.saved_draw()
         places: set[int] = set()
-        for count in {min(count, len(logits)) for count in counts}:
+        for count in {min(count, len(leading.ids)) for count in counts}:
             if places:
                 native.restore_draw(first)
                 first = native.saved_draw()
-            self._candidates.fill(np.arange(count), logits[:count], ranked=True)
+            self._candidates.fill(np.arange(count), leading.logits[:count], ranked=True)
             places.add(native.choose(self._candidates, cut=True))
         place = places.pop()
         token = None
         if not places:
-            among = self._logits[row] if ids is None else logits
-            same = np.flatnonzero(among == logits[place])  # equal ones could come in another order
+            among = self._logits[row] if sampler.top_k else self._logits[row, leading.ids]
+            same = np.flatnonzero(among == leading.logits[place])  # equal ones could come in another order
             if len(same) == 1:
-                token = int(same[0] if ids is None else ids[place])
+                token = int(same[0] if sampler.top_k else leading.ids[same[0]])
         if token is None:
             native.restore_draw(first)
         else:

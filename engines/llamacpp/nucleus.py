@@ -8,6 +8,10 @@ accurate to one unit in the last place, numpy's to four.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
@@ -16,10 +20,21 @@ Ids = npt.NDArray[np.intp]
 
 ULP = 2.0**-23
 """Of a float, relative to it, at most."""
-FEW = 4096
-"""Tokens up to which they are sorted together with their ids, which takes ten times as long."""
+HALF = 0.51 * ULP
+"""By which adding to a sum rounds at most, relative to the sum."""
 LESS, MORE = np.float32(1 - 6 * ULP), np.float32(1 + 6 * ULP)
 """From one of numpy's exponentials to what llama.cpp's is at least, and at most."""
+SPARE = 100 * ULP
+"""How far a sum of shares may be from llama.cpp's for other reasons than that one's rounding: exponentials by 6 units,
+by 52 more where the likeliest token's logit is not taken away first, and sums of 16 by 16."""
+PLAIN = 64
+"""Largest logit of which an exponential leaves room for a sum of all tokens' in a float."""
+FOLD = 16
+"""Tokens whose shares are added first. Of more, fewer sums have to be looked at, but these bound less well."""
+CROWD = 4
+"""Of so many sums one may be looked behind; if there are more, all tokens are as fast."""
+LIKELY = (1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6, 3e-7, 1e-7)
+"""Shares of all from which on tokens are ranked, until there are enough of them."""
 
 
 def shares_of(logits: Floats, peak: np.float32, *, out: Floats | None = None) -> Floats:
@@ -33,39 +48,117 @@ def at_least(some: Floats) -> float:
     return float(some.sum(dtype=np.float64)) * (1 - (6 + len(some)) * ULP)
 
 
-def roughly(shares: Floats, scratch: Floats) -> tuple[float, float]:
-    """Bounds of llama.cpp's sum of these, as far apart as its rounding can move it; ``scratch`` is room for as many."""
-    total = float(shares.sum())  # numpy adds in pairs: 27 roundings at most
-    lost = float(np.minimum(shares, np.float32(total * 0.51 * ULP), out=scratch).sum())
-    return total * (1 - 40 * ULP) - lost, total * (1 + 40 * ULP) + lost
+class Leading(NamedTuple):
+    """The most likely tokens of a row.
+
+    Attributes:
+        ids: By ascending id.
+        logits: Theirs, descending.
+        shares: In the same order.
+    """
+
+    ids: Ids
+    logits: Floats
+    shares: Floats
+
+    @classmethod
+    def of(cls, ids: Ids, logits: Floats, peak: np.float32) -> Leading:
+        """From ids and their logits, in the same order."""
+        ranked = np.sort(logits)[::-1]
+        return cls(ids, ranked, shares_of(ranked, peak))
+
+    def kept(self, top_p: float, least: float, most: float) -> tuple[int, int]:
+        """How many of all tokens ``top_p`` keeps at least and at most, up to ``len(ids) + 1``, which stands for more.
+
+        Args:
+            top_p: Below 1.
+            least: What the sum of the shares of all tokens is at least.
+            most: What it is at most.
+        """
+        limit = np.float32(top_p)
+        return (
+            1 + int(np.cumsum(self.shares * np.float32(MORE / least)).searchsorted(limit)),
+            1 + int(np.cumsum(self.shares * np.float32(LESS / most)).searchsorted(limit)),
+        )
 
 
-def tightly(shares: Floats, scratch: Floats) -> tuple[float, float]:
-    """Bounds of llama.cpp's sum of these in this order, added as there: far fewer, and five times as long."""
-    least = np.cumsum(np.multiply(shares, LESS, out=scratch), out=scratch)[-1]
-    return float(least), float(np.cumsum(np.multiply(shares, MORE, out=scratch), out=scratch)[-1])
-
-
-def ranked(logits: Floats, shares: Floats, floor: np.float32) -> tuple[Ids | None, Floats]:
-    """All tokens whose share reaches a floor: their logits, descending, and, if they are few, their ids."""
-    ids = np.flatnonzero(shares >= floor)
-    if len(ids) > FEW:
-        return None, np.sort(logits[ids])[::-1]
-    order = np.argsort(-logits[ids])
-    return ids[order], logits[ids[order]]
-
-
-def kept_at_least(shares: Floats, top_p: float, total: float) -> int:
-    """How many tokens ``top_p`` keeps at least, up to ``len(shares) + 1``, which stands for more.
+class Spread:
+    """How the probability of a row is spread over its tokens.
 
     Args:
-        shares: Of the most likely tokens, descending.
-        top_p: Below 1.
-        total: What the sum of the shares of all tokens is at least.
+        logits: Of all tokens.
+        peak: The highest of them.
+        room: For twice as many numbers, shape (2, n): to make it each time takes as long as to fill it.
     """
-    return 1 + int(np.cumsum(shares * np.float32(MORE / total)).searchsorted(np.float32(top_p)))
 
+    def __init__(self, logits: Floats, peak: np.float32, room: Floats) -> None:
+        self._logits, self._peak = logits, peak
+        self._shares, self._scratch = room[0, : len(logits)], room[1, : len(logits)]
+        plain = abs(peak) < PLAIN
+        self._unit = math.exp(peak) if plain else 1.0  # the likeliest token's share
+        if plain:
+            np.exp(logits, out=self._shares)
+        else:
+            shares_of(logits, peak, out=self._shares)
+        self._columns = len(logits) // FOLD
+        folded = self._columns * FOLD
+        self._folded, self._left_over = self._shares[:folded].reshape(FOLD, -1), self._shares[folded:]
+        self._sums = np.concatenate([self._folded.sum(axis=0), self._left_over])
+        self._total = float(self._sums.sum(dtype=np.float64))
 
-def kept_at_most(shares: Floats, top_p: float, total: float) -> int:
-    """How many tokens ``top_p`` keeps at most, up to ``len(shares) + 1``; ``total`` is what the sum is at most."""
-    return 1 + int(np.cumsum(shares * np.float32(LESS / total)).searchsorted(np.float32(top_p)))
+    def bounds(self) -> Iterator[tuple[float, float]]:
+        """Bounds of llama.cpp's sum of all shares: closer ones each time, which take longer."""
+        for bound in self._roughly, self._closely, self._tightly:
+            yield bound()
+
+    def _roughly(self) -> tuple[float, float]:
+        """As far apart as its rounding can move it, by the sums alone."""
+        return self._around(np.minimum(self._sums, np.float32(FOLD * HALF * self._total)))
+
+    def _closely(self) -> tuple[float, float]:
+        """As far apart as rounding can move it, by each share and what has been added with it at most."""
+        added = np.append(self._folded.sum(axis=1, dtype=np.float64).cumsum(), self._total)
+        most = (added * (1 + SPARE) * HALF).astype(np.float32)
+        scratch = self._scratch[: self._folded.size].reshape(FOLD, -1)
+        lost = np.minimum(self._folded, most[:-1, None], out=scratch).sum(axis=0)
+        return self._around(np.append(lost, np.minimum(self._left_over, most[-1])))
+
+    def _around(self, lost: Floats) -> tuple[float, float]:
+        """Bounds, from what rounding loses or adds at most."""
+        moved = float(lost.sum(dtype=np.float64)) + SPARE * self._total
+        return (self._total - moved) / self._unit, (self._total + moved) / self._unit
+
+    def _tightly(self) -> tuple[float, float]:
+        """Added as there."""
+        return self._added(LESS), self._added(MORE)
+
+    def _added(self, factor: np.float32) -> float:
+        shares = shares_of(self._logits, self._peak, out=self._scratch)
+        return float(np.cumsum(np.multiply(shares, factor, out=shares), out=shares)[-1])
+
+    def leading(self, top_p: float, most: float) -> Leading | None:
+        """About as many tokens as ``top_p`` keeps, and more rather than fewer; None if it keeps nearly all.
+
+        Args:
+            top_p: Below 1.
+            most: What the sum of the shares of all tokens is at most.
+        """
+        whole = most * self._unit
+        for share in (*LIKELY, (1 - top_p) / len(self._logits) / 2):
+            floor = np.float32(share * whole)
+            columns = np.flatnonzero(self._sums >= floor)
+            if float(self._sums[columns].sum(dtype=np.float64)) < top_p * whole:
+                continue  # these hold what reaches the floor, and more
+            ids = self._reaching(floor, columns)
+            if float(self._shares[ids].sum(dtype=np.float64)) > top_p * whole:
+                return Leading.of(ids, self._logits[ids], self._peak)
+        return None
+
+    def _reaching(self, floor: np.float32, columns: Ids) -> Ids:
+        """The tokens with such a share, which are in these columns."""
+        if len(columns) * CROWD > self._columns:
+            return np.flatnonzero(self._shares >= floor)
+        folded, single = columns[columns < self._columns], columns[columns >= self._columns]
+        found = np.flatnonzero(self._folded.take(folded, axis=1) >= floor)
+        depths, places = np.divmod(found, len(folded))
+        return np.concatenate([depths * self._columns + folded[places], single + (FOLD - 1) * self._columns])

@@ -101,12 +101,16 @@ PROMPT = list(range(7, 150, 2))
 PEAKED: Shape = (2.5, 3e-3, None, 0)
 
 
-@given(st.lists(asked, min_size=1, max_size=3), shapes, st.integers(0, 2**32 - 1))
-@example([SamplingParams(top_k=0, min_p=0)], (2.5, 3e-3, None, 0), 1)
-@example([SamplingParams(top_k=0, min_p=0, top_p=0.9999)], (1, 0, None, 0), 1)
-@example([SamplingParams(top_k=0, min_p=0, top_p=1)], (8, 0, None, 0), 1)
+@given(
+    st.lists(asked, min_size=1, max_size=3), shapes, st.sampled_from([0, 0, 30, -80, 200]), st.integers(0, 2**32 - 1)
+)
+@example([SamplingParams(top_k=0, min_p=0)], (2.5, 3e-3, None, 0), 0, 1)
+@example([SamplingParams(top_k=0, min_p=0, top_p=0.9999)], (1, 0, None, 0), 30, 1)
+@example([SamplingParams(top_k=0, min_p=0, top_p=1)], (8, 0, None, 0), -80, 1)
 @settings(max_examples=150, deadline=None)
-def test_the_same_tokens_as_from_the_whole_row(params: list[SamplingParams], shape: Shape, seed: int) -> None:
+def test_the_same_tokens_as_from_the_whole_row(
+    params: list[SamplingParams], shape: Shape, raised: float, seed: int
+) -> None:
     """Several steps, so that a draw too few or too many is found by the next one."""
     chooser = Chooser([])
     with contextlib.ExitStack() as stack:
@@ -117,6 +121,7 @@ def test_the_same_tokens_as_from_the_whole_row(params: list[SamplingParams], sha
                 stack.callback(owner.close)
         for step in range(6):
             logits = np.stack([row(shape, (seed + 97 * step + number) % 2**32) for number in range(len(params))])
+            logits += np.float32(raised)
             expected = [reference.token(one) for reference, one in zip(references, logits, strict=True)]
             assert chooser.choose(logits, samplers) == expected
 

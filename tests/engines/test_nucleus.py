@@ -29,33 +29,58 @@ def exponentials(logits: Floats, seed: int) -> Floats:
     return moved
 
 
-@given(st.integers(0, 1 << 32), st.sampled_from([0.1, 0.9, 0.95, 0.99, 0.9999]))
-def test_sums_and_counts_are_within_them(seed: int, top_p: float) -> None:
-    logits = row(seed)
-    theirs = exponentials(logits, seed)
+def bounds_of(logits: Floats) -> list[tuple[float, float]]:
+    return list(spread_of(logits).bounds())
+
+
+def spread_of(logits: Floats) -> nucleus.Spread:
+    return nucleus.Spread(logits, logits.max(), np.empty((2, len(logits) + 5), np.float32))
+
+
+PEAKS = [0, 3, -7, 20.5, 63, 64, 300]
+"""Whatever the model adds to all logits, llama.cpp takes away."""
+
+
+@given(st.integers(0, 1 << 32), st.sampled_from(PEAKS), st.sampled_from([0.1, 0.9, 0.95, 0.99, 0.9999]))
+def test_sums_and_counts_are_within_them(seed: int, peak: float, top_p: float) -> None:
+    logits = (row(seed) + np.float32(peak)).astype(np.float32)
+    theirs = exponentials(logits - logits.max(), seed)
     total = np.cumsum(theirs)[-1]
-    shares = nucleus.shares_of(logits, np.float32(0))
-    room = np.empty_like(shares)
-    for least, most in (nucleus.roughly(shares, room), nucleus.tightly(shares, room)):
+    everything = nucleus.Leading.of(np.arange(len(logits)), logits, logits.max())
+    theirs_ranked = np.sort(theirs)[::-1]
+    kept = 1 + int(np.cumsum(theirs_ranked / total).searchsorted(np.float32(top_p)))
+    for least, most in bounds_of(logits):
         assert least <= total <= most
-        ranked, theirs_ranked = np.sort(shares)[::-1], np.sort(theirs)[::-1]
-        kept = 1 + int(np.cumsum(theirs_ranked / total).searchsorted(np.float32(top_p)))
-        assert nucleus.kept_at_least(ranked, top_p, least) <= kept <= nucleus.kept_at_most(ranked, top_p, most)
-    some = shares[np.random.default_rng(seed).random(len(shares)) < 0.1]
+        at_least, at_most = everything.kept(top_p, least, most)
+        assert at_least <= kept <= at_most
+    some = everything.shares[np.random.default_rng(seed).random(len(logits)) < 0.1]
     assert nucleus.at_least(some) <= total
 
 
-def test_the_tight_bounds_are_tight() -> None:
-    shares = nucleus.shares_of(row(7), np.float32(0))
-    room = np.empty_like(shares)
-    (least, most), (tight_least, tight_most) = nucleus.roughly(shares, room), nucleus.tightly(shares, room)
-    assert (tight_most - tight_least) / least < 4e-6 < (most - least) / least
+@pytest.mark.parametrize("peak", PEAKS)
+def test_each_bound_is_closer_than_the_one_before(peak: float) -> None:
+    logits = (row(7) + np.float32(peak)).astype(np.float32)
+    apart = [(most - least) / least for least, most in bounds_of(logits)]
+    assert apart == sorted(apart, reverse=True)
+    assert apart[-1] < 4e-6
 
 
-@pytest.mark.parametrize(("floor", "ids"), [(0.5, [2, 0]), (0.01, [2, 0, 3, 1])])
-def test_ranked_tokens_are_those_that_reach_the_floor(floor: float, ids: list[int]) -> None:
-    logits = np.array([-0.5, -4, 0, -1], np.float32)
-    found, values = nucleus.ranked(logits, np.exp(logits), np.float32(floor))
-    assert found is not None
-    assert found.tolist() == ids
-    assert values.tolist() == logits[ids].tolist()
+@given(st.integers(0, 1 << 32), st.sampled_from(PEAKS), st.sampled_from([0.1, 0.9, 0.99, 0.9999]))
+def test_leading_tokens_are_the_likeliest_ones(seed: int, peak: float, top_p: float) -> None:
+    logits = (row(seed) + np.float32(peak)).astype(np.float32)
+    spread = spread_of(logits)
+    leading = spread.leading(top_p, next(spread.bounds())[1])
+    if leading is not None:
+        assert sorted(leading.logits.tolist()) == np.sort(logits)[-len(leading.ids) :].tolist()
+        assert leading.logits.tolist() == sorted(logits[leading.ids].tolist(), reverse=True)
+        assert len(set(leading.ids.tolist())) == len(leading.ids)
+
+
+def test_few_are_ranked_where_few_hold_most() -> None:
+    logits = np.random.default_rng(3).normal(-12, 1, 50_003).astype(np.float32)
+    logits[[7, 20_000, 50_002]] = 8, 10, 9
+    spread = spread_of(logits)
+    leading = spread.leading(0.95, next(spread.bounds())[1])
+    assert leading is not None
+    assert leading.ids.tolist() == [7, 20_000, 50_002]
+    assert leading.logits.tolist() == [10, 9, 8]
