@@ -4,9 +4,10 @@
 
 Two tables, in milliseconds a step, medians. The first one chooses a token for each slot from random logits like a
 model's, some hundred tokens of which stand out: with llama.cpp's chain of samplers over the whole vocabulary, and as
-orchd does. The second one steps a model with 16 sampled streams, alone and while another thread computes in Python, by
-how soon Python hands its lock from one to the other (`sys.setswitchinterval`); and how late an event loop is beside
-such a thread.
+orchd does. The second one steps a model with 16 sampled streams, alone, while another process computes in Python, and
+while another thread does, by how soon Python hands its lock from one to the other (`sys.setswitchinterval`); and how
+late an event loop is beside such a thread. A process takes a core as a thread does, but not the lock: what a step takes
+longer beside the thread is what the lock costs. With ``--threads 1`` there is a core for both.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import asyncio
 import contextlib
 import ctypes
 import statistics
+import subprocess
 import sys
 import threading
 import time
@@ -53,6 +55,7 @@ INTERVALS_MS: Final = (5.0, 1.0, 0.5, 0.2)
 """The first one is Python's own; `orchd.process.SWITCH_INTERVAL_S` is what `orchd serve` sets."""
 
 PAUSE_S: Final = 0.002
+BUSY: Final = "while True: sum(range(1000))"
 
 
 def rows(slots: int, n_vocab: int) -> Floats:
@@ -119,6 +122,17 @@ def busy_thread() -> Iterator[None]:
         thread.join()
 
 
+@contextlib.contextmanager
+def busy_process() -> Iterator[None]:
+    """Another process that does the same."""
+    process = subprocess.Popen([sys.executable, "-c", BUSY])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
 def step_ms(model: Any, prompts: list[list[int]], tokens: int) -> float:
     """A step of sampled streams."""
     for number, prompt in enumerate(prompts):
@@ -161,8 +175,10 @@ def beside_ms(path: Path, threads: int) -> list[list[str]]:
             for interval in INTERVALS_MS:
                 sys.setswitchinterval(interval / 1e3)
                 alone = step_ms(model, prompts, 16)
+                with busy_process():
+                    beside = step_ms(model, prompts, 16)
                 with busy_thread():
-                    took[interval].append((alone, step_ms(model, prompts, 16), late_ms()))
+                    took[interval].append((alone, beside, step_ms(model, prompts, 16), late_ms()))
     finally:
         sys.setswitchinterval(usual_s)
         model.close()
@@ -198,7 +214,7 @@ def main() -> None:
     lines = beside_ms(options.model.resolve(), options.threads)
     table(
         f"A step of {STREAMS} sampled streams:",
-        ("switch interval, ms", "alone", "beside a busy thread", "event loop late"),
+        ("switch interval, ms", "alone", "beside a busy process", "beside a busy thread", "event loop late"),
         lines,
     )
 

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from engines.llamacpp.spelling import Spellings
 
 _PRIVATE = range(0xF0000, 0xFFFFE)
+_SOME_PRIVATE = re.compile(f"[{chr(_PRIVATE[0])}-{chr(_PRIVATE[-1])}]")
 
 
 class ControlTexts:
@@ -88,7 +89,8 @@ class Marks:
     """
 
     def __init__(self, contents: Iterable[str]) -> None:
-        taken = {char for text in contents for char in set(text) if ord(char) in _PRIVATE}
+        # A set of a long text's characters would take four times as long, and hold Python's lock meanwhile.
+        taken = {char for text in contents if not text.isascii() for char in _SOME_PRIVATE.findall(text)}
         self._free = (chr(code) for code in _PRIVATE if chr(code) not in taken)
         self._private: dict[str, str] = {}  # a character -> the one that stands for it
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import web
 
 from orchd.http import routes
@@ -42,6 +44,7 @@ def create_app(
     app = web.Application(client_max_size=config.max_body_bytes, middlewares=[guard, enveloper()])
     app[routes.SERVICE] = service
     app[routes.METRICS] = metrics
+    app[routes.LARGE_BODIES] = asyncio.Lock()
     app.add_routes(routes.ROUTES)
     app.on_response_prepare.append(allow_origin(gate, exposed="Retry-After, X-Backoff-Ms"))
     return app

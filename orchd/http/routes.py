@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import uuid
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import hdrs, web
@@ -19,6 +20,7 @@ from orchd.settings.strict import explain
 
 SERVICE = web.AppKey("service", Service)
 METRICS = web.AppKey("metrics", Metrics)
+LARGE_BODIES = web.AppKey("large_bodies", asyncio.Lock)
 
 _WireT = TypeVar("_WireT", bound=StrictWire)
 
@@ -32,10 +34,18 @@ _each_once = msgspec.json.Decoder(
     )
 )
 _encode = msgspec.json.Encoder().encode
+LONG_FIELDS = frozenset({"prompt", "messages", "chat_template_kwargs", "json_schema"})
+"""Fields of a task whose value can be larger than `LARGE_BODY_BYTES`."""
+_SHORT_FIELDS = [name for name in TaskRequest.__struct_fields__ if name not in LONG_FIELDS]
+_MISFIT = msgspec.Raw(b"{}")  # none of the short ones takes an object
 
 LARGE_BODY_BYTES = 64 * 1024
-"""Beyond this, each field is read once, however often it is there: numbers of hundreds of digits take up to 30 µs each,
-and Python's lock with it, so a thread would help nobody."""
+"""Beyond this, a body is read with care, because decoding it keeps Python's lock, so that a thread would help nobody:
+
+- each field is read once, however often it is there: numbers of hundreds of digits take up to 30 µs each;
+- a field that is longer than this by itself, and cannot be, is not read: a list of 200,000 strings takes 16 ms;
+- bodies are read one at a time, with whatever else the event loop has to do between two of them.
+"""
 
 
 def _json(body: object, status: int = 200) -> web.Response:
@@ -46,10 +56,28 @@ def _decode(body: bytes, decoder: msgspec.json.Decoder[_WireT]) -> _WireT:
     try:
         if len(body) > LARGE_BODY_BYTES and decoder is _decode_task:
             with contextlib.suppress(RecursionError):  # the decoder proper says where
-                body = _encode(_each_once.decode(body))
+                body = _encode(_without_misfits(_each_once.decode(body)))
         return decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise explain(error, decoder.type) from None
+
+
+def _without_misfits(fields: Any) -> object:
+    """Fields of a task as they were sent; in place of each that is far too long, what its decoder rejects."""
+    for name in _SHORT_FIELDS:
+        sent = getattr(fields, name)
+        if sent is not msgspec.UNSET and len(sent) > LARGE_BODY_BYTES:
+            setattr(fields, name, _MISFIT)
+    return fields
+
+
+async def _read_task(request: web.Request) -> TaskRequest:
+    body = await read_body(request)
+    if len(body) <= LARGE_BODY_BYTES:
+        return _decode(body, _decode_task)
+    async with request.app[LARGE_BODIES]:
+        await asyncio.sleep(0)  # others have their turn, and find the lock taken
+        return _decode(body, _decode_task)
 
 
 async def submit(request: web.Request) -> web.Response:
@@ -57,7 +85,7 @@ async def submit(request: web.Request) -> web.Response:
     service = request.app[SERVICE]
     wanted = None
     try:
-        wanted = _decode(await read_body(request), _decode_task)
+        wanted = await _read_task(request)
         return _json(await service.submit(wanted), 202)
     except TaskError as error:
         service.note_refusal(error, wanted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import http.client
+import json
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -13,47 +14,16 @@ from pathlib import Path
 
 import pytest
 
+from orchd.http.routes import LONG_FIELDS
+from orchd.schemas import TaskRequest
+from testkit.large_bodies import SHAPES, SIZE
 from testkit.process import TOKEN, Process, call, orchd_serve, submit
 
-SIZE = 1 << 20
 LIMIT_S = 0.25
 """Most that /health may take beside a body. What this is about took from 0.7 to 200 s."""
 
 TRIES = 4
 """Other programs hold up a machine too, but hardly the same shape so many times."""
-
-
-def _fill(head: bytes, unit: bytes, tail: bytes, between: bytes = b",") -> bytes:
-    """As many units as fit."""
-    count = (SIZE - len(head) - len(tail) + len(between)) // (len(unit) + len(between))
-    return head + between.join([unit] * count) + tail
-
-
-_HALFWAY = b"2.22507385850720113605740979670913197593481954635164564802342610972482222202107694551654e-308"
-_EMPTY = b'{"role":"user","content":""}'
-SHAPES: dict[str, bytes] = {
-    "empty messages": _fill(b'{"messages":[', _EMPTY, b"]}"),
-    "5,000 empty messages": b'{"messages":[' + b",".join([_EMPTY] * 5000) + b"]}",
-    "messages of control tokens": _fill(b'{"messages":[', b'{"role":"user","content":"<s><s><s>"}', b"]}"),
-    "words": _fill(b'{"prompt":"', b"the river", b'"}', b" "),
-    "one word": _fill(b'{"prompt":"', b"a", b'"}', b""),
-    "control tokens": _fill(b'{"prompt":"', b"<s>", b'"}', b""),
-    "control tokens and blanks": _fill(b'{"prompt":"', b"<|im_end|>", b'"}', b" "),
-    # No larger: llama.cpp takes time with the square of the bytes that have no token but their own, here 90 s for all.
-    "almost control tokens": b'{"prompt":"' + b"<|" * 40_000 + b'"}',
-    "escapes": _fill(b'{"prompt":"', rb"\ud83d\ude42", b'"}', b""),
-    "blanks": b" " * (SIZE - 14) + b'{"prompt":"a"}',
-    "stop strings": _fill(b'{"prompt":"a","stop":[', b'"x"', b"]}"),
-    "deep": b'{"prompt":"a","x":' + b"[" * (SIZE - 20),
-    "a number of a million digits": _fill(b'{"prompt":"a","max_tokens":', b"9", b"}", b""),
-    "numbers that are hard to round": _fill(b'{"prompt":"a",', b'"min_p":' + _HALFWAY, b"}"),
-    "the same field again": _fill(b'{"prompt":"a",', b'"seed":1', b"}"),
-    "an unknown field's name": _fill(b'{"prompt":"a","', b"prompts", b'":1}', b""),
-    "a priority": _fill(b'{"prompt":"a","priority":"', b"`", b'"}', b""),
-    "a path": _fill(b'{"prompt":"a","model_ref":"', b"a", b'"}', b"/"),
-    "a task id": _fill(b'{"prompt":"a","task_id":"', b"0", b'"}', b""),
-    "not JSON": b"a" * SIZE,
-}
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +107,27 @@ def test_many_of_the_worst_at_once_do_not_hold_up_other_prompts(server: tuple[Pr
     assert set(_while_sending(port, worst, ask)) == {400}
     assert sorted(took_s)[len(took_s) // 2] < LIMIT_S
     assert set(_assert_nobody_waits(port, worst)) == {400}
+
+
+@pytest.mark.parametrize("field", sorted(set(TaskRequest.__struct_fields__) - LONG_FIELDS))
+def test_a_value_that_is_far_too_long_is_explained_as_any_wrong_one(server: tuple[Process, int], field: str) -> None:
+    def answer(value: object) -> tuple[int, object]:
+        status, response = call(server[1], "POST", "/v1/tasks", {"prompt": "the", field: value})
+        return status, json.loads(response.read())
+
+    expected = answer({})
+    assert expected[0] == 400
+    assert answer(["x"] * 40_000) == expected
+    assert answer("x" * 100_000) == expected
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": "the", "json_schema": {"type": "boolean", "description": "é" * 12_000}},
+        {"messages": [{"role": "user", "content": "the"}], "chat_template_kwargs": {"é" * 12_000: True}},
+    ],
+    ids=lambda fields: list(fields)[-1],
+)
+def test_fields_that_may_be_long_are_read(server: tuple[Process, int], fields: dict[str, object]) -> None:
+    submit(server[1], max_tokens=1, **fields)
