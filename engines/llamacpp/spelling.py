@@ -29,9 +29,9 @@ class Spellings:
         for begin in range(0, len(text), AT_ONCE):
             for opening in self._opening.finditer(text, begin, begin + AT_ONCE + 1):  # one begins with two characters
                 start = opening.start()
-                for length in self.lengths:
-                    if text[start : start + length] in self.texts:
-                        yield start, start + length
+                for end in (start + length for length in self.lengths):
+                    if end <= len(text) and text[start:end] in self.texts:
+                        yield start, end
 
 
 class Cuts:
