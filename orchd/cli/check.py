@@ -20,8 +20,9 @@ from engines.llamacpp.vet import vet
 from orchd.cli.findings import GpuReport, MemoryReport, PoolReport, Report
 from orchd.cli.versions import build_summary, driver_summary
 from orchd.errors import ConfigError
-from orchd.machine import devices, memory
+from orchd.machine import cores, devices, gpus, memory
 from orchd.machine.devices import Device
+from orchd.machine.gpus import Gpu
 from orchd.machine.memory import gib
 from orchd.models import files, references
 from orchd.pools.loading import model_spec
@@ -57,8 +58,8 @@ class Checkup:
     def run(self) -> Report:
         """Looks at everything; takes about a second for each model, more for one that has a checksum beside it."""
         server = self._config.server
-        gpus = devices.visible(devices.find_gpus(), self._environ)
-        placed = self._placed(gpus)
+        there = gpus.visible(gpus.find_gpus(), self._environ)
+        placed = self._placed(there)
         self._look_at_the_roots()
         with _warnings_to(self._notes):
             pools = tuple(map(self._pool, self._config.pools, placed))
@@ -80,7 +81,7 @@ class Checkup:
                     memory_bytes=gpu.memory_bytes,
                     free_bytes=memory.free_bytes(f"gpu:{gpu.index}"),
                 )
-                for gpu in gpus
+                for gpu in there
             ),
             pools=pools,
             memory=in_memory,
@@ -103,7 +104,6 @@ class Checkup:
             return "not usable"
 
     def _look_at_the_address(self, host: str, port: int) -> None:
-
         try:
             listen(host, port).close()
         except ConfigError as error:
@@ -120,17 +120,17 @@ class Checkup:
             except ConfigError as error:
                 self._problems.append(str(error))
 
-    def _placed(self, gpus: list[devices.Gpu]) -> list[list[Device]]:
+    def _placed(self, there: list[Gpu]) -> list[list[Device]]:
         gpu_build = build.gpu_backend() is not None
-        if gpus and not gpu_build:
+        if there and not gpu_build:
             self._notes.append(
                 "there are GPUs, but llama.cpp was built for the CPU only; rebuild it with: make BACKEND=cuda setup "
                 "(for cards before the RTX 20 series: BACKEND=vulkan)"
             )
 
         def assign(pools: Sequence[PoolConfig]) -> list[list[Device]]:
-            cores, cpus = devices.usable_cores(), devices.crowded_cpus()
-            return devices.assign(pools, gpus, gpu_build=gpu_build, cores=cores, cpus=cpus)[0]
+            usable, crowded = cores.usable_cores(), cores.crowded_cpus()
+            return devices.assign(pools, there, gpu_build=gpu_build, cores=usable, cpus=crowded)[0]
 
         pools = self._config.pools
         try:

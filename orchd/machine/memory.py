@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from engines.api import Footprint
 from engines.errors import OutOfDeviceMemory
 from orchd.machine import host_memory
-from orchd.machine.devices import Device, free_gpu_bytes, gpu_index
+from orchd.machine.devices import Device, gpu_index
+from orchd.machine.gpus import free_gpu_bytes
 
 HOST = "cpu"
 MARGIN_SHARE = 0.05
