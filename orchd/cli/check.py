@@ -17,7 +17,7 @@ from engines.api import Footprint
 from engines.errors import LoadFailed
 from engines.llamacpp import build
 from engines.llamacpp.vet import vet
-from orchd.cli.findings import GpuReport, MemoryReport, PoolReport, Report
+from orchd.cli.findings import Findings, GpuFindings, MemoryFindings, PoolFindings
 from orchd.cli.versions import build_summary, driver_summary
 from orchd.errors import ConfigError
 from orchd.machine import cores, devices, gpus, memory
@@ -55,7 +55,7 @@ class Checkup:
         self._needs: dict[str, dict[str, int]] = defaultdict(dict)
         """Bytes by memory, then by pool."""
 
-    def run(self) -> Report:
+    def run(self) -> Findings:
         """Looks at everything; takes about a second for each model, more for one that has a checksum beside it."""
         server = self._config.server
         there = gpus.visible(gpus.find_gpus(), self._environ)
@@ -66,7 +66,7 @@ class Checkup:
         token = self._token()
         self._look_at_the_address(server.host, server.port)
         in_memory = tuple(self._memory(name, needs) for name, needs in self._needs.items())
-        return Report(
+        return Findings(
             ok=not self._problems,
             config=None if self._config.source is None else str(self._config.source),
             listen=f"{server.host}:{server.port}",
@@ -74,7 +74,7 @@ class Checkup:
             llama_cpp=build_summary(),
             driver=driver_summary(),
             gpus=tuple(
-                GpuReport(
+                GpuFindings(
                     device=f"gpu:{gpu.index}",
                     uuid=gpu.uuid,
                     name=gpu.name,
@@ -148,7 +148,7 @@ class Checkup:
             self._problems.append(together)
         return placed
 
-    def _pool(self, pool: PoolConfig, placed: list[Device]) -> PoolReport:
+    def _pool(self, pool: PoolConfig, placed: list[Device]) -> PoolFindings:
         path: Path | None = None
         footprint: Footprint | None = None
         try:
@@ -165,7 +165,7 @@ class Checkup:
             needs = memory.needs(footprint, Counter(map(memory.memory_of, placed)), prompt_cache=prompt_cache)
             for name, wanted in needs.items():
                 self._needs[name][pool.id] = wanted
-        return PoolReport(
+        return PoolFindings(
             id=pool.id,
             model_id=None if path is None else references.model_id(path),
             path=None if path is None else str(path),
@@ -184,7 +184,7 @@ class Checkup:
         base = working_folder() if config.source is None else config.source.parent
         return references.resolve_owned(pool.model, base=base, roots=roots)
 
-    def _memory(self, name: str, needs: Mapping[str, int]) -> MemoryReport:
+    def _memory(self, name: str, needs: Mapping[str, int]) -> MemoryFindings:
         need, free = sum(needs.values()), memory.free_bytes(name)
         fits = free is None or need <= free
         if not fits:
@@ -193,7 +193,7 @@ class Checkup:
                 f"{name} has {gib(free)} free, but {_pools(needs)} {gib(need)}; "
                 "use fewer slots, a smaller ctx or a smaller model"
             )
-        return MemoryReport(place=name, pools=tuple(needs), need_bytes=need, free_bytes=free, fits=fits)
+        return MemoryFindings(place=name, pools=tuple(needs), need_bytes=need, free_bytes=free, fits=fits)
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class ReplicaDown:
-    """A replica was given up and its slots is not ready. Its models are closed, unless its device is lost."""
+    """A replica was given up, and its slots are not ready. Its models are closed, unless its device is lost."""
 
     replica: Replica
     why: str
