@@ -101,7 +101,7 @@ def _threads_end() -> bool:
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
-                _log.error("the thread %s does not end and is abandoned", thread.name)
+                _log.error("the thread %s hangs and is abandoned", thread.name)
                 return False
     return True
 

@@ -190,8 +190,7 @@ class Checkup:
         if not fits:
             assert free is not None
             self._problems.append(
-                f"{name} has {gib(free)} free, but {_pools(needs)} {gib(need)}; "
-                "use fewer slots, a smaller ctx or a smaller model"
+                f"{name} has {gib(free)} free, but {_pools(needs)} {gib(need)}; {memory.remedy(name)}"
             )
         return MemoryFindings(place=name, pools=tuple(needs), need_bytes=need, free_bytes=free, fits=fits)
 

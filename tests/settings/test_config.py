@@ -284,7 +284,7 @@ POOL = "[[pools]]\nmodel = 'x'\n"
         (POOL + "mmap = 1", "pools[0].mmap is 1", "expected true or false"),
         ("[server]\nport = = 1", "not valid TOML", "(at line 2, column 8)"),
         ("[server]\nport = 1\nport = 2", "not valid TOML", "not valid TOML: Cannot overwrite a value"),
-        ("a = " + "[" * 50_000, "not valid TOML", "fix that place"),
+        ("a = " + "[" * 50_000, "not valid TOML", "fix the syntax there"),
     ],
 )
 def test_a_mistake_in_the_file(read: Loader, tmp_path: Path, toml: str, key_and_value: str, remedy: str) -> None:
