@@ -41,7 +41,7 @@ class MemoryFindings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Findings(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that was found."""
+    """Everything that `orchd check` found."""
 
     ok: bool
     config: str | None

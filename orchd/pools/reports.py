@@ -23,7 +23,7 @@ class Progress:
     """A step brought a task forward.
 
     Attributes:
-        task: Which one.
+        task: The task.
         text: What may be shown.
         index: Of the last token that it holds.
         first: Whether none was shown before.
