@@ -62,7 +62,7 @@ help: ## list these targets
 serve: $(READY) ## set up, then run `orchd serve $(ARGS)` with the demo model
 	$(BIN)/orchd serve $(ARGS)
 
-test: $(DEV_READY) ## set up, then run the whole test suite: `pytest $(ARGS)`; lists what it skipped, and how to have it
+test: $(DEV_READY) ## set up, then run the whole test suite: `pytest $(ARGS)`; lists skipped tests and what they need
 	$(BIN)/python -m pytest -q -rs $(TWO_AT_A_TIME) $(ARGS)
 
 setup: $(DEV_READY) ## set up what serve and test need, and nothing else

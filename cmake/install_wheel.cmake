@@ -29,6 +29,6 @@ if(NOT installed STREQUAL ORCHD_WHEEL_KEY)
   file(REMOVE "${stamp}")
   execute_process(COMMAND "${ORCHD_PYTHON}" -m pip install --quiet --no-deps --force-reinstall "${wheel}"
                   COMMAND_ERROR_IS_FATAL ANY)
-  file(WRITE "${prefix}/.orchd-wheel.txt" "${ORCHD_WHEEL_KEY_TEXT}\n")  # for `orchd.machine.devices.built_architectures`
+  file(WRITE "${prefix}/.orchd-wheel.txt" "${ORCHD_WHEEL_KEY_TEXT}\n")  # for `orchd.cli.versions.built_architectures`
   file(WRITE "${stamp}" "${ORCHD_WHEEL_KEY}")
 endif()

@@ -34,7 +34,7 @@ class Metrics:
     """Renders a service's state. Event loop thread only.
 
     Args:
-        service: The one whose state is rendered.
+        service: Its state is rendered.
         engine_version: Value of the label of that name.
         telemetry: The latest readings of the GPUs; the driver is not asked here. None if there are no GPUs.
     """

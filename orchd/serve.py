@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from engines.llamacpp.build import gpu_backend, identity
 from orchd.garbage import expect_garbage
-from orchd.machine import devices
+from orchd.machine import cores, devices, gpus
 from orchd.models import references
 from orchd.models.vetted import Vetted
 from orchd.observer import Guarded, Observer
@@ -61,12 +61,12 @@ def serve(
     owned = [references.resolve_owned(pool.model, base=base, roots=roots) for pool in config.pools]
     placed, used = devices.assign(
         config.pools,
-        devices.visible(devices.find_gpus(), os.environ),
+        gpus.visible(gpus.find_gpus(), os.environ),
         gpu_build=gpu_backend() is not None,
-        cores=devices.usable_cores(),
-        cpus=devices.crowded_cpus(),
+        cores=cores.usable_cores(),
+        cpus=cores.crowded_cpus(),
     )
-    devices.show_only(used, os.environ)
+    gpus.show_only(used, os.environ)
     from engines.llamacpp.engine import (
         LlamaCppEngine,  # loads llama.cpp, which looks for GPUs now and never again
     )
@@ -101,7 +101,7 @@ def _threads_end() -> bool:
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
-                _log.error("the thread %s does not end and is abandoned", thread.name)
+                _log.error("the thread %s hangs and is abandoned", thread.name)
                 return False
     return True
 

@@ -209,7 +209,7 @@ class Server:
         deadline = time.monotonic() + JOIN_S  # workers have it while the load has its own
         if not loader.close():
             self.left_behind = True
-            _log.error("a model load does not end and is abandoned")
+            _log.error("a model load hangs and is abandoned")
         for worker in self._workers.values():
             if not worker.join(max(0.0, deadline - time.monotonic())):
                 self.left_behind = True

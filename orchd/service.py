@@ -156,10 +156,10 @@ class Service:
     def cancel(self, task: Task) -> None:
         """End a task as cancelled, wherever it is. Nothing happens if it has ended."""
         pool = self.pools[task.pool_id]
-        place = pool.scheduler.cancel(task)
-        if place is Found.WAITING:
+        found = pool.scheduler.cancel(task)
+        if found is Found.WAITING:
             self._tasks.end(task, FinishReason.CANCELLED)
-        elif place is Found.RUNNING:
+        elif found is Found.RUNNING:
             for replica in pool.replicas:
                 replica.worker.cancel(task)
 

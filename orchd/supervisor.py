@@ -15,6 +15,7 @@ from orchd.errors import DecodeTimeout, PoolUnavailable
 from orchd.open_tasks import OpenTasks
 from orchd.pools.mailbox import Mailbox
 from orchd.pools.pool import Pool
+from orchd.pools.recovery import recover
 from orchd.pools.replica import Replica
 from orchd.pools.reports import Begun, Ended, InstanceClosed, Progress, ReplicaDown, Report
 from orchd.queue.tasks import TaskState
@@ -49,7 +50,7 @@ class Supervisor:
         if pool.stranded:
             self._end_waiting(pool)
         for index in indices:
-            self._background.run(pool.recover(index))
+            self._background.run(recover(pool, index))
 
     def _apply(self, report: Report) -> None:
         try:

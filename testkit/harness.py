@@ -211,7 +211,7 @@ async def serving(
     *more: Path,
     brake: Brake | None = None,
     ready: bool = True,
-    place: Callable[[int, int], Device] = on_cpu,
+    device_of: Callable[[int, int], Device] = on_cpu,
     send_buffer_bytes: int | None = None,
     observer: Callable[[Callable[[Summary], object]], Observer] = WhenReady,
     **tables: Any,
@@ -223,7 +223,7 @@ async def serving(
         more: Of further pools, ``pool1`` and so on.
         brake: One that is set already, to hold up the load.
         ready: Whether to wait until every model is loaded.
-        place: The device of a pool's replica, both by their numbers.
+        device_of: The device of a pool's replica, both by their numbers.
         send_buffer_bytes: How much the kernel takes for a client that does not read.
         observer: Makes one, which must tell what it is given that the server is ready.
         tables: As in a configuration file; ``pool`` is laid over every pool.
@@ -236,7 +236,7 @@ async def serving(
     ]
     config = msgspec.convert({**{k: v for k, v in tables.items() if k != "pool"}, "pools": pools}, Config)
     placed = [
-        [place(number, replica) for replica in range(len(pool.devices))] for number, pool in enumerate(config.pools)
+        [device_of(number, replica) for replica in range(len(pool.devices))] for number, pool in enumerate(config.pools)
     ]
     listening = socket.create_server((config.server.host, 0))
     if send_buffer_bytes is not None:

@@ -10,7 +10,7 @@ import pytest
 
 from engines.errors import DecodeFailed, LoadFailed
 from orchd.errors import AdmissionReject, PoolUnavailable
-from orchd.pools.pool import MAX_RECOVERY_PAUSE_S
+from orchd.pools.recovery import MAX_RECOVERY_PAUSE_S
 from orchd.schemas import Priority
 from testkit.builders import pause_of
 from testkit.fake_engine import Hang

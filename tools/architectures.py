@@ -22,7 +22,7 @@ from typing import Final
 from engines.api import ModelSpec
 from engines.errors import EngineError
 from engines.llamacpp.vet import vet
-from orchd.machine.devices import usable_cores
+from orchd.machine.cores import usable_cores
 
 MODELS: Final = Path(__file__).parents[1] / "build/architectures"
 SLOTS: Final = 4

@@ -16,7 +16,7 @@ from engines.gguf_files import SUFFIX, parts, split_of
 from engines.llamacpp import build
 from engines.llamacpp.vet import vet
 from orchd.errors import ConfigError, InvalidParams
-from orchd.machine import devices, memory
+from orchd.machine import cores, devices, gpus, memory
 from orchd.models import files, references
 from orchd.pools.loading import model_spec
 from orchd.settings.config import Config, PoolConfig
@@ -54,9 +54,9 @@ class Catalog:
         owned = [references.resolve_owned(one.model, base=base, roots=roots) for one in config.pools]
         self.roots = list(dict.fromkeys([*roots, *(root for path in owned for root in references.roots_of(path))]))
         self._pool = pool
-        gpus = devices.visible(devices.find_gpus(), os.environ)
-        cores = devices.usable_cores()
-        placed = devices.assign([pool], gpus, gpu_build=build.gpu_backend() is not None, cores=cores)[0][0]
+        there = gpus.visible(gpus.find_gpus(), os.environ)
+        gpu_build = build.gpu_backend() is not None
+        placed = devices.assign([pool], there, gpu_build=gpu_build, cores=cores.usable_cores())[0][0]
         self._replicas = Counter(map(memory.memory_of, placed))
 
     def names(self) -> list[str]:

@@ -23,7 +23,7 @@ HELP: Final = '''\
 /retry         ask for another answer to the last message
 /new           begin a new conversation
 /exit, /quit   leave, as Ctrl-D does
-A line that ends in \\ goes on in the next one; """ begins and ends a message of several lines.
+A line that ends in \\ continues on the next one; """ begins and ends a message of several lines.
 Ctrl-C stops an answer and keeps what is there. // begins a message with /.'''
 
 T = TypeVar("T")
@@ -102,7 +102,7 @@ class Chat:
             end = interruptible(self._loop, self._stream(text))
             raise_if_failed(end, task_id="")
             if end.finish_reason == "length":
-                self._say(f"(cut off after {end.tokens_out} tokens; --max-tokens allows for more)")
+                self._say(f"(cut off after {end.tokens_out} tokens; --max-tokens allows more)")
         except asyncio.CancelledError:
             self._say("(stopped)")
         except UnicodeEncodeError:

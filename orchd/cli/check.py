@@ -17,11 +17,12 @@ from engines.api import Footprint
 from engines.errors import LoadFailed
 from engines.llamacpp import build
 from engines.llamacpp.vet import vet
-from orchd.cli.findings import GpuReport, MemoryReport, PoolReport, Report
+from orchd.cli.findings import Findings, GpuFindings, MemoryFindings, PoolFindings
 from orchd.cli.versions import build_summary, driver_summary
 from orchd.errors import ConfigError
-from orchd.machine import devices, memory
+from orchd.machine import cores, devices, gpus, memory
 from orchd.machine.devices import Device
+from orchd.machine.gpus import Gpu
 from orchd.machine.memory import gib
 from orchd.models import files, references
 from orchd.pools.loading import model_spec
@@ -54,18 +55,18 @@ class Checkup:
         self._needs: dict[str, dict[str, int]] = defaultdict(dict)
         """Bytes by memory, then by pool."""
 
-    def run(self) -> Report:
+    def run(self) -> Findings:
         """Looks at everything; takes about a second for each model, more for one that has a checksum beside it."""
         server = self._config.server
-        gpus = devices.visible(devices.find_gpus(), self._environ)
-        placed = self._placed(gpus)
+        there = gpus.visible(gpus.find_gpus(), self._environ)
+        placed = self._placed(there)
         self._look_at_the_roots()
         with _warnings_to(self._notes):
             pools = tuple(map(self._pool, self._config.pools, placed))
         token = self._token()
         self._look_at_the_address(server.host, server.port)
         in_memory = tuple(self._memory(name, needs) for name, needs in self._needs.items())
-        return Report(
+        return Findings(
             ok=not self._problems,
             config=None if self._config.source is None else str(self._config.source),
             listen=f"{server.host}:{server.port}",
@@ -73,14 +74,14 @@ class Checkup:
             llama_cpp=build_summary(),
             driver=driver_summary(),
             gpus=tuple(
-                GpuReport(
+                GpuFindings(
                     device=f"gpu:{gpu.index}",
                     uuid=gpu.uuid,
                     name=gpu.name,
                     memory_bytes=gpu.memory_bytes,
                     free_bytes=memory.free_bytes(f"gpu:{gpu.index}"),
                 )
-                for gpu in gpus
+                for gpu in there
             ),
             pools=pools,
             memory=in_memory,
@@ -103,7 +104,6 @@ class Checkup:
             return "not usable"
 
     def _look_at_the_address(self, host: str, port: int) -> None:
-
         try:
             listen(host, port).close()
         except ConfigError as error:
@@ -120,17 +120,17 @@ class Checkup:
             except ConfigError as error:
                 self._problems.append(str(error))
 
-    def _placed(self, gpus: list[devices.Gpu]) -> list[list[Device]]:
+    def _placed(self, there: list[Gpu]) -> list[list[Device]]:
         gpu_build = build.gpu_backend() is not None
-        if gpus and not gpu_build:
+        if there and not gpu_build:
             self._notes.append(
                 "there are GPUs, but llama.cpp was built for the CPU only; rebuild it with: make BACKEND=cuda setup "
                 "(for cards before the RTX 20 series: BACKEND=vulkan)"
             )
 
         def assign(pools: Sequence[PoolConfig]) -> list[list[Device]]:
-            cores, cpus = devices.usable_cores(), devices.crowded_cpus()
-            return devices.assign(pools, gpus, gpu_build=gpu_build, cores=cores, cpus=cpus)[0]
+            usable, crowded = cores.usable_cores(), cores.crowded_cpus()
+            return devices.assign(pools, there, gpu_build=gpu_build, cores=usable, cpus=crowded)[0]
 
         pools = self._config.pools
         try:
@@ -148,7 +148,7 @@ class Checkup:
             self._problems.append(together)
         return placed
 
-    def _pool(self, pool: PoolConfig, placed: list[Device]) -> PoolReport:
+    def _pool(self, pool: PoolConfig, placed: list[Device]) -> PoolFindings:
         path: Path | None = None
         footprint: Footprint | None = None
         try:
@@ -165,7 +165,7 @@ class Checkup:
             needs = memory.needs(footprint, Counter(map(memory.memory_of, placed)), prompt_cache=prompt_cache)
             for name, wanted in needs.items():
                 self._needs[name][pool.id] = wanted
-        return PoolReport(
+        return PoolFindings(
             id=pool.id,
             model_id=None if path is None else references.model_id(path),
             path=None if path is None else str(path),
@@ -184,16 +184,15 @@ class Checkup:
         base = working_folder() if config.source is None else config.source.parent
         return references.resolve_owned(pool.model, base=base, roots=roots)
 
-    def _memory(self, name: str, needs: Mapping[str, int]) -> MemoryReport:
+    def _memory(self, name: str, needs: Mapping[str, int]) -> MemoryFindings:
         need, free = sum(needs.values()), memory.free_bytes(name)
         fits = free is None or need <= free
         if not fits:
             assert free is not None
             self._problems.append(
-                f"{name} has {gib(free)} free, but {_pools(needs)} {gib(need)}; "
-                "use fewer slots, a smaller ctx or a smaller model"
+                f"{name} has {gib(free)} free, but {_pools(needs)} {gib(need)}; {memory.remedy(name)}"
             )
-        return MemoryReport(place=name, pools=tuple(needs), need_bytes=need, free_bytes=free, fits=fits)
+        return MemoryFindings(place=name, pools=tuple(needs), need_bytes=need, free_bytes=free, fits=fits)
 
 
 @contextlib.contextmanager

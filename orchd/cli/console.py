@@ -133,8 +133,8 @@ class ServeConsole:
             self.out.print(line, soft_wrap=True)
         self.out.file.flush()
         if not is_loopback(host := urlsplit(summary.url).hostname or ""):
-            told = f"{host}: the whole network may connect, and plain HTTP shows it the token"
-            self.err.print(Text.assemble(("warning: ", "yellow"), told), soft_wrap=True)
+            warning = f"{host}: anyone on the network can connect, and plain HTTP exposes the token"
+            self.err.print(Text.assemble(("warning: ", "yellow"), warning), soft_wrap=True)
 
     def stopping(self, running: int) -> None:
         """What it still waits for."""

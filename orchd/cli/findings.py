@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 
-class GpuReport(msgspec.Struct, frozen=True, kw_only=True):
+class GpuFindings(msgspec.Struct, frozen=True, kw_only=True):
     """A GPU that this process may use."""
 
     device: str
@@ -15,7 +15,7 @@ class GpuReport(msgspec.Struct, frozen=True, kw_only=True):
     free_bytes: int | None
 
 
-class PoolReport(msgspec.Struct, frozen=True, kw_only=True):
+class PoolFindings(msgspec.Struct, frozen=True, kw_only=True):
     """One pool: what it would hold, and where."""
 
     id: str
@@ -30,7 +30,7 @@ class PoolReport(msgspec.Struct, frozen=True, kw_only=True):
     prompt_cache_bytes: int = 0
 
 
-class MemoryReport(msgspec.Struct, frozen=True, kw_only=True):
+class MemoryFindings(msgspec.Struct, frozen=True, kw_only=True):
     """One memory that pools share: a GPU's, or the machine's (``cpu``)."""
 
     place: str
@@ -40,8 +40,8 @@ class MemoryReport(msgspec.Struct, frozen=True, kw_only=True):
     fits: bool
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that was found."""
+class Findings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that `orchd check` found."""
 
     ok: bool
     config: str | None
@@ -49,8 +49,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     token: str
     llama_cpp: str
     driver: str | None
-    gpus: tuple[GpuReport, ...]
-    pools: tuple[PoolReport, ...]
-    memory: tuple[MemoryReport, ...]
+    gpus: tuple[GpuFindings, ...]
+    pools: tuple[PoolFindings, ...]
+    memory: tuple[MemoryFindings, ...]
     problems: tuple[str, ...]
     notes: tuple[str, ...]

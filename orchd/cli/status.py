@@ -40,7 +40,7 @@ class PoolStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """A server."""
+    """What a server is doing: its pools, and how many submits it has refused."""
 
     url: str
     status: str

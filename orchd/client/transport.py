@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 
 
 class Reply(NamedTuple):
-    """A whole answer."""
+    """An HTTP answer that was read to its end."""
 
     status: int
     headers: Mapping[str, str]

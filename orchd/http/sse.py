@@ -45,7 +45,7 @@ async def send(
     Args:
         request: The GET whose connection carries the events.
         response: Prepared, with nothing written yet.
-        task: Whose events.
+        task: The task whose events are sent.
         start: Index of the first event to send.
         keep_alive_s: Longest silence on the connection.
         progress_s: Between two looks at how far the prompt is.

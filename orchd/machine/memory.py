@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from engines.api import Footprint
 from engines.errors import OutOfDeviceMemory
 from orchd.machine import host_memory
-from orchd.machine.devices import Device, free_gpu_bytes, gpu_index
+from orchd.machine.devices import Device, gpu_index
+from orchd.machine.gpus import free_gpu_bytes
 
 HOST = "cpu"
+"""Host memory: the machine's own, which all CPU workers and all prompt caches share."""
+
 MARGIN_SHARE = 0.05
 MARGIN_BYTES = 256 * 2**20
 """Kept free besides `MARGIN_SHARE` of the need: for fragmentation, and all else on the machine."""
@@ -20,7 +23,7 @@ report of llama.cpp's, and CUDA that finds no memory in the middle of a step end
 
 
 def need(footprint: Footprint, replicas: int, *, memory: str = HOST) -> int:
-    """Bytes that so many replicas of a model should find free on their common device."""
+    """Bytes that ``replicas`` replicas of a model should find free on the device they share."""
     total = taken(footprint, memory=memory) * replicas
     return total + int(total * MARGIN_SHARE) + MARGIN_BYTES + (CUDA_BYTES if memory != HOST else 0)
 
@@ -60,9 +63,14 @@ def check_fit(
         if there is not None and wanted > there + more:
             free_when = "would be free without the current model" if more else "is free"
             raise OutOfDeviceMemory(
-                f"{name} needs {gib(wanted)} on {device}, but only {gib(there + more)} {free_when}; "
-                "use fewer slots, a smaller ctx, a smaller prompt_cache_mib or a smaller model"
+                f"{name} needs {gib(wanted)} on {device}, but only {gib(there + more)} {free_when}; {remedy(device)}"
             )
+
+
+def remedy(memory: str) -> str:
+    """What makes pools need less there."""
+    prompt_cache = ", a smaller prompt_cache_mib" if memory == HOST else ""
+    return f"use fewer slots, a smaller ctx{prompt_cache} or a smaller model"
 
 
 def memory_of(device: Device) -> str:

@@ -58,7 +58,7 @@ class VettedModel:
 
 @dataclass(frozen=True, eq=False)
 class ActiveModel(VettedModel):
-    """What a pool serves.
+    """The model that a pool serves: its name, its file, its tokenizer and the threads that it is used on.
 
     Attributes:
         vocab: Its tokenizer, shared by every replica.

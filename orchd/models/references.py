@@ -21,7 +21,7 @@ from orchd.errors import ConfigError, InvalidParams
 
 MAX_PATH_BYTES, MAX_NAME_BYTES = 4096, 255
 MOST_NEAR = 3
-"""Names to offer in place of one that does not exist."""
+"""Names to offer instead of one that does not exist."""
 DEMO = "demo"
 """The name of the demo model."""
 
@@ -56,11 +56,11 @@ def resolve(reference: str, roots: Sequence[Path]) -> Path:
     if ".." in asked.parts:
         raise InvalidParams(f"model {shown} must not contain '..'; name a file inside the model roots")
     real_roots = [Path(os.path.realpath(root)) for root in roots]
-    places = [_normal(root / asked) for root in real_roots]  # an absolute path stays itself
-    inside = [place for place in dict.fromkeys(places) if _within(place, real_roots)]
+    candidates = [_normal(root / asked) for root in real_roots]  # an absolute path stays itself
+    inside = [candidate for candidate in dict.fromkeys(candidates) if _within(candidate, real_roots)]
     if asked.is_absolute() and not inside:
         raise InvalidParams(f"model {shown} is outside the model roots; name a file inside them (models.roots)")
-    found = [match for place in inside for match in _matches(place)]
+    found = [match for candidate in inside for match in _matches(candidate)]
     path = _the_only(found, shown) or _refuse_absent(inside, shown, real_roots)
     _refuse_unusable(path, shown, real_roots)
     return path
@@ -85,23 +85,23 @@ def resolve_owned(reference: str | None, *, base: Path, roots: Sequence[Path]) -
     assert reference is not None
     try:
         _refuse_malformed(reference)
-        place = _normal(base / os.path.expanduser(reference))
-        path = _the_only(_matches(place), _shown(reference))
+        candidate = _normal(base / os.path.expanduser(reference))
+        path = _the_only(_matches(candidate), _shown(reference))
         if path is not None:
             _refuse_unusable(path, _shown(reference), None)
             return path
     except InvalidParams as error:
         raise ConfigError(str(error)) from None
-    if place.is_dir():
-        raise ConfigError(f"model {_shown(reference)}: {place} is a folder; name a GGUF file in it")
+    if candidate.is_dir():
+        raise ConfigError(f"model {_shown(reference)}: {candidate} is a folder; name a GGUF file in it")
     if "/" not in reference and roots:
         try:
             return resolve(reference, roots)
         except InvalidParams as error:
             raise ConfigError(f"{error} (also looked in {base})") from None
-    near = _near(place.name, (name for name in _names(place.parent) if name.endswith(SUFFIX)))[:MOST_NEAR]
+    near = _near(candidate.name, (name for name in _names(candidate.parent) if name.endswith(SUFFIX)))[:MOST_NEAR]
     remedy = f"did you mean {' or '.join(near)}?" if near else "name an existing GGUF file"
-    where = "" if reference == str(place) else f": {place}"
+    where = "" if reference == str(candidate) else f": {candidate}"
     raise ConfigError(f"model {_shown(reference)}{where} does not exist; {remedy}")
 
 
@@ -139,8 +139,8 @@ def _normal(path: Path) -> Path:
     return Path(os.path.realpath(path.parent)) / path.name
 
 
-def _within(place: Path, real_roots: Sequence[Path]) -> bool:
-    return any(place.parent.is_relative_to(root) for root in real_roots)
+def _within(path: Path, real_roots: Sequence[Path]) -> bool:
+    return any(path.parent.is_relative_to(root) for root in real_roots)
 
 
 def _names(folder: Path) -> list[str]:
@@ -150,15 +150,15 @@ def _names(folder: Path) -> list[str]:
         return []
 
 
-def _matches(place: Path) -> list[Path]:
-    """The files that a place may mean: itself, else itself with ``.gguf`` and first parts of split models."""
-    if os.path.lexists(place) and not os.path.isdir(place):
-        return [place]
-    plain = place.with_name(place.name + SUFFIX)
+def _matches(path: Path) -> list[Path]:
+    """The files that a path may mean: itself, else itself with ``.gguf`` and first parts of split models."""
+    if os.path.lexists(path) and not os.path.isdir(path):
+        return [path]
+    plain = path.with_name(path.name + SUFFIX)
     found = [plain] if os.path.lexists(plain) and not os.path.isdir(plain) else []
-    splits = (split_of(name) for name in _names(place.parent))
-    totals = {split[2] for split in splits if split and split[0] == place.name}
-    return found + [place.with_name(part_name(place.name, 1, total)) for total in sorted(totals)]
+    splits = (split_of(name) for name in _names(path.parent))
+    totals = {split[2] for split in splits if split and split[0] == path.name}
+    return found + [path.with_name(part_name(path.name, 1, total)) for total in sorted(totals)]
 
 
 def _the_only(found: Sequence[Path], shown: str) -> Path | None:
@@ -171,10 +171,10 @@ def _the_only(found: Sequence[Path], shown: str) -> Path | None:
 
 
 def _refuse_absent(inside: Sequence[Path], shown: str, real_roots: Sequence[Path]) -> NoReturn:
-    if any(os.path.isdir(place) for place in inside):
+    if any(os.path.isdir(candidate) for candidate in inside):
         raise InvalidParams(f"model {shown} is a folder; name a GGUF file in it")
     known = [name for root in real_roots for name in _names(root) if name.endswith(SUFFIX)]
-    near = list(dict.fromkeys(name for place in inside for name in _near(place.name, known)))[:MOST_NEAR]
+    near = list(dict.fromkeys(name for candidate in inside for name in _near(candidate.name, known)))[:MOST_NEAR]
     remedy = f"did you mean {' or '.join(near)}?" if near else "name a GGUF file inside them (models.roots)"
     raise InvalidParams(f"model {shown} is not in the model roots; {remedy}")
 

@@ -60,7 +60,8 @@ def _text(message: Message, where: str) -> str:
     for number, part in enumerate(message.content):
         if part.type not in ("text", "refusal"):
             raise InvalidParams(
-                f"{where}.content[{number}]: orchd reads text only, and this is {part.type[:40]!r}; leave it out"
+                f"{where}.content[{number}]: {part.type[:40]!r} is not supported, because orchd reads only text; "
+                "leave it out"
             )
     return "\n".join(part.text for part in message.content)
 

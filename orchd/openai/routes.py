@@ -82,7 +82,7 @@ async def model(request: web.Request) -> web.Response:
 
 async def not_available(request: web.Request) -> web.Response:
     """What OpenAI has and orchd has not."""
-    raise InvalidParams(f"{request.path} is not available: orchd writes text; use /v1/chat/completions")
+    raise InvalidParams(f"{request.path} is not available, because orchd only generates text; use /v1/chat/completions")
 
 
 def _decode(body: bytes, decoder: msgspec.json.Decoder[_RequestT]) -> _RequestT:

@@ -95,7 +95,7 @@ def plan(request: ChatRequest, *, reply: dict[str, Any]) -> ToolPlan | None:
     choice = request.tool_choice
     functions = {tool.function.name: tool.function for tool in request.tools or ()}
     if len(functions) < len(request.tools or ()):
-        raise InvalidParams("tools: two of them have the same name; give each its own")
+        raise InvalidParams("tools: two functions have the same name; give each a different one")
     if not functions and choice not in (None, "none", "auto"):
         raise InvalidParams("tool_choice: there are no tools to choose from; send tools, or leave it out")
     if not functions or choice == "none":

@@ -33,14 +33,14 @@ IGNORED: Final = (
 """Fields that change nothing."""
 
 REFUSED: Final = {
-    "audio": "orchd writes text and no audio",
+    "audio": "orchd generates text, no audio",
     "function_call": "deprecated by OpenAI and not available; use tool_choice",
     "functions": "deprecated by OpenAI and not available; use tools",
     "logit_bias": "not available; leave it out",
-    "logprobs": "orchd tells no probabilities; leave it out",
+    "logprobs": "orchd does not return probabilities; leave it out",
     "moderation": "not available; leave it out",
     "suffix": "not available; write the model's own fill-in-the-middle tokens into prompt",
-    "top_logprobs": "orchd tells no probabilities; leave it out",
+    "top_logprobs": "orchd does not return probabilities; leave it out",
     "web_search_options": "not available; leave it out, or offer a search of your own with tools",
 }
 """Fields that ask for what orchd cannot do: an error, unless they are null, false, 0 or empty."""

@@ -110,4 +110,4 @@ def _no_numbers() -> TaskError:
 
 
 def _no_more(problem: str) -> TaskError:
-    return InvalidParams(f"json_schema: the text cannot go on: {problem}; make the schema simpler")
+    return InvalidParams(f"json_schema: the text cannot continue: {problem}; make the schema simpler")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,11 +21,6 @@ from orchd.queue.scheduler import Scheduler
 from orchd.queue.slots import ReplicaSlots
 from orchd.schemas import PoolHealth, ReplicaHealth
 from orchd.settings.config import PoolConfig
-
-_log = logging.getLogger(__name__)
-
-RECOVERY_PAUSE_S = 1.0
-MAX_RECOVERY_PAUSE_S = 60.0
 
 
 class PoolState(enum.Enum):
@@ -182,7 +176,7 @@ class Pool:
         self.scheduler.switch([None] * len(self.replicas), {})
         for replica in self.replicas:
             replica.worker.wake()  # to close what is idle
-        emptied = [asyncio.ensure_future(self._emptied(replica)) for replica in self.replicas]
+        emptied = [asyncio.ensure_future(self.emptied(replica)) for replica in self.replicas]
         try:
             await asyncio.wait(emptied, timeout=grace_s)
             for replica in self.replicas:
@@ -193,7 +187,8 @@ class Pool:
             for waiting in emptied:
                 waiting.cancel()
 
-    async def _emptied(self, replica: Replica) -> None:
+    async def emptied(self, replica: Replica) -> None:
+        """Return once the replica's worker has closed every model that it had."""
         while replica.instances:
             self._closed.clear()
             await self._closed.wait()
@@ -205,35 +200,9 @@ class Pool:
 
     # --- replicas --------------------------------------------------------------------------------------------------
 
-    async def recover(self, index: int) -> None:
-        """Bring a replica that was given up back, after a pause that doubles each time it does not last."""
-        replica = self.replicas[index]
-        if index in self._lost:
-            return  # it has its model still; see `note_readings`
-        if not replica.slots.ready:
-            await self._emptied(replica)  # what it had may still take the memory
-        pause_s = min(RECOVERY_PAUSE_S * 2 ** max(0, replica.setbacks - 1), MAX_RECOVERY_PAUSE_S)
-        while True:
-            await self.sleep(pause_s)
-            if replica.slots.ready:
-                return  # a reload was quicker
-            if self.reloading:
-                continue
-            assert self.model is not None  # it had one, or no replica could have gone down
-            model = self.model
-            try:
-                instance = await self.loader.load_instance(index, model)
-            except Exception as error:
-                pause_s = min(2 * pause_s, MAX_RECOVERY_PAUSE_S)
-                _log.error("pool %s, replica %d is still down: %s; retrying in %g s", self.id, index, error, pause_s)
-                continue
-            if self.reloading or replica.slots.ready or self.model is not model:
-                self.loader.discard_instances([instance])
-                continue
-            self.scheduler.bring_back(replica.slots, instance)
-            replica.worker.adopt(replica, instance)
-            _log.warning("pool %s, replica %d is alive again", self.id, index)
-            return
+    def is_lost(self, index: int) -> bool:
+        """Whether a replica's GPU is lost; it keeps its model then, see `note_readings`."""
+        return index in self._lost
 
     def note_readings(self, telemetry: Telemetry) -> list[Report]:
         """Let placement know how much memory is free, and take replicas whose GPU is lost out of it.

@@ -23,7 +23,7 @@ class Progress:
     """A step brought a task forward.
 
     Attributes:
-        task: Which one.
+        task: The task.
         text: What may be shown.
         index: Of the last token that it holds.
         first: Whether none was shown before.
@@ -49,7 +49,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class ReplicaDown:
-    """A replica was given up and its slots is not ready. Its models are closed, unless its device is lost."""
+    """A replica was given up, and its slots are not ready. Its models are closed, unless its device is lost."""
 
     replica: Replica
     why: str

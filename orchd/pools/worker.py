@@ -5,7 +5,7 @@ Guarantees:
 - a freed slot is filled in the next round, straight from the scheduler, without the event loop;
 - each model is told what the others do, so that a prompt in one does not hold up the streams of another;
 - a task that is cancelled is gone before the next step of any model;
-- a model is touched by this thread alone from the moment it is hosted until it is closed here.
+- a model is touched by this thread alone from the moment it is adopted until it is closed here.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Guarantees:
 - every interactive task is handed out before any waiting batch task, in order of submission inside each priority;
-- a task is in exactly one place: the queue, the hands of one replica, or gone;
+- a task waits in the queue, is with exactly one replica, or is gone;
 - at most ``capacity`` tasks wait while all slots are full, none is refused below that, and no accepted task is dropped;
 - a task starts on the replica that is least loaded then, and none waits while a ready replica has a free slot.
 
@@ -220,7 +220,7 @@ class Scheduler(Generic[T]):
         _wake(chosen)
 
     def bring_back(self, slots: ReplicaSlots[T], instance: T) -> None:
-        """Give one replica a instance again."""
+        """Give one replica an instance again."""
         with self._lock:
             slots.instance, slots.ready = instance, True
             chosen = self._replicas_changed()

@@ -68,7 +68,7 @@ class ServerConfig(Strict, frozen=True):
 
 
 class QueueConfig(Strict, frozen=True):
-    """What may wait."""
+    """The bounded queue of each pool."""
 
     capacity: Annotated[int, Meta(ge=1, le=1_000_000, description="Tasks that may wait in each pool's queue.")] = 64
 
@@ -89,7 +89,7 @@ class TasksConfig(Strict, frozen=True):
 
 
 class WorkersConfig(Strict, frozen=True):
-    """How devices work."""
+    """The compute threads, one for each device."""
 
     stall_s: Annotated[
         float,
@@ -111,7 +111,7 @@ class WorkersConfig(Strict, frozen=True):
 
 
 class ModelsConfig(Strict, frozen=True):
-    """Where models lie."""
+    """Which files a reload over HTTP may use."""
 
     roots: Annotated[tuple[Folder, ...], Meta(description="Folders whose models a reload may use.")] = ()
 

@@ -50,7 +50,7 @@ def announced(server: RunningServer) -> Iterator[None]:
         try:
             _write(server, held)
         except (OSError, ConfigError) as error:
-            _log.info("other commands need --url to find this server: no record could be left (%s)", error)
+            _log.info("other commands need --url to find this server: its record could not be written (%s)", error)
         yield
 
 

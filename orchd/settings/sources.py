@@ -122,7 +122,7 @@ def _read_first(
         except UnicodeDecodeError as error:
             raise ConfigError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
         except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{path}: not valid TOML: {error}; fix that place") from None
+            raise ConfigError(f"{path}: not valid TOML: {error}; fix the syntax there") from None
         else:
             settings, mistakes = _from_table(data, path)
             return path, settings, "pools" in data, mistakes

@@ -1,7 +1,8 @@
 """The strict base of structs that are read from outside, and sentences for what does not fit one.
 
-A sentence is made from the type of the place: its range, its choices, its examples, or ``extra={"expected": …}``. In a
-file and on the command line the reader knows what was written, so it is shown; a body's place and remedy are enough.
+A sentence is made from the type of the field: its range, its choices, its examples, or ``extra={"expected": …}``. In a
+file and on the command line the reader knows what was written, so it is shown; of a body, the field and the remedy are
+enough.
 """
 
 from __future__ import annotations

@@ -15,11 +15,12 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
+from orchd.cli import versions
 from orchd.cli.commands import check as check_command
 from orchd.cli.commands import serve as serve_command
 from orchd.cli.group import app
-from orchd.machine import devices, memory
-from orchd.machine.devices import Gpu
+from orchd.machine import gpus, memory
+from orchd.machine.gpus import Gpu
 from orchd.settings.running import RunningServer, announced
 from testkit.tiny_gguf import write_tiny_llama
 
@@ -33,7 +34,7 @@ COMMANDS = {"check": check_command.app, "serve": serve_command.app}
 def no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("CUDA_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr(devices, "find_gpus", list)
+    monkeypatch.setattr(gpus, "find_gpus", list)
 
 
 @pytest.fixture(autouse=True)
@@ -127,7 +128,7 @@ def test_a_gpu_that_is_not_there_is_a_problem(tiny_model_path: Path) -> None:
 
 def test_gpus_are_listed_and_measured(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Gpu(0, "GPU-8f5e0000-0000-0000-0000-000000000000", "NVIDIA Test", 8 * 2**30)
-    monkeypatch.setattr(devices, "find_gpus", lambda: [gpu])
+    monkeypatch.setattr(gpus, "find_gpus", lambda: [gpu])
     monkeypatch.setattr("engines.llamacpp.build.gpu_backend", lambda: "CUDA")
     monkeypatch.setattr(memory, "free_bytes", lambda place: {"gpu:0": 6 * 2**30, "cpu": 2 * 2**30}[place])
     result = check("-m", str(tiny_model_path))
@@ -139,15 +140,26 @@ def test_gpus_are_listed_and_measured(tiny_model_path: Path, monkeypatch: pytest
 @pytest.mark.usefixtures("nvml")
 def test_the_backend_and_the_driver_are_named(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engines.llamacpp.build.backends", lambda: ["CPU", "Vulkan"])
-    monkeypatch.setattr(devices, "built_architectures", lambda: ())
-    monkeypatch.setattr(devices, "find_gpus", lambda: [Gpu(0, "GPU-1a2b", "NVIDIA GeForce GTX 1080", 8 * 2**30)])
+    monkeypatch.setattr(versions, "built_architectures", lambda: ())
+    monkeypatch.setattr(gpus, "find_gpus", lambda: [Gpu(0, "GPU-1a2b", "NVIDIA GeForce GTX 1080", 8 * 2**30)])
     said = " ".join(check("-m", str(tiny_model_path), "--device", "gpu:0").stdout.split())
     assert "llama.cpp built for Vulkan driver NVIDIA 580.65.06, CUDA up to 13.0 gpu:0 NVIDIA GeForce GTX 1080" in said
     assert "devices gpu:0" in said
 
 
+def test_what_llama_cpp_was_compiled_for_is_read_from_what_its_installation_left(tmp_path: Path) -> None:
+    assert versions.built_architectures(tmp_path) == ()
+    left = tmp_path / ".orchd-wheel.txt"
+    left.write_text("llama-cpp-python 0.3.36\nCMAKE_ARGS -DGGML_CUDA=ON -DCMAKE_CUDA_ARCHITECTURES=86;89 -DX=1\n")
+    assert versions.built_architectures(tmp_path) == ("86", "89")
+    left.write_text("CMAKE_ARGS -DCMAKE_CUDA_ARCHITECTURES=86-real;120a-real -DX=1\n")  # machine code alone
+    assert versions.built_architectures(tmp_path) == ("86", "120a")
+    left.write_text("llama-cpp-python 0.3.36\nCMAKE_ARGS -DLLAVA_BUILD=OFF\n")
+    assert versions.built_architectures(tmp_path) == ()
+
+
 def test_a_gpu_without_a_build_for_it_is_a_note(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "find_gpus", lambda: [Gpu(0, "GPU-8f5e", "NVIDIA Test", 2**30)])
+    monkeypatch.setattr(gpus, "find_gpus", lambda: [Gpu(0, "GPU-8f5e", "NVIDIA Test", 2**30)])
     monkeypatch.setattr("engines.llamacpp.build.gpu_backend", lambda: None)
     result = check("-m", str(tiny_model_path))
     assert result.exit_code == 0

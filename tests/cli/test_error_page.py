@@ -15,8 +15,8 @@ import pytest
 from engines.api import DeviceSpec
 from engines.errors import LoadFailed, OutOfDeviceMemory
 from engines.llamacpp.native.gpus import Listed, match
-from orchd.machine import devices, memory
-from orchd.machine.devices import Gpu
+from orchd.machine import gpus, memory
+from orchd.machine.gpus import Gpu
 from orchd.models import references
 from testkit import stand_in as s
 from testkit.stand_in import StandIn
@@ -88,7 +88,7 @@ def too_large(home: Home) -> str:
 
 
 def with_gpu(home: Home, device: str) -> str:
-    home.patch.setattr(devices, "find_gpus", lambda: [Gpu(0, "GPU-8f5e0000", "NVIDIA Test", 1 << 33)])
+    home.patch.setattr(gpus, "find_gpus", lambda: [Gpu(0, "GPU-8f5e0000", "NVIDIA Test", 1 << 33)])
     home.patch.setattr("engines.llamacpp.build.gpu_backend", lambda: None)
     return home.says("check", "-m", str(home.model), "--device", device)
 

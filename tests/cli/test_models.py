@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from orchd.machine import devices, memory
+from orchd.machine import gpus, memory
 from tests.cli.shell import one_line, orchd
 
 
 @pytest.fixture(autouse=True)
 def folder(home: Path, tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two models, one of them in a folder, and what only looks like one."""
-    monkeypatch.setattr(devices, "find_gpus", list)
+    monkeypatch.setattr(gpus, "find_gpus", list)
     models = home / "models"
     (models / "more").mkdir(parents=True)
     for name in ("one.gguf", "more/two.gguf"):

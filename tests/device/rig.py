@@ -25,7 +25,7 @@ async def serving(models: Path, *, cancel_grace_s: float = 20, **pool: Any) -> A
     """One pool on both devices, unless it names others, with the model ``a``."""
     table = {"devices": ["gpu:0", "gpu:1"], "slots": SLOTS, "ctx": CTX, **pool}
     roots, tasks = {"roots": [str(models)]}, {"cancel_grace_s": cancel_grace_s}
-    async with harness.serving(models / "a.gguf", place=on_gpu, pool=table, models=roots, tasks=tasks) as running:
+    async with harness.serving(models / "a.gguf", device_of=on_gpu, pool=table, models=roots, tasks=tasks) as running:
         yield running
 
 

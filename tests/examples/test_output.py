@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from engines.errors import OutOfDeviceMemory
+from orchd import client
+from orchd.cli.commands.openai import ready_screen
+from orchd.client.errors import BY_STATUS
+from orchd.machine import memory
+from orchd.queue.events import frame
+from orchd.schemas import Reasoning, Token
+from testkit import harness
 from testkit.account import ROOT, ServerProcess, serving
 from testkit.process import orchd_serve
 
@@ -73,11 +83,18 @@ COMMANDS = [
 ]
 
 
+def texts(page: str) -> list[str]:
+    """Blocks of a page that are output without its command."""
+    return re.findall(r"^```text\n(.+?)^```$", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
 def test_every_block_of_output_is_checked() -> None:
     """Here, or below, page by page."""
     starts = [command for page in PAGES for command, _ in blocks(page)]
     assert len(COMMANDS) >= 1
     assert all(command.startswith(("orchd ", "curl -sS", *NOT_RUN)) for command in starts)
+    of_text = {page.name for page in PAGES if "```text\n" in page.read_text()}
+    assert of_text == {"api.md", "index.md", "openai.md", "operations.md", "python.md"}
 
 
 @pytest.mark.parametrize(("page", "command", "shown"), COMMANDS, ids=lambda value: value[:20])
@@ -122,8 +139,7 @@ def test_the_api_page_shows_what_the_server_answers(tmp_path: Path, smollm2_path
 
 
 def test_the_ready_screen_is_the_one_of_the_quick_start(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "index.md").read_text()
-    shown = page.partition("```text\n")[2].partition("```")[0]
+    [shown] = texts("index.md")
     with orchd_serve("--port", "0", home=tmp_path, token=None) as process:
         process.wait_ready()
         printed = process.stdout
@@ -138,3 +154,95 @@ def test_the_first_request_of_the_readme_gets_what_the_readme_shows(server: Serv
     kinds = [line for line in shape(printed, Path("/nowhere")) if not line.startswith('data: {"t"')]
     wanted = [line for line in shape(shown, Path("/nowhere")) if not line.startswith(('data: {"t"', "..."))]
     assert list(dict.fromkeys(kinds)) == list(dict.fromkeys(line.replace('"stop"', '"length"') for line in wanted))
+
+
+def test_the_ready_screen_of_the_bridge_is_the_one_of_its_page() -> None:
+    lines = ready_screen("http://127.0.0.1:8738", "http://127.0.0.1:8737", "file /home/you/.local/state/orchd/token")
+    [shown] = texts("openai.md")
+    assert "\n".join(line.plain for line in lines).strip() == shown.strip()
+
+
+def test_pieces_of_reasoning_are_framed_as_the_api_page_shows() -> None:
+    [shown] = texts("api.md")
+    reasoning, answer = (part.partition("\ndata: ")[2] for part in shown.strip().split("\n\n"))
+    sent = [
+        frame(8, msgspec.json.decode(reasoning, type=Reasoning)).decode(),
+        frame(9, msgspec.json.decode(answer, type=Token)).decode(),
+    ]
+    assert re.sub(r"^id: \d+\n", "", "".join(sent), flags=re.MULTILINE).strip() == shown.strip()
+
+
+def test_the_python_page_draws_the_tree_of_the_clients_errors() -> None:
+    [shown] = texts("python.md")
+    above: list[type[Exception]] = []
+    drawn = set()
+    for indent, name, rest in re.findall(r"^([ │├└─]*)(\w+)(.*)$", shown, re.MULTILINE):
+        error = getattr(client, name)
+        del above[len(indent) // 4 :]
+        assert not above or error.__base__ is above[-1], name
+        if status := re.match(r" +(\d+)", rest):
+            assert BY_STATUS[int(status[1])] is error
+        above.append(error)
+        drawn.add(error)
+    raised = {error for error in vars(client).values() if isinstance(error, type) and issubclass(error, Exception)}
+    assert drawn == {error for error in raised if issubclass(error, client.ClientError)}
+
+
+async def test_the_log_is_the_one_of_the_operations_page(
+    caplog: pytest.LogCaptureFixture, tiny_model_path: Path
+) -> None:
+    caplog.set_level(logging.DEBUG, "orchd")
+    async with harness.serving(tiny_model_path, pool={"slots": 1}, queue={"capacity": 1}) as served:
+        served.brake.hold()
+        first = await served.submit()
+        await served.started(1)
+        await served.submit()
+        assert (await served.post(prompt="x", task_id=TASK)).status == 429
+        served.brake.release()
+        await served.events(first)
+        assert (await served.request("POST", "/v1/pools/default/reload")).status == 200
+    logged = {log_line(record.getMessage()) for record in caplog.records}
+    [shown] = texts("operations.md")
+    assert set(map(log_line, shown.strip().splitlines())) <= logged
+
+
+def log_line(text: str) -> str:
+    """A line of the log without what differs from run to run."""
+    text = re.sub(r"(?<=^task )\S+", "ID", text)
+    text = re.sub(r"(?<= on cpu)#[\d.]+", "", text)
+    text = re.sub(r"serves \S+ \(before: \S+\)", "serves MODEL (before: MODEL)", text)
+    return re.sub(r"(?<= )\(?\d+(\.\d+)?", "#", text)
+
+
+GPU_PAGE = (ROOT / "docs" / "gpu.md").read_text()
+
+
+def test_what_does_not_fit_on_a_gpu_is_refused_as_the_gpu_page_shows() -> None:
+    found = re.search(r'^ +pool "chat": (.+?)\n\n', GPU_PAGE, re.MULTILINE | re.DOTALL)
+    assert found
+    with pytest.raises(OutOfDeviceMemory) as caught:
+        memory.check_fit("llama-3.1-8b-instruct-q4_k_m.gguf", {"gpu:1": 13 << 30}, {"gpu:1": 11 << 30})
+    assert shape(str(caught.value), Path("/nowhere")) == shape(" ".join(found[1].split()), Path("/nowhere"))
+
+
+def without_values(text: str) -> str:
+    """A message of the build, or of the page, with # for each value."""
+    text = re.sub(r'"\s*\n\s*"|\\\n', "", text)
+    while text != (text := re.sub(r"\$\{[^${}]*\}", "#", text)):
+        pass
+    return re.sub(r"\d+(\.\d+)*", "#", text)
+
+
+_, _, rows = GPU_PAGE.partition("| message | what to do |\n| --- | --- |\n")
+REFUSALS_OF_THE_BUILD = re.findall(r"^\| (.+?) \| ", rows.partition("\n\n")[0], re.MULTILINE)
+
+
+@pytest.mark.parametrize("message", REFUSALS_OF_THE_BUILD)
+def test_the_build_has_the_messages_of_the_gpu_page(message: str) -> None:
+    source = without_values("\n".join(file.read_text() for file in (ROOT / "cmake").glob("*.cmake")))
+    for part in re.split("[;\u2026]", message):
+        assert without_values(part).strip() in source
+
+
+def test_the_gpu_page_lists_refusals_of_the_build() -> None:
+    assert len(REFUSALS_OF_THE_BUILD) == 6

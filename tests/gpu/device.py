@@ -18,7 +18,7 @@ from benchmarks.gpu.models import write_named
 from engines.api import Footprint, ModelSpec
 from engines.llamacpp.build import gpu_backend
 from engines.llamacpp.vet import vet
-from orchd.machine import devices, memory
+from orchd.machine import devices, gpus, memory
 from testkit.tiny_gguf import write_tiny_llama
 
 DEVICE = os.environ.get("ORCHD_TEST_DEVICE", "gpu:0")
@@ -47,7 +47,7 @@ def check_device() -> None:
         return
     if gpu_backend() is None:
         pytest.fail("llama.cpp was built for the CPU only: make BACKEND=cuda setup; or try with ORCHD_TEST_DEVICE=cpu")
-    there = [f"gpu:{gpu.index}" for gpu in devices.find_gpus()]
+    there = [f"gpu:{gpu.index}" for gpu in gpus.find_gpus()]
     if DEVICE not in there:
         pytest.fail(f"there is no {DEVICE} here (GPUs: {', '.join(there) or 'none'}); name one with ORCHD_TEST_DEVICE")
 

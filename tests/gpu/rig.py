@@ -17,7 +17,7 @@ import pytest
 
 from engines.api import DeviceSpec, Footprint, ModelSpec, ProgressCallback, WaitCallback
 from orchd import server
-from orchd.machine import devices, telemetry
+from orchd.machine import devices, gpus, telemetry
 from orchd.server import Server
 from orchd.settings.config import Config
 from orchd.settings.credentials import Credentials
@@ -108,8 +108,8 @@ async def serving(
     """Serve one pool until the context ends."""
     table = {"model": str(model), "slots": 2, "ctx": 512, **pool}
     config = msgspec.convert({"models": {"roots": [str(model.parent)]}, "pools": [table]}, Config)
-    gpus = devices.find_gpus()
-    placed, used = devices.assign(config.pools, gpus, gpu_build=True, cores=os.cpu_count() or 1)
+    found = gpus.find_gpus()
+    placed, used = devices.assign(config.pools, found, gpu_build=True, cores=os.cpu_count() or 1)
     engine = GpuEngine(gated=gated, cards=[nvml.cards[gpu.index] for gpu in used], sizes=sizes)
     listening = socket.create_server(("127.0.0.1", 0))
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=DEADLINE_S)) as session:

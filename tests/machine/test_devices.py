@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 
 from engines.api import DeviceSpec
 from orchd.errors import ConfigError
-from orchd.machine.devices import Device, Gpu, assign, crowded_cpus, show_only, usable_cores, visible
+from orchd.machine.devices import Device, assign, gpu_index
+from orchd.machine.gpus import Gpu, visible
 from orchd.settings.config import PoolConfig
 
 GIB = 2**30
@@ -25,9 +25,6 @@ def make_pool(*devices: str, pool_id: str = "default", threads: int = 0) -> Pool
 
 def names(pool: PoolConfig, gpus: list[Gpu], *, gpu_build: bool = True) -> list[str]:
     return [device.name for device in assign([pool], gpus, gpu_build=gpu_build, cores=8)[0][0]]
-
-
-# --- assign ----------------------------------------------------------------------------------------------------------
 
 
 def test_auto_takes_every_gpu() -> None:
@@ -129,67 +126,6 @@ def test_a_pools_own_number_of_threads_wins() -> None:
     assert [device.spec.threads for device in devices[0]] == [3, 3]
 
 
-# --- CUDA_VISIBLE_DEVICES --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("listed", "left"),
-    [
-        ("", []),
-        ("0", [LARGE]),
-        ("1,0", [SMALL, LARGE]),
-        (" 1 , 0 ", [SMALL, LARGE]),
-        ("GPU-8f5e", [SMALL]),
-        ("GPU-8f5e,0", [SMALL, LARGE]),
-        ("-1", []),
-        ("0,-1,1", [LARGE]),
-        ("0,9,1", [LARGE]),
-        ("0,,1", [LARGE]),
-        ("NoDevFiles", []),
-        ("0,0", [LARGE]),
-        ("0,GPU-1a2b,1", [LARGE, SMALL]),
-    ],
-)
-def test_what_is_already_hidden_stays_hidden(listed: str, left: list[Gpu]) -> None:
-    assert visible(MIXED, {"CUDA_VISIBLE_DEVICES": listed}) == left
-
-
-def test_without_the_variable_every_gpu_is_visible() -> None:
-    assert visible(MIXED, {}) == MIXED
-
-
-def test_a_uuid_that_several_gpus_have_the_beginning_of_ends_the_list() -> None:
-    twins = [SMALL, Gpu(2, "GPU-8f5e1111-0000-0000-0000-000000000003", "NVIDIA RTX 3060", 12 * GIB)]
-    assert visible(twins, {"CUDA_VISIBLE_DEVICES": "GPU-8f5e"}) == []
-
-
-def test_cuda_is_shown_the_used_gpus_by_uuid_in_the_order_of_their_ordinals() -> None:
-    environ = {"CUDA_VISIBLE_DEVICES": "0,1,2", "PATH": "/bin"}
-    _, used = assign([make_pool("gpu:1")], visible([LARGE, SMALL, THIRD], environ), gpu_build=True, cores=8)
-    show_only(used, environ)
-    assert environ == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": SMALL.uuid, "PATH": "/bin"}
-
-
-def test_a_process_without_gpu_pools_is_shown_none() -> None:
-    environ: dict[str, str] = {}
-    show_only(assign([make_pool("cpu")], MIXED, gpu_build=True, cores=8)[1], environ)
-    assert environ["CUDA_VISIBLE_DEVICES"] == ""
-    assert environ["GGML_DISABLE_VULKAN"] == "1"
-
-
-def test_there_is_at_least_one_usable_core() -> None:
-    assert usable_cores() >= 1
-
-
-def test_two_threads_of_one_core_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: {0, 1, 2, 3, 4})
-    for thread, siblings in enumerate(["0,2", "1,3", "0,2", "1,3"]):
-        folder = tmp_path / f"cpu{thread}" / "topology"
-        folder.mkdir(parents=True)
-        (folder / "thread_siblings_list").write_text(siblings + "\n")
-    assert usable_cores(tmp_path) == 3, "two cores of two threads, and one thread that nothing is known of"
-
-
 def test_threads_on_every_core_are_kept_there() -> None:
     pools = [make_pool("cpu", "cpu"), make_pool("cpu", pool_id="b")]
     devices, _ = assign(pools, [], gpu_build=False, cores=4, cpus=(0, 2, 4, 6))
@@ -207,10 +143,5 @@ def test_a_thread_alone_may_move() -> None:
     assert [device.spec.cpus for device in devices[0]] == [(), ()]
 
 
-@pytest.mark.parametrize(("cores", "crowded"), [(4, (0, 1, 2, 3)), (2, ())])
-def test_cpus_are_crowded_where_each_is_a_core(
-    monkeypatch: pytest.MonkeyPatch, cores: int, crowded: tuple[int, ...]
-) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 1, 0, 2})
-    monkeypatch.setattr("orchd.machine.devices.usable_cores", lambda: cores)
-    assert crowded_cpus() == crowded
+def test_a_device_has_an_index_if_it_is_a_gpu() -> None:
+    assert [gpu_index(name) for name in ("gpu:0", "gpu:12", "cpu", "cpu#1")] == [0, 12, None, None]

@@ -230,8 +230,8 @@ async def test_a_limit_is_kept(server: StandIn, bridge: Bridge) -> None:
 @pytest.mark.parametrize(
     ("fields", "param", "sentence"),
     [
-        ({"logprobs": True}, "logprobs", "orchd tells no probabilities"),
-        ({"top_logprobs": 2}, "top_logprobs", "orchd tells no probabilities"),
+        ({"logprobs": True}, "logprobs", "orchd does not return probabilities"),
+        ({"top_logprobs": 2}, "top_logprobs", "orchd does not return probabilities"),
         ({"functions": [{"name": "f"}]}, "functions", "use tools"),
         ({"function_call": "auto"}, "function_call", "use tool_choice"),
         ({"logit_bias": {"1": 5}}, "logit_bias", "leave it out"),

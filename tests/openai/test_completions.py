@@ -50,7 +50,7 @@ async def test_each_prompt_has_its_choices(server: StandIn, bridge: Bridge) -> N
     [
         ({"prompt": [1, 2]}, "prompt[0]: expected a string"),
         ({"suffix": "x"}, "suffix: not available"),
-        ({"logprobs": 5}, "logprobs: orchd tells no probabilities"),
+        ({"logprobs": 5}, "logprobs: orchd does not return probabilities"),
         ({"messages": []}, "unknown field messages"),
     ],
 )

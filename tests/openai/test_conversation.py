@@ -97,7 +97,7 @@ def test_a_result_of_a_forgotten_call_is_still_told() -> None:
 @pytest.mark.parametrize("kind", ["image_url", "input_audio", "file"])
 def test_what_is_no_text_is_refused(kind: str) -> None:
     with pytest.raises(
-        InvalidParams, match=rf"messages\[1\]\.content\[0\]: orchd reads text only, and this is '{kind}'"
+        InvalidParams, match=rf"messages\[1\]\.content\[0\]: '{kind}' is not supported, because orchd reads only text"
     ):
         turns(ASK, {"role": "user", "content": [{"type": kind, kind: {}}]})
 

@@ -133,7 +133,7 @@ async def test_a_page_may_send_the_headers_that_its_client_has(bridge: Bridge) -
 async def test_what_openai_has_and_orchd_has_not_is_a_400(bridge: Bridge, path: str) -> None:
     answer = await bridge.request("POST", f"/v1/{path}", model="default")
     assert answer.status == 400
-    assert answer.error["message"].startswith(f"/v1/{path} is not available: orchd writes text")
+    assert answer.error["message"].startswith(f"/v1/{path} is not available, because orchd only generates text")
 
 
 async def test_routes_and_methods_that_are_not_there(bridge: Bridge) -> None:

@@ -141,7 +141,7 @@ def test_the_model_is_told_what_there_is() -> None:
         ({"tool_choice": {"type": "function", "function": {"name": "b"}}}, "tool_choice: there is no tool 'b'"),
         ({"tool_choice": {"type": "function"}}, "tool_choice: function is empty; name a tool, such as 'a'"),
         ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"tools": []}}}, "allowed_tools is empty"),
-        ({"tools": [tool("a"), tool("a")]}, "tools: two of them have the same name"),
+        ({"tools": [tool("a"), tool("a")]}, "tools: two functions have the same name"),
     ],
 )
 def test_what_contradicts_itself_is_refused(fields: dict[str, Any], sentence: str) -> None:

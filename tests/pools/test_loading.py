@@ -48,6 +48,12 @@ def test_every_setting_that_shapes_a_model_is_listed_here() -> None:
     assert not [name for name, value in OTHER.items() if getattr(PoolConfig(), name) == value]
 
 
+def test_every_other_setting_has_a_use_of_its_own() -> None:
+    """A setting that is in neither list would be read and dropped."""
+    of_the_pool = {"id", "model", "devices", "threads", "reload"}
+    assert set(PoolConfig.__struct_fields__) == set(OTHER) | of_the_pool
+
+
 @pytest.mark.parametrize("name", OTHER)
 def test_a_setting_arrives_in_what_is_loaded(name: str) -> None:
     spec = model_spec(PoolConfig(**{name: OTHER[name]}), Path("a.gguf"))

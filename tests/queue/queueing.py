@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 from weakref import WeakKeyDictionary
 
+from orchd.errors import AdmissionReject
 from orchd.queue.scheduler import Scheduler
 from orchd.queue.slots import ReplicaSlots
 from orchd.queue.tasks import Task
-from testkit.builders import Clock
+from orchd.schemas import Priority
+from testkit.builders import Clock, make_task, pause_of
 
 
 def make_scheduler(*slots: int, capacity: int = 64, clock: Clock | None = None) -> Scheduler[str]:
@@ -44,3 +46,23 @@ def take_all(scheduler: Scheduler[str]) -> list[Task]:
         while (found := take(scheduler, slots)) is not None:
             taken.append(found)
     return taken
+
+
+def refused(
+    scheduler: Scheduler[str], priority: Priority = Priority.INTERACTIVE, name: str | None = None
+) -> float | None:
+    """The pause that a sender is told; None if it is not refused."""
+    try:
+        with scheduler.reservation(priority, name):
+            return None
+    except AdmissionReject as refusal:
+        return pause_of(refusal)
+
+
+def serve(scheduler: Scheduler[str], clock: Clock, *, seconds: float) -> None:
+    """One task comes, runs so long and ends, so that the scheduler knows what a task takes."""
+    submit(scheduler, task := make_task())
+    (slots,) = (slots for slots in scheduler.replicas if take(scheduler, slots) is task)
+    clock.now += seconds
+    task.tokens_out, task.first_token_at = 1, clock.now
+    scheduler.release(slots, task, completed=True)

@@ -1,4 +1,4 @@
-"""The queue, one behaviour each: order, bound, placement, back-off, predictions."""
+"""The queue, one behaviour each: order, bound, placement, predictions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from orchd.models.prepared import Prepared
 from orchd.queue.scheduler import Found, Scheduler
 from orchd.queue.tasks import Task
 from orchd.schemas import Priority
-from testkit.builders import Clock, make_task, pause_of
-from tests.queue.queueing import AWAKE, make_scheduler, submit, take, take_all
+from testkit.builders import Clock, make_task
+from tests.queue.queueing import AWAKE, make_scheduler, refused, serve, submit, take, take_all
 
 INTERACTIVE, BATCH = Priority.INTERACTIVE, Priority.BATCH
 priorities = st.sampled_from(Priority)
@@ -39,15 +39,6 @@ def test_an_interactive_task_takes_the_slot_a_batch_task_was_placed_on_but_not_s
     submit(scheduler, batch := make_task(BATCH), interactive := make_task())
     assert take_all(scheduler) == [interactive]
     assert scheduler.cancel(batch) is Found.WAITING
-
-
-def refused(scheduler: Scheduler[str], priority: Priority = INTERACTIVE, name: str | None = None) -> float | None:
-    """The pause that a sender is told; None if it is not refused."""
-    try:
-        with scheduler.reservation(priority, name):
-            return None
-    except AdmissionReject as refusal:
-        return pause_of(refusal)
 
 
 def test_the_last_place_is_given_once() -> None:
@@ -101,15 +92,6 @@ def test_backoff_is_zero_while_the_queue_is_under_half_full_and_grows_from_there
     assert pauses == [pytest.approx(2000 * place, rel=0.01) for place in places]
 
 
-def serve(scheduler: Scheduler[str], clock: Clock, *, seconds: float) -> None:
-    """One task comes, runs so long and ends, so that the scheduler knows what a task takes."""
-    submit(scheduler, task := make_task())
-    (slots,) = (slots for slots in scheduler.replicas if take(scheduler, slots) is task)
-    clock.now += seconds
-    task.tokens_out, task.first_token_at = 1, clock.now
-    scheduler.release(slots, task, completed=True)
-
-
 def test_tasks_for_a_replica_that_goes_start_on_another() -> None:
     scheduler = make_scheduler(2, 2)
     submit(scheduler, *(tasks := [make_task() for _ in range(2)]))
@@ -154,7 +136,7 @@ def test_a_replica_that_comes_takes_what_waits() -> None:
     assert take_all(scheduler) == [waiting]
 
 
-def test_a_switch_changes_every_host_at_once_and_the_prompts_of_those_that_wait() -> None:
+def test_a_switch_changes_every_instance_at_once_and_the_prompts_of_those_that_wait() -> None:
     scheduler = make_scheduler(1, 2, 1)
     submit(scheduler, started := make_task(prompt="a"))
     taken = take_all(scheduler)
@@ -180,7 +162,7 @@ def test_a_switch_leaves_no_replica_out() -> None:
         scheduler.switch(["new"], {})
 
 
-def test_a_replica_that_is_brought_back_takes_what_waits_on_its_new_host() -> None:
+def test_a_replica_that_is_brought_back_takes_what_waits_on_its_new_instance() -> None:
     scheduler = make_scheduler(2)
     slots = scheduler.replicas[0]
     scheduler.switch([None], {})
@@ -277,76 +259,3 @@ def test_a_pool_without_a_ready_replica_still_bounds_and_predicts() -> None:
     assert last.accepted is not None
     assert last.accepted.predicted_start_ms > 0
     assert refused(scheduler)
-
-
-# --- pauses -----------------------------------------------------------------------------------------------------------
-
-
-def busy(scheduler: Scheduler[str], *, max_tokens: int, ignore_eos: bool = False) -> Task:
-    """A task on the only slot."""
-    submit(scheduler, task := make_task(max_tokens=max_tokens, ignore_eos=ignore_eos))
-    assert take_all(scheduler) == [task]
-    return task
-
-
-def write(task: Task, tokens: int, clock: Clock, *, token_s: float) -> None:
-    """So many more tokens at that pace."""
-    task.first_token_at = task.first_token_at or clock.now
-    clock.now += tokens * token_s
-    task.tokens_out += tokens
-
-
-def test_forty_senders_who_never_return_cost_the_next_one_nothing() -> None:
-    scheduler = make_scheduler(1, capacity=8, clock=(clock := Clock()))
-    serve(scheduler, clock, seconds=1)
-    submit(scheduler, *(make_task() for _ in range(9)))
-    take_all(scheduler)
-    pauses = [refused(scheduler) or 0 for _ in range(41)]
-    assert max(pauses) < 3
-    assert min(pauses) >= 1
-    assert len({round(pause, 2) for pause in pauses}) > 20, "they would all come at once"
-
-
-def test_after_short_tasks_the_pause_grows_with_a_long_one_and_never_says_now() -> None:
-    """One slot, capacity 1, thirty short tasks, then two of 1,500 tokens: once told 5 ms for two minutes."""
-    scheduler = make_scheduler(1, capacity=1, clock=(clock := Clock()))
-    for _ in range(30):
-        short = busy(scheduler, max_tokens=2000)
-        write(short, 20, clock, token_s=0.08)
-        scheduler.release(scheduler.replicas[0], short, completed=True)
-    long = busy(scheduler, max_tokens=2000)
-    submit(scheduler, make_task(max_tokens=2000))
-    told = []
-    while long.tokens_out < 1500:
-        pause_s = refused(scheduler)
-        assert pause_s is not None
-        told.append(pause_s)
-        write(long, max(1, round(pause_s / 0.08)), clock, token_s=0.08)
-    assert len(told) <= 7, "a client that obeys asks too often"
-    assert told[-1] > 10 * told[0]
-    assert min(told) > 1
-
-
-def test_a_task_that_nothing_else_can_end_is_waited_for_to_its_last_token() -> None:
-    scheduler = make_scheduler(1, capacity=1, clock=(clock := Clock()))
-    for _ in range(30):
-        short = busy(scheduler, max_tokens=2000)
-        write(short, 20, clock, token_s=0.08)
-        scheduler.release(scheduler.replicas[0], short, completed=True)
-    long = busy(scheduler, max_tokens=1500, ignore_eos=True)
-    submit(scheduler, make_task(max_tokens=20))
-    write(long, 100, clock, token_s=0.08)
-    pause_s = refused(scheduler)
-    assert pause_s is not None
-    assert pause_s >= 1400 * 0.08
-
-
-def test_batch_senders_do_not_make_interactive_ones_wait_longer() -> None:
-    scheduler = make_scheduler(1, capacity=8, clock=(clock := Clock()))
-    serve(scheduler, clock, seconds=1)
-    submit(scheduler, *(make_task() for _ in range(9)))
-    take_all(scheduler)
-    for _ in range(5):  # they do come back, all of them
-        for name in "abcdefghij":
-            refused(scheduler, BATCH, name)
-    assert min(refused(scheduler, BATCH) or 0 for _ in range(10)) > 2 * max(refused(scheduler) or 0 for _ in range(10))

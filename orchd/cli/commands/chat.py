@@ -57,7 +57,7 @@ def chat(
 ) -> None:
     """Have a conversation with a model.
 
-    Ctrl-C stops an answer and keeps what is there; Ctrl-D leaves. /help lists what else there is: another answer,
+    Ctrl-C stops an answer and keeps what is there; Ctrl-D leaves. /help lists the other commands: another answer,
     another system message, messages of several lines.
 
     Exit code 0: left. 1: a message from a pipe got no answer. 2: not reachable, or the token was rejected.

@@ -13,9 +13,9 @@ from orchd.cli.check import Checkup
 from orchd.cli.command import WithModel, examples, new_app
 from orchd.cli.console import console_for
 from orchd.cli.exits import Exit
+from orchd.cli.findings_text import show
 from orchd.cli.options import JsonOption, ServerOptions, with_server_options
 from orchd.cli.outcome import finish
-from orchd.cli.report import show
 from orchd.cli.terminal import print_json, status
 from orchd.settings.config import Config
 from orchd.settings.sources import survey, working_folder
@@ -53,11 +53,11 @@ def check(
 
 def _check(config: Config, mistakes: Sequence[str], *, token_file: Path | None, as_json: bool) -> Exit:
     with status("checking devices and models"):
-        report = Checkup(config, os.environ, token_file=token_file, mistakes=mistakes).run()
+        findings = Checkup(config, os.environ, token_file=token_file, mistakes=mistakes).run()
     if as_json:
-        print_json(report)
+        print_json(findings)
     else:
-        show(report, console_for(sys.stdout))
+        show(findings, console_for(sys.stdout))
     if mistakes:
         return Exit.NO_ANSWER
-    return Exit.OK if report.ok else Exit.FAILED
+    return Exit.OK if findings.ok else Exit.FAILED

@@ -42,7 +42,7 @@ def models(
 ) -> None:
     """List the models that a reload may ask for, with their sizes and whether they fit.
 
-    Reads the configuration and the files; asks no server. Each file is opened in a process of its own, which takes
+    Reads the configuration and the files; no server is needed. Each file is opened in a separate process, which takes
     about a second.
 
     Exit code 0: listed. 2: the configuration is wrong.

@@ -42,10 +42,10 @@ def openai(
     token_file: TokenFileOption = None,
     verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, show_default=False, help="Log more.")] = 0,
 ) -> None:
-    """Speak the OpenAI API to programs that know no other, until Ctrl-C.
+    """Serve the OpenAI API until Ctrl-C, for programs that know no other.
 
-    A client of the server, in a process of its own: start the server with 'orchd serve'. The API key is the server's
-    token. Hosts and origins are those of the configuration's server section.
+    It runs in a separate process, as a client of the server: start that with 'orchd serve'. The API key is the server's
+    token. Allowed hosts and origins are those of the configuration's server section.
     """
     if (streams := context.find_object(StandardStreams)) is not None:
         streams.write_aside()

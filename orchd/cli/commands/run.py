@@ -47,7 +47,7 @@ def run(
         str | None,
         typer.Argument(
             metavar="PROMPT",
-            help="What to ask. A text on stdin is put after it, or is all there is if PROMPT is left out or -.",
+            help="What to ask. Text on stdin follows it, or is the whole prompt if PROMPT is omitted or is -.",
             show_default=False,
         ),
     ] = None,

@@ -47,7 +47,7 @@ def status(
 ) -> None:
     """Show pools, slots, waiting tasks and tokens per second.
 
-    A terminal shows it until Ctrl-C, anew each second.
+    On a terminal, they are refreshed every second until Ctrl-C.
 
     Exit code 0: shown. 2: not reachable, or the token was rejected.
     """
@@ -106,7 +106,7 @@ def screen(shown: Status) -> RenderableType:
         for row in _rows(pool, gpus=gpus):
             table.add_row(*row)
     refused = f"\n{shown.rejected} refused since the start" if shown.rejected else ""
-    return Group(head, Text(), table, Text(f"interactive, batch: tasks that wait{refused}", "dim"))
+    return Group(head, Text(), table, Text(f"interactive, batch: waiting tasks{refused}", "dim"))
 
 
 def _rows(pool: PoolStatus, *, gpus: bool) -> list[list[RenderableType]]:

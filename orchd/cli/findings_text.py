@@ -1,4 +1,4 @@
-"""What `orchd check` shows people of its report."""
+"""What `orchd check` prints of its findings, for people."""
 
 from __future__ import annotations
 
@@ -8,50 +8,50 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from orchd.cli.findings import PoolReport, Report
+from orchd.cli.findings import Findings, PoolFindings
 from orchd.machine.memory import gib
 
 
-def show(report: Report, out: Console) -> None:
-    """Prints a report for people."""
-    for label, fact in _facts(report):
+def show(findings: Findings, out: Console) -> None:
+    """Print findings for people."""
+    for label, fact in _facts(findings):
         out.print(Text.assemble((f"{label:11}", "dim"), fact), soft_wrap=True)
-    for pool in report.pools:
+    for pool in findings.pools:
         out.print()
         for label, fact in _pool_facts(pool):
             out.print(Text.assemble((f"{label:11}", "dim"), fact), soft_wrap=True)
-    if report.memory:
+    if findings.memory:
         table = Table("memory", "pools", "needed", "free", "verdict", box=None, pad_edge=False)
-        for row in report.memory:
+        for row in findings.memory:
             verdict = Text("fits", "green") if row.fits else Text("does not fit", "red")
             free = "unknown" if row.free_bytes is None else gib(row.free_bytes)
             table.add_row(row.place, Text(", ".join(row.pools)), gib(row.need_bytes), free, verdict)
         out.print()
         out.print(table)
     out.print()
-    for note in report.notes:
+    for note in findings.notes:
         out.print(Text.assemble(("note: ", "yellow"), note), soft_wrap=True)
-    for problem in report.problems:
+    for problem in findings.problems:
         out.print(Text.assemble(("problem: ", "bold red"), problem), soft_wrap=True)
-    if report.ok:
+    if findings.ok:
         out.print(Text.assemble(("ok", "bold green"), ": orchd serve can start with this configuration"))
 
 
-def _facts(report: Report) -> Iterator[tuple[str, str]]:
-    yield "config", report.config or "no file; using the defaults"
-    yield "listens", report.listen
-    yield "token", report.token
-    yield "llama.cpp", report.llama_cpp
-    if report.driver is not None:
-        yield "driver", report.driver
-    for gpu in report.gpus:
+def _facts(findings: Findings) -> Iterator[tuple[str, str]]:
+    yield "config", findings.config or "no file; using the defaults"
+    yield "listens", findings.listen
+    yield "token", findings.token
+    yield "llama.cpp", findings.llama_cpp
+    if findings.driver is not None:
+        yield "driver", findings.driver
+    for gpu in findings.gpus:
         free = "unknown" if gpu.free_bytes is None else gib(gpu.free_bytes)
         yield gpu.device, f"{gpu.name}, {free} of {gib(gpu.memory_bytes)} free, {gpu.uuid}"
-    if not report.gpus:
+    if not findings.gpus:
         yield "GPUs", "none"
 
 
-def _pool_facts(pool: PoolReport) -> Iterator[tuple[str, str]]:
+def _pool_facts(pool: PoolFindings) -> Iterator[tuple[str, str]]:
     yield "pool", pool.id
     yield "  model", pool.model_id or "none usable"
     if pool.path is not None:
