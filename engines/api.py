@@ -76,7 +76,9 @@ class ModelSpec:
         swa_full: Keep all of a sliding-window layer's cache, so that any prefix can be used again. Off, it takes less
             memory, and only what continues an earlier prompt is.
         mmap: Map the file instead of reading it into memory.
-        speculation: Check several guessed tokens of a stream in one step, where that makes it faster.
+        speculate: Check several guessed tokens of a stream in one step, where that makes it faster.
+        deterministic: The same sequence gives the same text, whatever else runs or ran before: one sequence a step, and
+            nothing is guessed or reused.
         prompt_cache_mib: Host memory for prompts that have left their slot, in MiB; 0 keeps none.
         step_target_s: How long a step should take, at most, while a sequence is streaming.
         lone_step_s: How long it should take, at most, while none is: what comes or is cancelled waits for its end.
@@ -91,7 +93,8 @@ class ModelSpec:
     cache_type_v: str = "f16"
     swa_full: bool = False
     mmap: bool = True
-    speculation: bool = True
+    speculate: bool = True
+    deterministic: bool = False
     prompt_cache_mib: int = 1024
     step_target_s: float = 0.12
     lone_step_s: float = 0.5

@@ -22,10 +22,10 @@ from benchmarks.compare.profile import profile
 from benchmarks.compare.prompts import Prompts
 from benchmarks.compare.report import Results, Row, markdown, put_section, read_json
 from benchmarks.compare.scenarios import (
+    OWN,
     SCENARIOS,
     SWEEP,
     SWEEP_SLOTS,
-    WITHOUT_GUESSES,
     Scenario,
     Shape,
     Use,
@@ -151,8 +151,8 @@ def peer_named(name: str, binaries: Path) -> Driver:
     """What orchd is measured beside."""
     if name == LlamaCppPython.name:
         return LlamaCppPython()
-    if name == WITHOUT_GUESSES:
-        return Orchd(speculation=False)
+    if name in OWN:
+        return Orchd(name, setting=OWN[name])
     return LlamaServer(binaries, guesses=name.removeprefix("llama-server").strip())
 
 

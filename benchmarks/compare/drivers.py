@@ -105,16 +105,21 @@ class Driver(Protocol):
 
 
 class Orchd:
-    """``speculation`` is a pool's setting."""
+    """A server of ours.
+
+    Args:
+        name: In the tables.
+        setting: A line for its pool's configuration.
+    """
 
     counts = True
     health = "/health"
     keeps_connections = True
     _ready: ClassVar = re.compile(r"is ready at (http://\S+)")
 
-    def __init__(self, *, speculation: bool = True) -> None:
-        self.name = "orchd" if speculation else "orchd without guesses"
-        self._speculation = speculation
+    def __init__(self, name: str = "orchd", *, setting: str = "") -> None:
+        self.name = name
+        self._setting = setting
         self._token = secrets.token_urlsafe(24)
         self.headers: Mapping[str, str] = {"Authorization": f"Bearer {self._token}"}
 
@@ -126,7 +131,7 @@ class Orchd:
             f"[[pools]]\nmodel = {json.dumps(str(setup.model))}\nslots = {setup.slots}\nctx = {setup.ctx}\n"
             f"threads = {setup.threads}\nbatch = {UBATCH}\nflash_attn = {json.dumps(setup.flash_attn)}\n"
             + ("" if setup.prompt_store else "prompt_cache_mib = 0\n")
-            + ("" if self._speculation else "speculation = false\n")
+            + self._setting
         )
         return [sys.executable, "-m", "orchd", "serve", "--config", str(config), "--port", "0"]
 

@@ -13,8 +13,12 @@ from benchmarks.compare.stats import Metrics, Target
 from benchmarks.compare.workloads import Work
 
 Peer = str
-"""A server's name: ``llama-server``, also with a kind of guesses, ``llama_cpp.server``, or `WITHOUT_GUESSES`."""
+"""A server's name: ``llama-server``, also with a kind of guesses, ``llama_cpp.server``, or one of `OWN`."""
 WITHOUT_GUESSES: Final = "orchd without guesses"
+DETERMINISTIC: Final = "orchd deterministic"
+"""Only where it is asked for: what it costs is no target."""
+OWN: Final = {WITHOUT_GUESSES: "speculate = false\n", DETERMINISTIC: "deterministic = true\n"}
+"""Servers of ours to compare with: the line in their pool's configuration."""
 GUESSING: Final = tuple(
     f"llama-server {kind}" for kind in ("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-cache", "ngram-mod")
 )
@@ -83,7 +87,7 @@ SCENARIOS: Final = (
         _REAL,
         functools.partial(workloads.decode, clients=1),
         _DECODING,
-        (*_BOTH, WITHOUT_GUESSES),
+        (*_BOTH, WITHOUT_GUESSES, DETERMINISTIC),
     ),
     Scenario(
         "decode-4",
@@ -91,7 +95,7 @@ SCENARIOS: Final = (
         _REAL,
         functools.partial(workloads.decode, clients=4),
         _DECODING,
-        ("llama-server", WITHOUT_GUESSES),
+        ("llama-server", WITHOUT_GUESSES, DETERMINISTIC),
     ),
     Scenario(
         "decode-8",
@@ -99,7 +103,7 @@ SCENARIOS: Final = (
         _REAL,
         functools.partial(workloads.decode, clients=8),
         _DECODING,
-        ("llama-server", WITHOUT_GUESSES),
+        ("llama-server", WITHOUT_GUESSES, DETERMINISTIC),
     ),
     *(
         Scenario(
@@ -154,6 +158,7 @@ SCENARIOS: Final = (
             _FOUR,
             functools.partial(conversations.conversations, count=count),
             (Target("ttft_p50_ms", "at most", 0.9), Target("ttft_p99_ms", "at most", 1.0)),
+            ("llama-server", DETERMINISTIC),
         )
         for count in (3, 12)
     ),
@@ -201,5 +206,5 @@ def rows(names: set[str], *, quick: bool, use: Use, peers: Collection[Peer] = ()
     """What is measured with such a model beside which peer, of these if any are named, in the order of the table."""
     for scenario in SCENARIOS:
         if scenario.name in names and scenario.shape.use == use and (scenario.in_quick or not quick):
-            beside = [peer for peer in scenario.peers if not peers or peer in peers]
+            beside = [peer for peer in scenario.peers if (peer in peers if peers else peer != DETERMINISTIC)]
             yield from ((scenario, peer) for peer in beside[: 1 if quick else None])

@@ -11,6 +11,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 
 from engines.api import ALONE, Beside, DeviceSpec, ModelSpec, ProgressCallback, Sequence, StepEvent
 from engines.errors import EngineError, LoadFailed
@@ -29,6 +31,7 @@ from engines.llamacpp.planner import Planner
 from engines.llamacpp.prefixes import Prefixes
 from engines.llamacpp.sampling import Sampler, is_argmax
 from engines.llamacpp.slots import Run, Slot
+from engines.llamacpp.solo_planner import SoloPlanner
 from engines.llamacpp.speculation import Speculation
 from engines.llamacpp.step_cost import StepCost
 from engines.llamacpp.text import OutputText
@@ -51,6 +54,8 @@ class LlamaModel:
         on_progress: ProgressCallback | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        if spec.deterministic:
+            spec = replace(spec, speculate=False, prompt_cache_mib=0)
         self._spec = spec
         self._clock = clock
         self._native = NativeModel(spec.path, gpu=index_of(device), mmap=spec.mmap, on_progress=on_progress)
@@ -73,16 +78,7 @@ class LlamaModel:
         self._saver = self._prefixes.saver
         most = self._context.n_guesses
         self._speculation = Speculation(cost, most_rows=most) if most else None
-        self._planner = Planner(
-            self._context,
-            self._slots,
-            cost=cost,
-            copier=self._copier,
-            saver=self._saver,
-            moves=self._native.survives_moves,
-            checkpoints=self._prefixes.checkpoints,
-            speculation=self._speculation,
-        )
+        self._planner = self._make_planner(cost, device)
         self._outputs = Outputs(
             self._context,
             self._slots,
@@ -109,7 +105,7 @@ class LlamaModel:
                 trials.try_step(context, token, min(context.n_rows // spec.slots, spec.ctx), slots=spec.slots)
                 for slots in range(2, spec.slots + 1):
                     trials.try_step(context, token, slots=slots)
-            if chosen.tunes_threads:
+            if chosen.tunes_threads and not spec.deterministic:
                 trials.choose_threads(context, spec.slots)
         except BaseException as error:
             context.close()
@@ -117,6 +113,19 @@ class LlamaModel:
                 raise
             raise LoadFailed(f"{spec.path.name} loads, but its first step fails: {error}") from None
         return context
+
+    def _make_planner(self, cost: StepCost, device: DeviceSpec) -> Planner:
+        make = partial(SoloPlanner, chunk=choices(device).solo_chunk) if self._spec.deterministic else Planner
+        return make(
+            self._context,
+            self._slots,
+            cost=cost,
+            copier=self._copier,
+            saver=self._saver,
+            moves=self._native.survives_moves,
+            checkpoints=self._prefixes.checkpoints,
+            speculation=self._speculation,
+        )
 
     @property
     def free_slots(self) -> int:

@@ -47,6 +47,7 @@ class Prefixes:
     ) -> None:
         self._window = model.n_swa
         self._recurrent = model.is_recurrent
+        self._reuses = not spec.deterministic
         self._context = context
         self._slots = slots
         self._copier = copier
@@ -57,12 +58,16 @@ class Prefixes:
         self.checkpoints = spec.prompt_cache_mib > 0 and not cuts
 
     def assign(self, sequence: Sequence) -> tuple[Slot, tuple[Run, int] | None]:
-        """A free slot for a sequence, which holds the first tokens of its prompt.
+        """A free slot for a sequence, which holds the first tokens of its prompt where they may be reused.
 
         Returns:
             The slot, and a run that will prefill more of the prompt, with the length of that prefix.
         """
         prompt = list(sequence.tokens)
+        if not self._reuses:
+            free = next(slot for slot in self._slots if slot.run is None)
+            free.cached = prompt[: self._cut(free.index, 0)]
+            return free, None
         known = self._known(prompt)
         reuse = find_reuse(known, self._slots, worth=self._copier.worth)
         slot = self._slots[reuse.slot]

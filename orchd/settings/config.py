@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta
 
 from orchd.settings.strict import Strict
@@ -174,14 +175,27 @@ class PoolConfig(Strict, frozen=True):
             "back is not computed again; divided among the replicas. 0 turns it off.",
         ),
     ] = 1024
-    speculation: Annotated[
+    speculate: Annotated[
         bool,
         Meta(
             description="Guess from a task's own text what comes next, and check several tokens at once, whenever that "
             "is measured to be faster. It does not change what is written."
         ),
     ] = True
+    deterministic: Annotated[
+        bool,
+        Meta(
+            description="The same request with the same seed gives the same text, whatever else runs or ran before: "
+            "each step has one task, and nothing is guessed, reused or kept in the prompt cache. It takes much longer."
+        ),
+    ] = False
     mmap: Annotated[bool, Meta(description="Map the model file instead of reading it into memory.")] = True
+
+    def __post_init__(self) -> None:
+        """What `deterministic` turns off is off, for whoever asks how much memory it takes."""
+        if self.deterministic:
+            msgspec.structs.force_setattr(self, "prompt_cache_mib", 0)
+            msgspec.structs.force_setattr(self, "speculate", False)
 
 
 class ConfigFile(Strict, frozen=True):

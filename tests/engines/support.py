@@ -30,7 +30,7 @@ EXACT = ModelSpec(
     flash_attn="off",
     cache_type_k="f32",
     cache_type_v="f32",
-    speculation=False,
+    speculate=False,
 )
 """Everything in 32 bits: a rounding moves the logits of a tiny model by 0.001 at most, and hardly ever its text. One
 token a step, whatever time it takes."""

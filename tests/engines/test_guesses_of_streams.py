@@ -51,7 +51,7 @@ class Guessing(LlamaModel):
     """
 
     def __init__(self, spec: ModelSpec, source: Source) -> None:
-        super().__init__(replace(spec, speculation=True), DEVICE)
+        super().__init__(replace(spec, speculate=True), DEVICE)
         assert self._speculation is not None
         self.checked = 0
         self._source = source
@@ -242,7 +242,7 @@ def test_forced_tokens_are_taken_several_a_step(path: Path) -> None:
         asked_for = replace(sequence(tokens_of(path, PROMPTS[0]), 90), grammar=vocab.grammar(schema))
         with loaded(exact(path, ctx=256)) as model:
             expected = run(model, asked_for)["a"]
-        with Ticking(replace(exact(path, ctx=256), speculation=True)) as model:
+        with Ticking(replace(exact(path, ctx=256), speculate=True)) as model:
             run(model, sequence(tokens_of(path, PROMPTS[1]), 4, key="first"))
             output = run(model, asked_for)["a"]
     assert output.text == expected.text
@@ -311,7 +311,7 @@ def test_a_text_that_is_written_again_takes_few_steps_and_computes_the_same(path
         for one in wanted:
             model.reset()
             run(model, one)
-    with Ticking(replace(spec, speculation=True)) as model:
+    with Ticking(replace(spec, speculate=True)) as model:
         rows, guesses = follow_script(model, scripts), count_guesses(model)
         outputs: dict[str, Output] = {}
         waiting = list(wanted)
@@ -334,7 +334,7 @@ def test_a_text_that_is_written_again_takes_few_steps_and_computes_the_same(path
 @pytest.mark.parametrize("write", [tiny_gguf.write_tiny_mamba], ids=["recurrent"])
 def test_a_memory_that_cannot_be_cut_does_not_guess(write: Callable[[Path], Path], tmp_path: Path) -> None:
     path = write(tmp_path / "model.gguf")
-    with loaded(replace(exact(path), speculation=True)) as model:
+    with loaded(replace(exact(path), speculate=True)) as model:
         assert model._speculation is None
         assert run(model, sequence(tokens_of(path, PROMPTS[0]), 30))["a"].finish is FinishReason.LENGTH
 
@@ -376,7 +376,7 @@ def test_guesses_only_round_otherwise(
     No token differed where this was written. One that does is between two logits that are as near as rounding goes.
     """
     path = request.getfixturevalue("smollm2_path" if name == "smollm2" else "tiny_model_path")
-    spec = ModelSpec(path, slots=4, ctx=256, speculation=False)
+    spec = ModelSpec(path, slots=4, ctx=256, speculate=False)
     prompts = [tokens_of(path, text) for text in PROMPTS[:4]]
     with loaded(spec) as model:
         written = tokens_written(model, *(sequence(prompt, OUT, key=str(n)) for n, prompt in enumerate(prompts)))

@@ -73,7 +73,7 @@ def differing(
     path: Path, texts: list[str], *, flash_attn: Literal["auto", "off"], monkeypatch: pytest.MonkeyPatch
 ) -> list[str]:
     """The prompts that are continued otherwise than by the reference."""
-    spec = ModelSpec(path, slots=2, ctx=CTX, batch=BATCH, flash_attn=flash_attn, speculation=False)
+    spec = ModelSpec(path, slots=2, ctx=CTX, batch=BATCH, flash_attn=flash_attn, speculate=False)
     with contextlib.closing(LlamaModel(spec, DeviceSpec("cpu", threads=1))) as model:
         prompts = [list(tokens_of(path, text)) for text in texts]
         ours = [our_tokens(model, prompt, monkeypatch) for prompt in prompts]

@@ -37,7 +37,8 @@ OTHER: dict[str, Any] = {
     "cache_type_v": "q4_0",
     "swa_full": True,
     "prompt_cache_mib": 7,
-    "speculation": False,
+    "speculate": False,
+    "deterministic": True,
     "mmap": False,
 }
 """Another value than the default for every setting that changes what is loaded."""

@@ -35,7 +35,9 @@ def test_defaults_are_those_of_the_contract(read: Loader) -> None:
         5,
     )
     assert (config.workers.stall_s, config.workers.step_target_ms) == (60, 120)
-    assert (config.pools[0].slots, config.pools[0].ctx, config.pools[0].batch) == (4, 4096, 512)
+    pool = config.pools[0]
+    assert (pool.slots, pool.ctx, pool.batch) == (4, 4096, 512)
+    assert (pool.prompt_cache_mib, pool.speculate, pool.deterministic) == (1024, True, False)
 
 
 def test_a_file_sets_everything(read: Loader, tmp_path: Path) -> None:
@@ -60,6 +62,11 @@ def test_a_file_sets_everything(read: Loader, tmp_path: Path) -> None:
     assert config.models.roots == ("/srv/models",)
     assert [(pool.id, pool.model) for pool in config.pools] == [("a", "/m/a.gguf"), ("b", "/m/b.gguf")]
     assert config.source == tmp_path / "etc" / "orchd.toml"
+
+
+def test_a_deterministic_pool_neither_guesses_nor_keeps_prompts(read: Loader) -> None:
+    pool = read("[[pools]]\ndeterministic = true\nprompt_cache_mib = 500\nspeculate = true").pools[0]
+    assert (pool.prompt_cache_mib, pool.speculate) == (0, False)
 
 
 def test_flags_beat_environment_beats_file_beats_defaults(read: Loader) -> None:

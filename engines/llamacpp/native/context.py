@@ -58,7 +58,7 @@ class NativeContext:
         self, model: NativeModel, spec: ModelSpec, *, threads: int, cpus: Sequence[int] = (), copies_held: bool = True
     ) -> None:
         params = _params(spec, threads)
-        self.n_guesses = min(GUESSES, params.n_batch - spec.slots) if spec.speculation and model.can_go_back else 0
+        self.n_guesses = min(GUESSES, params.n_batch - spec.slots) if spec.speculate and model.can_go_back else 0
         params.n_outputs_max = spec.slots + self.n_guesses if model.selects_outputs else params.n_batch
         self.heartbeat = Heartbeat()
         params.abort_callback, params.abort_callback_data = self.heartbeat.callback, self.heartbeat.address
