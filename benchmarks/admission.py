@@ -45,7 +45,7 @@ from benchmarks.serving import (
     submit,
     together,
 )
-from orchd.machine.devices import usable_cores
+from orchd.machine.cores import usable_cores
 from testkit.tiny_gguf import PIECES, write_tiny_llama
 
 STREAMS = 8

@@ -26,7 +26,7 @@ from engines.api import DeviceSpec, ModelSpec, SamplingParams, Sequence
 from engines.llamacpp.model import LlamaModel
 from engines.llamacpp.prefix_tree import PrefixTree, key_of
 from engines.llamacpp.vocab import LlamaVocab
-from orchd.machine.devices import usable_cores
+from orchd.machine.cores import usable_cores
 from orchd.models.references import demo_model_path
 from testkit.tiny_gguf import write_tiny_llama
 

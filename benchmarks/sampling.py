@@ -1,13 +1,15 @@
 """What choosing tokens costs, outside of llama.cpp's own computing: by settings, and beside a busy thread of Python.
 
-    python -m benchmarks.sampling [--vocab N] [--slots 8 32] [--model FILE] [--threads T]
+    python -m benchmarks.sampling [--vocab N | --logits-of FILE] [--slots 8 32] [--model FILE] [--threads T]
 
 Two tables, in milliseconds a step, medians. The first one chooses a token for each slot from random logits like a
-model's, some hundred tokens of which stand out: with llama.cpp's chain of samplers over the whole vocabulary, and as
-orchd does. The second one steps a model with 16 sampled streams, alone, while another process computes in Python, and
-while another thread does, by how soon Python hands its lock from one to the other (`sys.setswitchinterval`); and how
-late an event loop is beside such a thread. A process takes a core as a thread does, but not the lock: what a step takes
-longer beside the thread is what the lock costs. With ``--threads 1`` there is a core for both.
+model's, some hundred tokens of which stand out, or from those of a model that reads this text: with llama.cpp's chain
+of samplers over the whole vocabulary, and as orchd does.
+
+The second one steps a model with 16 sampled streams, alone, while another process computes in Python, and while another
+thread does, by how soon Python hands its lock from one to the other (`sys.setswitchinterval`); and how late an event
+loop is beside such a thread. A process takes a core as a thread does, but not the lock: what a step takes longer beside
+the thread is what the lock costs. With ``--threads 1`` there is a core for both.
 """
 
 from __future__ import annotations
@@ -33,8 +35,10 @@ from benchmarks.steps import chain, table
 from engines.api import DeviceSpec, ModelSpec, SamplingParams, Sequence
 from engines.llamacpp.chooser import Chooser
 from engines.llamacpp.engine import LlamaCppEngine
+from engines.llamacpp.native.context import NativeContext
+from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.sampling import Sampler
-from orchd.machine.devices import usable_cores
+from orchd.machine.cores import usable_cores
 from orchd.models.references import demo_model_path
 
 Floats = npt.NDArray[np.float32]
@@ -65,6 +69,28 @@ def rows(slots: int, n_vocab: int) -> Floats:
     outstanding = chance.exponential(6, (slots, n_vocab)) * (chance.random((slots, n_vocab)) < 80 / n_vocab)
     logits: Floats = (bulk + outstanding).astype(np.float32)
     return logits
+
+
+def rows_of(path: Path, slots: int) -> Floats:
+    """What a model computes at so many places of a text, shape (slots, n_vocab)."""
+    vocab = LlamaCppEngine().load_vocab(path)
+    tokens = vocab.tokenize(str(__doc__))[: 8 * slots]
+    vocab.close()
+    model = NativeModel(path)
+    context = NativeContext(model, ModelSpec(path, slots=1, ctx=512), threads=usable_cores())
+    seen = []
+    for position, token in enumerate(tokens):
+        context.token[0], context.pos[0], context.seq[0], context.output[0] = token, position, 0, True
+        context.decode(1)
+        seen.append(context.logits(1)[0].copy())
+    context.close()
+    model.close()
+    return np.stack([seen[number * len(seen) // slots] for number in range(slots)])
+
+
+def logits_for(options: argparse.Namespace, slots: int) -> Floats:
+    """As they were asked for."""
+    return rows_of(options.logits_of, slots) if options.logits_of else rows(slots, options.vocab)
 
 
 def median_ms(choose: Callable[[Floats], object], logits: Floats, times: int) -> float:
@@ -193,7 +219,8 @@ def main() -> None:
     """Run and print both tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sampling", description=__doc__)
     parser.add_argument("--vocab", type=int, default=262_144, metavar="N")
-    parser.add_argument("--slots", type=int, nargs="+", default=[8, 32])
+    parser.add_argument("--logits-of", type=Path, metavar="FILE", help="a model, in place of random logits")
+    parser.add_argument("--slots", type=int, nargs="*", default=[8, 32], help="none leaves the first table out")
     parser.add_argument(
         "--model", type=Path, default=demo_model_path(), metavar="FILE", help="(default: the demo model)"
     )
@@ -201,16 +228,18 @@ def main() -> None:
     options = parser.parse_args()
     if options.model is None:
         parser.error("the demo model is not installed; run 'make setup', or give --model FILE")
-    lines = []
-    for name, params in SETTINGS.items():
-        cells = [
-            f"{measure(params, rows(slots, options.vocab)):.1f}"
-            for slots in options.slots
-            for measure in (whole_ms, chosen_ms)
+    if options.slots:
+        given = {slots: logits_for(options, slots) for slots in options.slots}
+        head = [f"{slots} slots, {how}" for slots in given for how in ("llama.cpp's chain", "orchd")]
+        lines = [
+            [
+                name,
+                *(f"{measure(params, logits):.1f}" for logits in given.values() for measure in (whole_ms, chosen_ms)),
+            ]
+            for name, params in SETTINGS.items()
         ]
-        lines.append([name, *cells])
-    head = [f"{slots} slots, {how}" for slots in options.slots for how in ("llama.cpp's chain", "orchd")]
-    table(f"Choosing tokens out of {options.vocab:,}:", ("settings", *head), lines)
+        n_vocab = next(iter(given.values())).shape[1]
+        table(f"Choosing tokens out of {n_vocab:,}:", ("settings", *head), lines)
     lines = beside_ms(options.model.resolve(), options.threads)
     table(
         f"A step of {STREAMS} sampled streams:",

@@ -14,7 +14,8 @@ from typing import Any
 import aiohttp
 
 from engines.api import DeviceSpec, Engine
-from orchd.machine.devices import Device, usable_cores
+from orchd.machine.cores import usable_cores
+from orchd.machine.devices import Device
 from orchd.server import Server
 from orchd.settings.config import Config, PoolConfig, QueueConfig, ServerConfig, TasksConfig
 from orchd.settings.credentials import Credentials

@@ -21,7 +21,8 @@ from pathlib import Path
 from engines.api import DeviceSpec, LoadedModel, ModelSpec, SamplingParams, Sequence, Vocab
 from engines.llamacpp.engine import LlamaCppEngine
 from orchd.client import Client, End
-from orchd.machine.devices import Device, usable_cores
+from orchd.machine.cores import usable_cores
+from orchd.machine.devices import Device
 from orchd.models.references import demo_model_path
 from orchd.observer import Summary
 from orchd.process import listen

@@ -26,7 +26,7 @@ from engines.api import ModelSpec, SamplingParams
 from engines.llamacpp.native.context import NativeContext
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.sampling import REPEAT_WINDOW
-from orchd.machine.devices import usable_cores
+from orchd.machine.cores import usable_cores
 from orchd.models.references import demo_model_path
 
 SLOTS: Final = 8

@@ -34,7 +34,7 @@ from benchmarks.compare.scenarios import (
 from benchmarks.compare.servers import serving
 from benchmarks.compare.stats import Metrics
 from benchmarks.compare.workloads import Work, sweep, warm_up
-from orchd.machine.devices import usable_cores
+from orchd.machine.cores import usable_cores
 
 PEERS = tuple(dict.fromkeys(peer for scenario in SCENARIOS for peer in scenario.peers))
 NAMES = (*(scenario.name for scenario in SCENARIOS), SWEEP, "profile")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from engines.llamacpp.build import gpu_backend
-from orchd.machine.devices import usable_cores
+from orchd.machine.cores import usable_cores
 from orchd.models.references import demo_model_path
 from testkit.tiny_gguf import write_tiny_llama
 

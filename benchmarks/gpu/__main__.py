@@ -31,7 +31,8 @@ from benchmarks.compare.workloads import Work, warm_up
 from benchmarks.gpu.card import Card, look_at
 from benchmarks.gpu.models import write_named
 from engines.llamacpp.build import gpu_backend
-from orchd.machine.devices import gpu_index, usable_cores
+from orchd.machine.cores import usable_cores
+from orchd.machine.devices import gpu_index
 from orchd.models.references import demo_model_path
 
 CLIENTS = (1, 8, 32)

@@ -33,7 +33,7 @@ from engines.api import ModelSpec
 from engines.llamacpp.native.context import NativeContext
 from engines.llamacpp.native.gpus import index_of
 from engines.llamacpp.native.model import NativeModel
-from orchd.machine.devices import usable_cores
+from orchd.machine.cores import usable_cores
 
 CTX: Final = 1024
 CHUNK: Final = 64

@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engines.api import DeviceSpec, ModelSpec, Prompt
-from orchd.machine.devices import find_gpus, gpu_index, usable_cores
+from orchd.machine.cores import usable_cores
+from orchd.machine.devices import gpu_index
+from orchd.machine.gpus import find_gpus
 from orchd.pools.replica import Instance, Replica
 from orchd.pools.reports import Report
 from orchd.pools.worker import Worker

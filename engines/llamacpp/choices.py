@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from engines.api import DeviceSpec
-from engines.llamacpp.batch import TILE
 
 
 class Choices(NamedTuple):
@@ -25,8 +24,8 @@ class Choices(NamedTuple):
         copies_held: Of a slot that holds little, only that is copied, through host memory. On a CPU a token costs three
             times as much as with its whole slot (``python -m benchmarks.steps``); a GPU would send it over the bus and
             back.
-        solo_chunk: Prompt tokens in a step of one sequence, where texts must not depend on others: it is the same on
-            every machine, because it cannot follow from what a step takes there.
+        solo_chunk: Prompt tokens in a step of one sequence, where texts must not depend on others. It cannot follow
+            from how long steps take. 64 are a tile of llama.cpp's attention on a CPU.
     """
 
     first_rows: tuple[int, ...]
@@ -35,7 +34,7 @@ class Choices(NamedTuple):
     solo_chunk: int
 
 
-CPU = Choices(first_rows=(), tunes_threads=True, copies_held=True, solo_chunk=TILE)
+CPU = Choices(first_rows=(), tunes_threads=True, copies_held=True, solo_chunk=64)
 GPU = Choices(  # untested on a card
     first_rows=(64, 32, 9, 8, 7, 6, 5, 4, 3, 2, 1), tunes_threads=False, copies_held=False, solo_chunk=512
 )

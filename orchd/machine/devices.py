@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 from engines.api import DeviceSpec
 from orchd.errors import ConfigError
-from orchd.machine.cores import usable_cores as usable_cores  # where the benchmarks look for it
 from orchd.machine.gpus import Gpu, named
-from orchd.machine.gpus import find_gpus as find_gpus
 from orchd.settings.config import PoolConfig
 
 

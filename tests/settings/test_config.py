@@ -65,7 +65,7 @@ def test_a_file_sets_everything(read: Loader, tmp_path: Path) -> None:
 
 
 def test_a_deterministic_pool_neither_guesses_nor_keeps_prompts(read: Loader) -> None:
-    pool = read("[[pools]]\ndeterministic = true\nprompt_cache_mib = 500\nspeculate = true").pools[0]
+    pool = read("[[pools]]\nmodel = '/x.gguf'\ndeterministic = true\nprompt_cache_mib = 500\nspeculate = true").pools[0]
     assert (pool.prompt_cache_mib, pool.speculate) == (0, False)
 
 

@@ -153,7 +153,7 @@ def unpack(archive: Path, home: Path) -> Path:
     wheels = [str(wheel) for wheel in sorted((content / "wheels").glob("*.whl"))]
     install = ["install", "--quiet", "--no-index", "--no-deps", "--no-compile", "--disable-pip-version-check", *wheels]
     run([str(python), str(pip), *install], "the wheels could not be installed")
-    shutil.copy(content / "wheel-key.txt", home / "env" / ".orchd-wheel.txt")  # see `orchd.machine.devices`
+    shutil.copy(content / "wheel-key.txt", home / "env" / ".orchd-wheel.txt")  # see `orchd.cli.versions`
     stamp.write_text(digest)
     return python
 
