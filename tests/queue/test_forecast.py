@@ -255,3 +255,68 @@ def test_tokens_that_took_no_time_say_nothing() -> None:
     ended(forecast, tokens=100, token_s=0.1)
     plan = forecast.plan(0.0, [], 1, [make_task(max_tokens=100), make_task(max_tokens=100)])
     assert plan.start_at(1) == pytest.approx(99 * 0.1)
+
+
+def test_tasks_that_were_cut_off_say_nothing_of_how_long_others_write() -> None:
+    """To the very token: what stopped by itself with its last one was cut off, too."""
+    forecast = Forecast()
+    for _ in range(20):
+        one = running(forecast, max_tokens=100)
+        one.task.first_token_at, one.task.tokens_out = 0.0, 100
+        forecast.observe(one, 9.9, full=True)
+    assert forecast.lengths.rest(0, 1000, quantile=0.5) == 1000
+    ended(forecast, tokens=20)
+    assert forecast.lengths.rest(0, 1000, quantile=0.01) == 20
+
+
+def test_the_last_tokens_of_a_task_are_measured_however_few_they_are() -> None:
+    forecast = Forecast()
+    ended(forecast, tokens=3, token_s=0.5)
+    plan = forecast.plan(0.0, [], 1, [])
+    assert plan.token_s == pytest.approx(0.5)
+
+
+def test_the_first_tokens_of_one_that_goes_on_are_not() -> None:
+    """What three tokens took says little, and may be the noise of a step."""
+    forecast = Forecast()
+    before = forecast.plan(0.0, [], 1, []).token_s
+    one = running(forecast)
+    one.task.first_token_at, one.task.tokens_out = 0.0, 3
+    assert forecast.plan(0.1, [one], 0, []).token_s == before
+
+
+def test_a_plan_tells_what_a_token_takes_now() -> None:
+    forecast = Forecast()
+    for _ in range(20):
+        ended(forecast, tokens=100, token_s=0.1)
+    for _ in range(20):
+        ended(forecast, tokens=100, token_s=0.3)
+    assert forecast.plan(0.0, [], 1, []).token_s == pytest.approx(0.3, rel=0.05)
+
+
+def test_while_none_waits_a_task_is_guessed_to_be_like_half_of_the_others() -> None:
+    forecast = Forecast()
+    for tokens in (10, 20, 30, 40, 50):
+        for _ in range(4):
+            ended(forecast, tokens=tokens, token_s=0.1)
+    assert forecast.plan(0.0, [], 1, []).mean_s == pytest.approx(29 * 0.1, rel=0.05)
+
+
+def test_a_task_that_is_added_to_a_plan_is_one_of_the_likely_ones() -> None:
+    forecast = Forecast()
+    for tokens in [20, 900] * 10:
+        ended(forecast, tokens=tokens, token_s=0.1)
+    plan = forecast.plan(0.0, [], 1, [])
+    for _ in range(8):
+        forecast.add_to(plan, make_task(max_tokens=2000))
+    services = [plan.start_at(k + 1) - plan.start_at(k) for k in range(7)]
+    assert {round(service_s / 10) for service_s in services} == {0, 9}
+    assert 2 <= sum(service_s > 50 for service_s in services) <= 5
+
+
+def test_a_waiting_task_that_only_max_tokens_can_end_is_planned_with_all_of_them() -> None:
+    forecast = Forecast()
+    for _ in range(20):
+        ended(forecast, tokens=20, token_s=0.1)
+    plan = forecast.plan(0.0, [], 1, [make_task(max_tokens=500, ignore_eos=True), make_task(max_tokens=500)])
+    assert plan.start_at(1) == pytest.approx(499 * 0.1)
