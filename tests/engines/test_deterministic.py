@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engines import api
-from engines.api import DeviceSpec, ModelSpec, SamplingParams
+from engines.api import ModelSpec, SamplingParams
 from engines.llamacpp.batch import TILE
+from engines.llamacpp.choices import choices
 from engines.llamacpp.model import LlamaModel
 from engines.llamacpp.planner import Step
 from testkit import tiny_gguf
-from tests.engines.support import count_rows, run, sequence
+from tests.engines.support import DEVICE, count_rows, run, sequence
 
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "llama": tiny_gguf.write_tiny_llama,
@@ -40,7 +41,7 @@ class Recording(LlamaModel):
     """Keeps the bits of each sequence's logits."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        super().__init__(replace(spec, deterministic=True), DeviceSpec("cpu", threads=2))
+        super().__init__(replace(spec, deterministic=True), replace(DEVICE, threads=2))
         self.logits: dict[str, list[bytes]] = {}
         prepare, decode = self._planner.prepare, self._context.decode
         prepared: list[Step | None] = []
@@ -143,13 +144,14 @@ def test_whatever_comes_before_and_beside(
 def test_the_slots_take_turns_and_a_prompt_comes_in_chunks_of_one_size(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with recording(ModelSpec(path, slots=SLOTS, ctx=512)) as model:
+    with recording(ModelSpec(path, slots=SLOTS, ctx=2048)) as model:
+        chunk = min(choices(DEVICE).solo_chunk, model._context.n_rows)
         rows = count_rows(model, monkeypatch)
-        model.admit(sequence(list(range(10, 10 + 2 * TILE + 1)), 2, key="long", urgent=False))
+        model.admit(sequence([10, *[11] * 2 * chunk], 2, key="long", urgent=False))
         model.admit(sequence([10, 11], 4, key="short"))
         while model.busy:
             model.step()
-        assert rows == [TILE, 2, TILE, 1, 1, 1, 1, 1]
+        assert rows == [chunk, 2, chunk, 1, 1, 1, 1, 1]
 
 
 def test_nothing_is_kept_guessed_or_copied(path: Path) -> None:

@@ -103,6 +103,22 @@ def test_the_same_prompt_gives_the_same_text(live: Live) -> None:
     assert run(live)["text"] == run(live)["text"]
 
 
+def test_a_deterministic_pool_writes_the_same_beside_others(tmp_path: Path, models: Models) -> None:
+    with (
+        serving(tmp_path, toml(models, {"deterministic": True, "slots": 4})) as server,
+        ThreadPoolExecutor(8) as clients,
+    ):
+        until_ready(server)
+
+        def text(number: int) -> str:
+            prompt = PROMPT * (1 + 20 * (number % 4))
+            return str(run(server, prompt=prompt, seed=number % 4, temperature=1.5, max_tokens=32)["text"])
+
+        alone = [text(number) for number in range(4)]
+        assert list(clients.map(text, range(16))) == alone * 4
+        assert len(set(alone)) == 4
+
+
 def test_sixteen_tasks_at_once_all_end_as_asked(live: Live) -> None:
     with ThreadPoolExecutor(16) as clients:
         ends = list(clients.map(lambda n: run(live, prompt=f"{PROMPT}{n}", max_tokens=128), range(16)))
