@@ -40,8 +40,8 @@ LENGTHS = (1, 5, TILE - 1, TILE, TILE + 1, 3 * TILE, 250)
 class Recording(LlamaModel):
     """Keeps the bits of each sequence's logits."""
 
-    def __init__(self, spec: ModelSpec) -> None:
-        super().__init__(replace(spec, deterministic=True), replace(DEVICE, threads=2))
+    def __init__(self, spec: ModelSpec, *, threads: int = 1) -> None:
+        super().__init__(replace(spec, deterministic=True), replace(DEVICE, threads=threads))
         self.logits: dict[str, list[bytes]] = {}
         prepare, decode = self._planner.prepare, self._context.decode
         prepared: list[Step | None] = []
@@ -63,8 +63,8 @@ class Recording(LlamaModel):
 
 
 @contextmanager
-def recording(spec: ModelSpec) -> Iterator[Recording]:
-    model = Recording(spec)
+def recording(spec: ModelSpec, *, threads: int = 1) -> Iterator[Recording]:
+    model = Recording(spec, threads=threads)
     try:
         yield model
     finally:
@@ -163,3 +163,16 @@ def test_nothing_is_kept_guessed_or_copied(path: Path) -> None:
             assert {event.tokens_cached for event in events} == {0}
         assert model.saved_bytes == 0
         assert model._speculation is None
+
+
+def test_two_threads_compute_the_same_each_time(path: Path) -> None:
+    """Only a few tokens: on a machine that others use, threads wait for each other."""
+    spec = ModelSpec(path, slots=2, ctx=512)
+    alone = {}
+    for number in (3, 4):
+        with recording(spec, threads=2) as model:
+            run(model, one(number))
+            alone |= model.logits
+    with recording(spec, threads=2) as model:
+        run(model, one(4), one(3))
+        assert model.logits == alone
