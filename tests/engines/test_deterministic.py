@@ -165,10 +165,10 @@ def test_nothing_is_kept_guessed_or_copied(path: Path) -> None:
         assert model._speculation is None
 
 
-def test_two_threads_compute_the_same_each_time(path: Path) -> None:
+def test_two_threads_compute_the_same_each_time(tmp_path: Path) -> None:
     """Only a few tokens: on a machine that others use, threads wait for each other."""
-    spec = ModelSpec(path, slots=2, ctx=512)
-    alone = {}
+    spec = ModelSpec(tiny_gguf.write_tiny_llama(tmp_path / "tiny.gguf"), slots=2, ctx=512)
+    alone: dict[str, list[bytes]] = {}
     for number in (3, 4):
         with recording(spec, threads=2) as model:
             run(model, one(number))
