@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gzip
 import http.client
@@ -11,11 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from orchd.http import routes
 from orchd.http.routes import LONG_FIELDS
 from orchd.schemas import MAX_ARGUMENTS, TaskRequest
+from testkit.harness import serving
 from testkit.large_bodies import SHAPES, SIZE
 from testkit.process import TOKEN, Process, call, orchd_serve, submit
 
@@ -135,3 +139,27 @@ ARGUMENTS = b",".join(b'"a%d":"%b"' % (number, LETTERS[: 6 * 256]) for number in
 )
 def test_fields_that_may_be_long_are_read(server: tuple[Process, int], body: bytes) -> None:
     assert _send(server[1], body) == 202
+
+
+async def test_the_event_loop_goes_round_between_two_large_bodies(
+    tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, decode = asyncio.get_running_loop(), routes._decode
+    rounds, seen = 0, []
+
+    def count() -> None:
+        nonlocal rounds
+        rounds += 1
+        loop.call_soon(count)
+
+    def decoded(*given: Any) -> Any:
+        seen.append(rounds)
+        return decode(*given)
+
+    monkeypatch.setattr(routes, "_decode", decoded)
+    async with serving(tiny_model_path) as running:
+        large = b'{"prompt":1,"max_tokens":1' + b" " * routes.LARGE_BODY_BYTES + b"}"
+        count()
+        answers = await asyncio.gather(*(running.post(large) for _ in range(20)))
+    assert [answer.status for answer in answers] == [400] * 20
+    assert len(set(seen)) == len(seen) == 20
