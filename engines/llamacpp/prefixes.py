@@ -63,11 +63,12 @@ class Prefixes:
         Returns:
             The slot, and a run that will prefill more of the prompt, with the length of that prefix.
         """
-        prompt = list(sequence.tokens)
         if not self._reuses:
-            free = next(slot for slot in self._slots if slot.run is None)
-            free.cached = prompt[: self._cut(free.index, 0)]
-            return free, None
+            slot = next(slot for slot in self._slots if slot.run is None)
+            self._context.clear_slot(slot.index)
+            slot.cached = []
+            return slot, None
+        prompt = list(sequence.tokens)
         known = self._known(prompt)
         reuse = find_reuse(known, self._slots, worth=self._copier.worth)
         slot = self._slots[reuse.slot]

@@ -37,7 +37,7 @@ def spread_of(logits: Floats) -> nucleus.Spread:
     return nucleus.Spread(logits, logits.max(), np.empty((2, len(logits) + 5), np.float32))
 
 
-PEAKS = [0, 3, -7, 20.5, 63, 64, 300]
+PEAKS = [0, 3, -7, 20.5, 63, -63, 64, -64, 300]
 """Whatever the model adds to all logits, llama.cpp takes away."""
 
 
