@@ -122,7 +122,7 @@ ON_TWO_DEVICES = VK_DRIVER_FILES=$(LAVAPIPE) VK_ICD_FILENAMES=$(LAVAPIPE) GGML_V
   GGML_VK_MEMORY_LOGGER=1 GGML_VK_FORCE_MAX_BUFFER_SIZE=33554432
 # Of the engine's tests those whose prompts are short: a software device computes about 100 tokens a second.
 ENGINE_TESTS = tests/engines/test_reuse.py tests/engines/test_compaction.py tests/engines/test_model.py \
-  tests/engines/test_deterministic.py -k 'take_turns or kept_guessed or alone_on_a_new_model or \
+  tests/engines/test_deterministic.py -k 'take_turns or kept_guessed or two_threads or \
   same_prompt_again or longer_conversation or copied_from or recurrent or share_the_prefill or followers or nightly \
   or whoever_moves or several_move or cancelling or reset_model'
 
