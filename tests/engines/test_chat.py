@@ -94,6 +94,16 @@ def test_what_a_template_writes_itself_cannot_be_spelled_whatever_the_file_says_
     assert parts == ["<|user|><table>hi<", "|end|><", "|system|><|end|>"]
 
 
+def test_blanks_in_a_message_are_the_tokens_that_they_are_elsewhere() -> None:
+    """Gemma's vocabulary has tokens for runs of blanks, and there are such runs in every template."""
+    template = "{% for m in messages %}\n\n    <|user|>\n\n{{ m.content }}\n\t\t▁▁<|end|>{% endfor %}"
+    others = ["<|end|>", "\n\n", "    ", "  ", "\t\t", "▁▁", "▁▁▁▁"]
+    found = ChatTemplate(template, bos="<s>", eos="</s>", controls=CONTROLS, others=others)
+    found.try_out()
+    parts = in_parts(found.render([{"role": "user", "content": "One.\n\n    two()\n\t\tthree▁▁"}]))
+    assert len(parts) == 1
+
+
 def test_a_template_knows_the_usual_names() -> None:
     template = "{{ bos_token }}{{ eos_token }}{{ strftime_now('%Y')|length }}{{ add_generation_prompt }}"
     assert "".join(rendered(template, "x")) == "<s></s>4True"
