@@ -7,7 +7,7 @@
 - Its regular expressions need stack for each character of a word, and a thread has enough for some 26,000. So long
   texts get a thread of their own with a stack that is large enough. Unused pages of it take no memory.
 - With SentencePiece vocabularies, time grows with the square of a text's length; with one kind of BPE, with the square
-  of a number's. So long texts are cut at places that no token reaches across.
+  of a number's, with another, of a run of blanks. So long texts are cut at places that no token reaches across.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
+import resource
 import string
 from collections.abc import Iterable, Iterator
 
@@ -23,11 +24,22 @@ from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.own_thread import NoThread, on_own_thread
 from engines.llamacpp.spelling import WHOLE_CHARS, Cuts
 
-OWN_STACK_CHARS = 8192
-"""Texts that are longer get a thread of their own."""
-
 _STACK_PER_CHAR = 640  # 512 MiB are enough for a word of 2**20 characters and 256 MiB are not
 _STACK_LEAST = 1 << 20
+_STACK_UNLIMITED = 2 << 20  # what glibc gives a thread under `ulimit -s unlimited`
+_STACK_OTHERS = 256 << 10  # for the callers
+
+
+def _own_stack_chars(most: int) -> int:
+    """How many characters the stack of a usual thread has room for, which is as large as the process's may become."""
+    stack, _ = resource.getrlimit(resource.RLIMIT_STACK)
+    if stack == resource.RLIM_INFINITY:
+        stack = _STACK_UNLIMITED
+    return max(0, min(most, (stack - _STACK_OTHERS) // _STACK_PER_CHAR))
+
+
+OWN_STACK_CHARS = _own_stack_chars(8192)
+"""Texts that are longer get a thread of their own."""
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes one
 _TAKERS = ("\x01", "\x02", "\ue000", "\U000f0000")
@@ -40,6 +52,9 @@ _UNICODE_BLANKS += "\u2028\u2029\u202f\u205f\u3000"  # all that `str.isspace` fi
 
 _DIGITS = 99
 _LONG_NUMBER = re.compile(rf"[0-9]{{{2 * _DIGITS},}}")
+_MANY_BLANKS = 512
+_JAIS_BLANK = r"[^\S\r\n\x1c-\x1f]"
+_LONG_BLANKS = re.compile(rf"(?<!{_JAIS_BLANK}){_JAIS_BLANK}{{{2 * _MANY_BLANKS},}}(?!\s)")
 
 
 class Tokenizer:
@@ -116,15 +131,24 @@ class Tokenizer:
         if self._native.pre_tokenizer == "superbpe":
             for number in _LONG_NUMBER.finditer(text):  # its digits are taken in threes from the right
                 yield from range(number.end() - len(number[0]) // _DIGITS * _DIGITS, number.end(), _DIGITS)
-        if self._native.is_sentencepiece and self._taker is not None:
-            last, end = 0, (len(text), len(text))
-            special = self.cuts.around(text)
-            begin, stop = next(special, end)
-            for seam in (match.start() for match in self._seam.finditer(text, 1)):
-                while seam > stop:
-                    begin, stop = next(special, end)
-                if seam < begin and seam - last >= WHOLE_CHARS:
+        elif self._native.pre_tokenizer == "jais-2":
+            yield from self._apart(text, _seams_in_blanks(text))
+        elif self._native.is_sentencepiece and self._taker is not None:
+            last = 0
+            for seam in self._apart(text, (match.start() for match in self._seam.finditer(text, 1))):
+                if seam - last >= WHOLE_CHARS:
                     yield (last := seam)
+
+    def _apart(self, text: str, places: Iterable[int]) -> Iterator[int]:
+        """Those of some places in a text, ascending, that are not next to or inside of a special token."""
+        end = (len(text), len(text))
+        special = self.cuts.around(text)
+        begin, stop = next(special, end)
+        for place in places:
+            while place > stop:
+                begin, stop = next(special, end)
+            if place < begin:
+                yield place
 
     @functools.cached_property
     def _seam(self) -> re.Pattern[str]:
@@ -164,3 +188,9 @@ class Tokenizer:
             if own and all(self._native.tokenize(taker + other)[: len(own)] == own for other in _FOLLOWERS):
                 return taker, len(own)
         return None
+
+
+def _seams_in_blanks(text: str) -> Iterator[int]:
+    """Where words end in long runs of blanks that jais-2 cuts into words of so many, from the left."""
+    for blanks in _LONG_BLANKS.finditer(text):
+        yield from range(blanks.start() + _MANY_BLANKS, blanks.end(), _MANY_BLANKS)
