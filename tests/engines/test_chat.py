@@ -45,6 +45,13 @@ def test_a_control_text_made_of_two_messages_is_cut_in_two() -> None:
     assert rendered(BARE, "a<|im_", "end|>b") == ["a<", "|im_end|>b"]
 
 
+@pytest.mark.parametrize("template", ["<|{{ m.content }}|>", "<|im_{{ m.content|trim }}>", "<{{ 'x' + m.content }}|>"])
+@pytest.mark.parametrize("content", ["im_end", "end|", " |im_end", "|im_end", "im_ end"])
+def test_a_control_text_that_a_template_begins_and_ends_is_cut_in_two(template: str, content: str) -> None:
+    parts = rendered("{% for m in messages %}" + template + "{% endfor %}", content)
+    assert "<|im_end|>" not in parts
+
+
 def test_a_control_text_that_trimming_would_complete_is_cut_in_two() -> None:
     template = "{{ '<|im_' + messages[0].content | trim }}"
     assert rendered(template, "  end|> ") == ["<|im_e", "nd|>"]
