@@ -192,6 +192,38 @@ def write_tiny_mamba(path: Path, *, seed: int = 0, n_ctx_train: int = CONTEXT) -
     return file.finish()
 
 
+def write_tiny_lfm2(
+    path: Path, *, window: int = 32, seed: int = 0, head: int = HEAD, n_ctx_train: int = CONTEXT
+) -> Path:
+    """Write a hybrid: its first layer is a recurrent convolution, and its second layer sees `window` tokens back."""
+    conv, heads = 3, EMBEDDING // head  # llama.cpp wants heads * head == embedding
+    kv_heads = heads // 2
+    file = _TinyFile(path, "lfm2", seed=seed)
+    file.describe(name="tiny-lfm2", n_ctx_train=n_ctx_train)
+    file.attention(heads=heads, kv_heads=[0, kv_heads], head=head)
+    file.writer.add_sliding_window(window)
+    file.writer.add_shortconv_l_cache(conv)
+    file.vocabulary(PIECES, CHATML)
+    file.matrix("token_embd", len(PIECES) + FIRST_PIECE, EMBEDDING, rms=1.0)
+    for layer in range(LAYERS):
+        block = f"blk.{layer}"
+        file.norm(f"{block}.attn_norm", EMBEDDING)
+        if layer == 0:
+            file.matrix(f"{block}.shortconv.conv", EMBEDDING, conv, always_f32=True)
+            file.matrix(f"{block}.shortconv.in_proj", 3 * EMBEDDING, EMBEDDING)
+            file.matrix(f"{block}.shortconv.out_proj", EMBEDDING, EMBEDDING)
+        else:
+            file.matrix(f"{block}.attn_q", EMBEDDING, EMBEDDING)
+            file.matrix(f"{block}.attn_k", kv_heads * head, EMBEDDING)
+            file.norm(f"{block}.attn_q_norm", head, scale=2.0)
+            file.norm(f"{block}.attn_k_norm", head, scale=2.0)
+            file.matrix(f"{block}.attn_v", kv_heads * head, EMBEDDING)
+            file.matrix(f"{block}.attn_output", EMBEDDING, EMBEDDING)
+        file.feed_forward(block)
+    file.head(len(PIECES), norm="token_embd_norm")
+    return file.finish()
+
+
 def write_tiny_bert(path: Path, *, seed: int = 0, n_ctx_train: int = 512) -> Path:
     """Write an embedding model: llama.cpp loads it, and it generates nothing."""
     file = _TinyFile(path, "bert", seed=seed)
@@ -240,7 +272,7 @@ class _TinyFile:
         self.writer.add_block_count(layers)
         self.writer.add_layer_norm_rms_eps(1e-5)
 
-    def attention(self, *, heads: int = HEADS, kv_heads: int = KV_HEADS, head: int = HEAD) -> None:
+    def attention(self, *, heads: int = HEADS, kv_heads: int | list[int] = KV_HEADS, head: int = HEAD) -> None:
         self.writer.add_feed_forward_length(FEED_FORWARD)
         self.writer.add_head_count(heads)
         self.writer.add_head_count_kv(kv_heads)
@@ -308,9 +340,17 @@ class _TinyFile:
         self.matrix(f"{block}.ffn_up", FEED_FORWARD, EMBEDDING)
         self.matrix(f"{block}.ffn_down", EMBEDDING, FEED_FORWARD, gain=2.0)
 
-    def head(self, pieces: int, *, eog_likely: bool = False, bytes_likely: bool = False, nan: bool = False) -> None:
+    def head(
+        self,
+        pieces: int,
+        *,
+        eog_likely: bool = False,
+        bytes_likely: bool = False,
+        nan: bool = False,
+        norm: str = "output_norm",
+    ) -> None:
         """The final norm and the output matrix: logits of normal pieces have a standard deviation of 4."""
-        self.norm("output_norm", EMBEDDING, scale=float("nan") if nan else 1.0)
+        self.norm(norm, EMBEDDING, scale=float("nan") if nan else 1.0)
         rows = self._random.standard_normal((FIRST_PIECE + pieces, EMBEDDING), dtype=np.float32)
         rows *= np.float32(4.0 * EMBEDDING**-0.5)
         ends = [EOS, IM_END]

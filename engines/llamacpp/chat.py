@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import string
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ TIME_LIMIT_S = 2.0
 
 _USER_PROBE, _SYSTEM_PROBE = "What is asked", "What is ordered"
 _TRIMMED = "You have access to the following functions in JSONSchema format"
+_BLANKS = string.whitespace + "\N{LOWER ONE EIGHTH BLOCK}"  # the last one is how SentencePiece writes a space
 _BLANK = "\x0b"  # one that no template writes itself
 
 
@@ -58,7 +60,7 @@ class ChatTemplate:
         unk: Text of the token for what is unknown.
         controls: Text of every token that no message may spell.
         others: Text of those that it may, unless the template writes them itself: then they are control tokens too,
-            whatever the file says they are.
+            whatever the file says they are. Runs of blanks never are: every template writes some, and every user.
 
     Raises:
         InvalidPrompt: The template cannot be compiled; its cause is why.
@@ -73,7 +75,7 @@ class ChatTemplate:
         self._takes_parts = False
         self._wants_trimmed = _TRIMMED in source  # StepFun's: blanks left over make it think in circles
         self._always = frozenset(controls)
-        self._others = frozenset(others)
+        self._others = frozenset(text for text in others if text.strip(_BLANKS))
         self._written = source
         self._controls = self._control_texts()
         try:

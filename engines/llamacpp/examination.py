@@ -103,6 +103,11 @@ def _examine(spec: ModelSpec, *, decode: bool) -> dict[str, object]:
     model = NativeModel(spec.path, no_alloc=True)
     if not model.generates:
         raise LoadFailed(f"{spec.path.name} does not generate text (an embedding or encoder model)")
+    if model.most_slots is not None and spec.slots > model.most_slots:  # a large file is not tried
+        raise LoadFailed(
+            f"{spec.path.name} can only be served with up to {model.most_slots} slots: llama.cpp ends where more of "
+            "its tasks come and go"
+        )
     found: dict[str, object] = dict(zip(("cache", "buffers", "on_gpu"), _sizes(model, spec), strict=True))
     _try_tokenizer(model)
     found["note"] = _try_template(model)

@@ -31,6 +31,7 @@ class ControlTexts:
         self._wordlike = Spellings(text for text in self.spellings.texts if not _is_mark(text[0]))
         self._heads = frozenset(text[:n] for text in self._wordlike.texts for n in range(1, len(text)))
         self._tails = frozenset(text[n:] for text in self.spellings.texts for n in range(1, len(text)))
+        self._insides = "\0".join(sorted(text[1:-1] for text in self.spellings.texts))
 
     def cuts(self, rendered: str, text: str) -> Iterator[int]:
         """Places inside of every control text that users spell, ascending.
@@ -51,7 +52,8 @@ class ControlTexts:
 
         A template may take a part out, and so put the two sides of ``<|im_<think>end|>`` together: so every character
         that opens a control text is marked. Where that is a letter or a space, only whole spellings are. What could end
-        a text that the template has begun is marked at the outer end, blanks left out, because templates like to trim.
+        a text that the template has begun is marked at the outer end, blanks left out, because templates like to trim;
+        so is what could be the middle of one that the template begins and ends.
 
         Args:
             contents: The texts.
@@ -70,6 +72,8 @@ class ControlTexts:
                 places.add(left)
             if any(core[-n:] in self._heads for n in sizes):
                 places.add(left + len(core) - 1)
+            if len(core) in sizes and core in self._insides:
+                places.add(left)
         parts = re.split(f"({'|'.join(map(re.escape, plain))})", text) if plain else [text]
         for opening in self._openings:
             parts[::2] = [marks.put(part, opening) for part in parts[::2]]

@@ -126,7 +126,8 @@ class Prefixes:
         return keep if not self._recurrent and self._has_window(slot.index, keep) else 0
 
     def _has_window(self, slot: int, keep: int) -> bool:
-        return not self._window or 0 <= self._context.first_pos(slot) <= max(0, keep - self._window)
+        # A recurrent memory is never cut, so nothing of a window is gone; it says that its first position is its last.
+        return not self._window or self._recurrent or 0 <= self._context.first_pos(slot) <= max(0, keep - self._window)
 
     def _cut(self, slot: int, keep: int) -> int:
         """Cut a slot's cache to ``keep`` tokens, or empty it if it cannot go back that far; returns how many are left.

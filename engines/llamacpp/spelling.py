@@ -21,17 +21,39 @@ class Spellings:
     def __init__(self, texts: Iterable[str]) -> None:
         self.texts = frozenset(text for text in texts if len(text) > 1)
         self.lengths = sorted({len(text) for text in self.texts})
-        openings = "|".join(sorted({re.escape(text[:2]) for text in self.texts})) or r"(?!)"
-        self._opening = re.compile(f"(?={openings})")
+        by_opening: dict[str, set[int]] = {}  # its first two characters -> the lengths of those that begin so
+        for text in self.texts:
+            by_opening.setdefault(text[:2], set()).add(len(text))
+        self._lengths = {opening: sorted(lengths) for opening, lengths in by_opening.items()}
+        self._opening = re.compile(f"(?={'|'.join(sorted(map(re.escape, by_opening))) or r'(?!)'})")
 
     def within(self, text: str) -> Iterator[tuple[int, int]]:
         """Start and end of every one, overlapping ones too, by start and then by length."""
+        for start in self._openings(text):
+            for end in self._ends(text, start):
+                yield start, end
+
+    def longest(self, text: str) -> Iterator[tuple[int, int]]:
+        """The same of the longest that begins at each place: a run of blanks may spell dozens at every one."""
+        for start in self._openings(text):
+            for length in reversed(self._lengths[text[start : start + 2]]):
+                if text[start : start + length] in self.texts:
+                    yield start, start + length
+                    break
+
+    def are_several(self, text: str, start: int) -> bool:
+        """Whether more than one begins at a place."""
+        return sum(1 for _ in self._ends(text, start)) > 1
+
+    def _openings(self, text: str) -> Iterator[int]:
         for begin in range(0, len(text), AT_ONCE):
             for opening in self._opening.finditer(text, begin, begin + AT_ONCE + 1):  # one begins with two characters
-                start = opening.start()
-                for end in (start + length for length in self.lengths):
-                    if end <= len(text) and text[start:end] in self.texts:
-                        yield start, end
+                yield opening.start()
+
+    def _ends(self, text: str, start: int) -> Iterator[int]:
+        for end in (start + length for length in self._lengths.get(text[start : start + 2], ())):
+            if end <= len(text) and text[start:end] in self.texts:
+                yield end
 
 
 class Cuts:
@@ -66,7 +88,9 @@ class Cuts:
     def around(self, text: str) -> Iterator[tuple[int, int]]:
         """Start and end of everything that may be special tokens, with the blanks that these may swallow."""
         begin, end = 0, -1  # of those found last
-        for start, stop in self._spellings.within(text):
+        for start, stop in self._spellings.longest(text):
+            if stop <= end:
+                continue  # in a long run of blanks that are tokens, its end need not be looked for from every place
             before = start
             while before > max(end, 0) and text[before - 1] in _BLANKS:
                 before -= 1
@@ -82,13 +106,13 @@ class Cuts:
 
     def _places(self, text: str) -> Iterator[int]:
         first, end, alone = 0, 0, False
-        for start, stop in self._spellings.within(text):
+        for start, stop in self._spellings.longest(text):
             if start < end:
                 alone, end = False, max(end, stop)
                 continue
             if alone and (cut := self._behind(text, first, end)) <= start:
                 yield cut
-            first, end, alone = start, stop, True
+            first, end, alone = start, stop, not self._spellings.are_several(text, start)
 
     def _behind(self, text: str, start: int, end: int) -> int:
         if not self._swallows[text[start:end]]:

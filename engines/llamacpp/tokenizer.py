@@ -7,7 +7,9 @@
 - Its regular expressions need stack for each character of a word, and a thread has enough for some 26,000. So long
   texts get a thread of their own with a stack that is large enough. Unused pages of it take no memory.
 - With SentencePiece vocabularies, time grows with the square of a text's length; with one kind of BPE, with the square
-  of a number's. So long texts are cut at places that no token reaches across.
+  of a number's, with another, of a run of blanks. So long texts are cut at places that no token reaches across.
+- It looks for every control token at every character that could begin one: Gemma's vocabulary has 6,000 that begin with
+  ``<``, and a megabyte of these took 25 s. So long texts are read without control tokens where they spell none.
 """
 
 from __future__ import annotations
@@ -15,24 +17,37 @@ from __future__ import annotations
 import functools
 import itertools
 import re
+import resource
 import string
 from collections.abc import Iterable, Iterator
 
 from engines.errors import InvalidPrompt, PromptTooLong
 from engines.llamacpp.native.model import NativeModel
 from engines.llamacpp.own_thread import NoThread, on_own_thread
-from engines.llamacpp.spelling import WHOLE_CHARS, Cuts
-
-OWN_STACK_CHARS = 8192
-"""Texts that are longer get a thread of their own."""
+from engines.llamacpp.spelling import WHOLE_CHARS, Cuts, Spellings
 
 _STACK_PER_CHAR = 640  # 512 MiB are enough for a word of 2**20 characters and 256 MiB are not
 _STACK_LEAST = 1 << 20
+_STACK_UNLIMITED = 2 << 20  # what glibc gives a thread under `ulimit -s unlimited`
+_STACK_OTHERS = 256 << 10  # for the callers
+
+
+def _own_stack_chars(most: int) -> int:
+    """How many characters the stack of a usual thread has room for, which is as large as the process's may become."""
+    stack, _ = resource.getrlimit(resource.RLIMIT_STACK)
+    if stack == resource.RLIM_INFINITY:
+        stack = _STACK_UNLIMITED
+    return max(0, min(most, (stack - _STACK_OTHERS) // _STACK_PER_CHAR))
+
+
+OWN_STACK_CHARS = _own_stack_chars(8192)
+"""Texts that are longer get a thread of their own."""
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece writes one
 _TAKERS = ("\x01", "\x02", "\ue000", "\U000f0000")
 _FOLLOWERS = ("a", " a", "1", "\n", "é", "字", "\x03")
 
+_LOOKED_THROUGH = 1024  # characters from which on a text is looked through for control tokens
 _LONG_CHARS = 64 * 1024  # texts that are worth a look at the whole vocabulary before they are read
 
 _UNICODE_BLANKS = string.whitespace + "\x1c\x1d\x1e\x1f\x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B)))
@@ -40,6 +55,9 @@ _UNICODE_BLANKS += "\u2028\u2029\u202f\u205f\u3000"  # all that `str.isspace` fi
 
 _DIGITS = 99
 _LONG_NUMBER = re.compile(rf"[0-9]{{{2 * _DIGITS},}}")
+_MANY_BLANKS = 512
+_JAIS_BLANK = r"[^\S\r\n\x1c-\x1f]"
+_LONG_BLANKS = re.compile(rf"(?<!{_JAIS_BLANK}){_JAIS_BLANK}{{{2 * _MANY_BLANKS},}}(?!\s)")
 
 
 class Tokenizer:
@@ -52,6 +70,9 @@ class Tokenizer:
     def __init__(self, native: NativeModel) -> None:
         self._native = native
         self.cuts = Cuts({native.text(token): native.swallows_blanks(token) for token in native.specials})
+        controls = [native.text(token) for token in native.controls]
+        are_found = all(len(text) > 1 and "\ufffd" not in text for text in controls)  # not by half of a character
+        self._controls = Spellings(controls) if are_found else None
         self._taker = self._find_taker()
         self._bos = native.bos if native.adds_bos else -1
 
@@ -116,15 +137,24 @@ class Tokenizer:
         if self._native.pre_tokenizer == "superbpe":
             for number in _LONG_NUMBER.finditer(text):  # its digits are taken in threes from the right
                 yield from range(number.end() - len(number[0]) // _DIGITS * _DIGITS, number.end(), _DIGITS)
-        if self._native.is_sentencepiece and self._taker is not None:
-            last, end = 0, (len(text), len(text))
-            special = self.cuts.around(text)
-            begin, stop = next(special, end)
-            for seam in (match.start() for match in self._seam.finditer(text, 1)):
-                while seam > stop:
-                    begin, stop = next(special, end)
-                if seam < begin and seam - last >= WHOLE_CHARS:
+        elif self._native.pre_tokenizer == "jais-2":
+            yield from self._apart(text, _seams_in_blanks(text))
+        elif self._native.is_sentencepiece and self._taker is not None:
+            last = 0
+            for seam in self._apart(text, (match.start() for match in self._seam.finditer(text, 1))):
+                if seam - last >= WHOLE_CHARS:
                     yield (last := seam)
+
+    def _apart(self, text: str, places: Iterable[int]) -> Iterator[int]:
+        """Those of some places in a text, ascending, that are not next to or inside of a special token."""
+        end = (len(text), len(text))
+        special = self.cuts.around(text)
+        begin, stop = next(special, end)
+        for place in places:
+            while place > stop:
+                begin, stop = next(special, end)
+            if place < begin:
+                yield place
 
     @functools.cached_property
     def _seam(self) -> re.Pattern[str]:
@@ -149,13 +179,20 @@ class Tokenizer:
         return self._native_tokens(taker + text)[count:]
 
     def _native_tokens(self, text: str) -> list[int]:
+        special = not self._spells_none(text)
         if len(text) <= OWN_STACK_CHARS or not self._native.is_bpe:
-            return self._native.tokenize(text)
+            return self._native.tokenize(text, parse_special=special)
         size = _STACK_LEAST + _STACK_PER_CHAR * len(text)
         try:
-            return on_own_thread("tokenizer", lambda: self._native.tokenize(text), stack_bytes=size)
+            return on_own_thread(
+                "tokenizer", lambda: self._native.tokenize(text, parse_special=special), stack_bytes=size
+            )
         except NoThread:
             raise InvalidPrompt("the prompt is longer than this machine's memory lets it be; shorten it") from None
+
+    def _spells_none(self, text: str) -> bool:
+        """Whether a long text has no control token in it."""
+        return len(text) >= _LOOKED_THROUGH and self._controls is not None and not any(self._controls.longest(text))
 
     def _find_taker(self) -> tuple[str, int] | None:
         """A character that takes the space and joins with nothing, and the number of its tokens."""
@@ -164,3 +201,9 @@ class Tokenizer:
             if own and all(self._native.tokenize(taker + other)[: len(own)] == own for other in _FOLLOWERS):
                 return taker, len(own)
         return None
+
+
+def _seams_in_blanks(text: str) -> Iterator[int]:
+    """Where words end in long runs of blanks that jais-2 cuts into words of so many, from the left."""
+    for blanks in _LONG_BLANKS.finditer(text):
+        yield from range(blanks.start() + _MANY_BLANKS, blanks.end(), _MANY_BLANKS)

@@ -11,7 +11,12 @@ from engines.api import FinishReason, ModelSpec, SamplingParams
 from testkit import damaged_gguf, tiny_gguf
 from tests.engines.support import GREEDY, PROMPTS, Output, exact, finish, loaded, run, sequence, text_of, tokens_of
 
-WRITERS = [tiny_gguf.write_tiny_llama, tiny_gguf.write_tiny_swa, tiny_gguf.write_tiny_mamba]
+WRITERS = [
+    tiny_gguf.write_tiny_llama,
+    tiny_gguf.write_tiny_swa,
+    tiny_gguf.write_tiny_mamba,
+    tiny_gguf.write_tiny_lfm2,
+]
 SAMPLED = SamplingParams(temperature=1.0, seed=3, repeat_penalty=1.1)
 BAD = tiny_gguf.IM_START
 """A token that the models here never choose themselves: its logit is 0."""

@@ -20,7 +20,12 @@ from engines.llamacpp.prompt_cache import PromptCache
 from testkit import tiny_gguf
 from tests.engines.support import count_rows, exact, finish, loaded, sequence, text_of
 
-WRITERS = [tiny_gguf.write_tiny_llama, tiny_gguf.write_tiny_swa, tiny_gguf.write_tiny_mamba]
+WRITERS = [
+    tiny_gguf.write_tiny_llama,
+    tiny_gguf.write_tiny_swa,
+    tiny_gguf.write_tiny_mamba,
+    tiny_gguf.write_tiny_lfm2,
+]
 TOKENS = st.lists(st.integers(0, 2), min_size=1, max_size=12)
 
 

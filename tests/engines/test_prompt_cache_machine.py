@@ -34,6 +34,7 @@ WRITERS: dict[str, Callable[..., Path]] = {
     "attention": functools.partial(tiny_gguf.write_tiny_llama, head=32),  # as a quantised cache needs
     "window": functools.partial(tiny_gguf.write_tiny_swa, head=32),
     "mamba": tiny_gguf.write_tiny_mamba,
+    "hybrid with a window": functools.partial(tiny_gguf.write_tiny_lfm2, head=32),
 }
 CTX = 1024
 

@@ -13,7 +13,12 @@ from engines.llamacpp.slots import MIN_COPY
 from testkit import tiny_gguf
 from tests.engines.support import PROMPTS, count_rows, exact, finish, loaded, run, sequence, text_of, tokens_of
 
-WRITERS = [tiny_gguf.write_tiny_llama, tiny_gguf.write_tiny_swa, tiny_gguf.write_tiny_mamba]
+WRITERS = [
+    tiny_gguf.write_tiny_llama,
+    tiny_gguf.write_tiny_swa,
+    tiny_gguf.write_tiny_mamba,
+    tiny_gguf.write_tiny_lfm2,
+]
 
 
 def cold(model: LlamaModel, tokens: tuple[int, ...], max_tokens: int = 16) -> str:

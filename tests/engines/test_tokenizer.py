@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -74,6 +77,103 @@ def test_where_there_is_no_room_for_such_a_stack_the_prompt_is_refused(
     assert threading.stack_size() == 0
     assert vocab.tokenize("a" * 1000)
     vocab.close()
+
+
+@pytest.mark.parametrize("kibibytes", [1024, 2048, "unlimited"])
+def test_a_usual_thread_may_have_a_small_stack(tmp_path: Path, kibibytes: int | str) -> None:
+    """Without a limit, glibc gives a thread 2 MiB, and that was not enough."""
+    path = write_bpe(tmp_path / "model.gguf", pre="gpt-4o")
+    program = (
+        "import sys, threading; from pathlib import Path; from engines.llamacpp.vocab import LlamaVocab\n"
+        "vocab = LlamaVocab(Path(sys.argv[1]))\n"
+        "thread = threading.Thread(target=lambda: print([len(vocab.tokenize('A' * n)) for n in (1000, 3000, 8192)]))\n"
+        "thread.start(); thread.join()"
+    )
+    shell = 'ulimit -S -s "$0" && exec "$@"'
+    done = subprocess.run(
+        ["sh", "-c", shell, str(kibibytes), sys.executable, "-c", program, str(path)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "ulimit" in done.stderr:
+        pytest.skip("needs a hard limit of stacks that is not lower")
+    assert (done.returncode, done.stdout) == (0, "[1000, 3000, 8192]\n")
+
+
+@given(data=st.data())
+def test_a_long_run_of_blanks_has_the_tokens_it_has_in_one_piece(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    native = _jais(tmp_path_factory.getbasetemp())
+    runs = st.sampled_from([1, 2, 511, 512, 513, 1023, 1024, 1025, 1537, 5000])
+    blanks = st.builds(lambda blank, count: blank * count, st.sampled_from(" \t\u3000\xa0\x1c"), runs)
+    words = st.sampled_from(["aa", "\n", "\r\n", "!", "1", "é", "<s>", "<|b|>", "    "])
+    text = "".join(data.draw(st.lists(blanks | words, min_size=1, max_size=8))) + "b" * 9000
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer, "WHOLE_CHARS", 3)
+        assert Tokenizer(native).tokenize(text) == native.tokenize(text)
+
+
+@functools.lru_cache
+def _jais(folder: Path) -> NativeModel:
+    words = ["  ", "    ", "ĠĠ", "ĠĠĠĠ", "aa"]
+    path = write_bpe(folder / "jais-2.gguf", pre="jais-2", words=words, more={"<|b|>": USER_DEFINED})
+    return NativeModel(path, vocab_only=True)
+
+
+BLANK_TOKENS = {blank * count: USER_DEFINED for blank in ("\n", "\t", " ") for count in range(2, 32)}
+
+
+@pytest.mark.parametrize("blank", ["\n", "\t", " "])
+@pytest.mark.parametrize("kind", ["jais-2", "sentencepiece", "sentencepiece that has tokens for such runs"])
+def test_the_time_for_blanks_grows_with_their_number(tmp_path: Path, kind: str, blank: str) -> None:
+    """16 times as many took more than 200 times as long; 60,000 of them 75 s with Gemma's vocabulary."""
+    path = tmp_path / "model.gguf"
+    if kind == "jais-2":
+        write_bpe(path, pre=kind)
+    else:
+        write_sentencepiece(path, more=BLANK_TOKENS if "tokens" in kind else None)
+    vocab = LlamaVocab(path)
+
+    def seconds(count: int) -> float:
+        begun = time.process_time()  # a long text has a thread of its own
+        assert vocab.tokenize(blank * count)
+        return time.process_time() - begun
+
+    few = min(seconds(10_000) for _ in range(3))
+    assert seconds(160_000) < 48 * few + 0.05
+    vocab.close()
+
+
+def test_what_could_begin_one_of_many_control_tokens_takes_no_time(tmp_path: Path) -> None:
+    """With Gemma's vocabulary, 60,000 of these took 1.7 s, and a megabyte 25 s."""
+    unused = {f"<unused{number}>": CONTROL for number in range(3000)}
+    native = NativeModel(write_sentencepiece(tmp_path / "model.gguf", more=unused), vocab_only=True)
+    opened = Tokenizer(native)
+    text = "<" * 60_000
+    begun = time.thread_time()
+    expected = native.tokenize(text)
+    theirs_s = time.thread_time() - begun
+    begun = time.thread_time()
+    assert opened.tokenize(text) == expected
+    assert time.thread_time() - begun < theirs_s / 4
+    native.close()
+
+
+@pytest.mark.parametrize("write", [write_bpe, write_sentencepiece])
+@pytest.mark.parametrize("place", [0, 700, 1400, 2000])
+@pytest.mark.parametrize("spelled", ["", "<s>", "<|u|>", "<s", "x", "<u>"])
+def test_a_long_text_spells_control_tokens_wherever_they_are(
+    tmp_path: Path, write: Callable[..., Path], place: int, spelled: str
+) -> None:
+    more = {"<|u|>": USER_DEFINED, "<u>": CONTROL}
+    for further in ({}, {"x": CONTROL}):
+        native = NativeModel(write(tmp_path / "model.gguf", more=more | further), vocab_only=True)
+        text = "<ab" * (place // 3) + spelled + "<ab" * ((2000 - place) // 3)
+        assert Tokenizer(native).tokenize(text) == native.tokenize(text)
+        native.close()
 
 
 @pytest.mark.parametrize("digits", [1, 98, 99, 100, 197, 198, 199, 1000, 1999])
@@ -210,9 +310,9 @@ def test_a_long_text_is_not_read_to_its_end_where_it_is_too_long_anyway(tmp_path
     read: list[int] = []
     tokenize = vocab._native.tokenize
 
-    def counted(text: str) -> list[int]:
+    def counted(text: str, *, parse_special: bool) -> list[int]:
         read.append(len(text))
-        return tokenize(text)
+        return tokenize(text, parse_special=parse_special)
 
     vocab._native.tokenize = counted  # type: ignore[method-assign,assignment]
     with pytest.raises(PromptTooLong) as caught:

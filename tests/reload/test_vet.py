@@ -7,12 +7,14 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from engines.api import DeviceSpec, Footprint, ModelSpec
 from engines.errors import LoadFailed
+from engines.llamacpp import examination
 from engines.llamacpp.examination import _sizes
 from engines.llamacpp.model import LlamaModel
 from engines.llamacpp.native.model import NativeModel
@@ -70,6 +72,18 @@ def test_a_model_that_ends_llama_cpp_only_with_several_slots_is_told_so(tmp_path
         "m.gguf can only be served with slots = 1: llama.cpp ends where several of its tasks come and go"
     )
     assert vet(ModelSpec(model, slots=1)).cache == 1
+
+
+def test_an_architecture_that_does_so_is_known_where_the_file_is_too_large_to_be_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PLaMo 2, whose models are large: one passed vetting and ended the server."""
+    spec = ModelSpec(write_tiny_mamba(tmp_path / "m.gguf"), slots=3, ctx=256, batch=32)
+    assert examination._examine(spec, decode=False)["cache"]
+    monkeypatch.setattr(NativeModel, "architecture", "plamo2")
+    with pytest.raises(LoadFailed, match="can only be served with up to 2 slots: llama"):
+        examination._examine(spec, decode=False)
+    assert examination._examine(replace(spec, slots=2), decode=False)["cache"]
 
 
 def test_a_process_that_hangs_is_ended(tmp_path: Path, stand_in: Path) -> None:

@@ -25,9 +25,10 @@ WRITERS: list[Callable[[Path], Path]] = [
     tiny_gguf.write_tiny_llama,
     tiny_gguf.write_tiny_swa,
     tiny_gguf.write_tiny_mamba,
+    tiny_gguf.write_tiny_lfm2,
     tiny_gguf.write_tiny_bert,
 ]
-GENERATING = WRITERS[:3]
+GENERATING = WRITERS[:4]
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,8 @@ class NativeModel:
         self.n_swa: int = 0 if vocab_only else llama_cpp.llama_model_n_swa(handle)
         # Its `seq_rm` empties at once what its `seq_cp` only copies in the next decode.
         self.survives_moves: bool = vocab_only or self.architecture != "deepseek4"
+        # llama.cpp writes its states beside their cells, and aborts, where the first slot is idle and two others work.
+        self.most_slots: int | None = None if vocab_only or self.architecture != "plamo2" else 2
         # Its graph computes logits of all rows, and llama.cpp hands out the first of them instead of those asked for.
         self.selects_outputs: bool = vocab_only or self.architecture != "cogvlm"
         self.is_recurrent: bool = not vocab_only and (
