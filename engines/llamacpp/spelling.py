@@ -36,10 +36,9 @@ class Spellings:
     def longest(self, text: str) -> Iterator[tuple[int, int]]:
         """The same of the longest that begins at each place: a run of blanks may spell dozens at every one."""
         for start in self._openings(text):
-            for length in reversed(self._lengths[text[start : start + 2]]):
-                if text[start : start + length] in self.texts:
-                    yield start, start + length
-                    break
+            for end in self._ends(text, start, longest_first=True):
+                yield start, end
+                break
 
     def are_several(self, text: str, start: int) -> bool:
         """Whether more than one begins at a place."""
@@ -50,8 +49,10 @@ class Spellings:
             for opening in self._opening.finditer(text, begin, begin + AT_ONCE + 1):  # one begins with two characters
                 yield opening.start()
 
-    def _ends(self, text: str, start: int) -> Iterator[int]:
-        for end in (start + length for length in self._lengths.get(text[start : start + 2], ())):
+    def _ends(self, text: str, start: int, *, longest_first: bool = False) -> Iterator[int]:
+        lengths = self._lengths.get(text[start : start + 2], [])
+        for length in reversed(lengths) if longest_first else lengths:
+            end = start + length
             if end <= len(text) and text[start:end] in self.texts:
                 yield end
 

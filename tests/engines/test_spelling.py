@@ -19,11 +19,13 @@ def test_every_spelling_is_found_wherever_the_search_pauses(texts: list[str], te
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spelling, "AT_ONCE", at_once)
         found = list(Spellings(texts).within(text))
+        longest = list(Spellings(texts).longest(text))
     long = {one for one in texts if len(one) > 1}
     places = sorted(
         (start, start + len(one)) for one in long for start in range(len(text)) if text.startswith(one, start)
     )
     assert found == places
+    assert longest == sorted(dict(places).items())
 
 
 def test_a_spelling_across_two_parts_of_a_long_text_is_found() -> None:
