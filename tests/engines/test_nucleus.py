@@ -84,3 +84,47 @@ def test_few_are_ranked_where_few_hold_most() -> None:
     assert leading is not None
     assert leading.ids.tolist() == [7, 20_000, 50_002]
     assert leading.logits.tolist() == [10, 9, 8]
+
+
+@pytest.mark.parametrize("peak", [0, 20.5, -70])
+@pytest.mark.parametrize("size", [30_000, 30_007])
+@pytest.mark.parametrize("spread", [1, 3, 10])
+def test_bounds_are_as_far_apart_as_rounding_can_move_a_sum(peak: float, size: int, spread: float) -> None:
+    """By columns of 16 tokens, then by each token and the sum up to the end of its sixteenth of the row."""
+    steps = np.random.default_rng(5).normal(0, spread, size)
+    logits = (steps - steps.max() + peak).astype(np.float32)
+    shares = np.exp((logits - logits.max()).astype(np.float64))
+    total, half, other = shares.sum(), 0.51 * 2.0**-23, 100 * 2.0**-23
+    whole = size // 16 * 16
+    rows, rest = shares[:whole].reshape(16, -1), shares[whole:]
+    sums = np.concatenate([rows.sum(axis=0), rest])
+    roughly = np.minimum(sums, 16 * half * total).sum()
+    added = rows.sum(axis=1).cumsum()
+    closely = np.minimum(rows, half * added[:, None]).sum() + np.minimum(rest, half * total).sum()
+    found = bounds_of(logits)
+    for (least, most), lost in zip(found, (roughly, closely), strict=False):
+        assert total - least == pytest.approx(lost + other * total, rel=0.02)
+        assert most - total == pytest.approx(lost + other * total, rel=0.02)
+    least, most = found[2]
+    added_there = np.cumsum(nucleus.shares_of(logits, logits.max()))[-1]
+    assert least == pytest.approx(added_there * (1 - 6 * 2.0**-23), rel=1e-6)
+    assert most == pytest.approx(added_there * (1 + 6 * 2.0**-23), rel=1e-6)
+    assert least < added_there < most
+
+
+@given(st.integers(0, 1 << 32))
+def test_what_some_shares_add_up_to_at_least_is_little_less_than_their_sum(seed: int) -> None:
+    some = np.exp(row(seed))
+    total = float(some.sum(dtype=np.float64))
+    assert total * (1 - (7 + len(some)) * 2.0**-23) < nucleus.at_least(some) < total
+
+
+@pytest.mark.parametrize("top_p", [0.5, 0.9, 0.99])
+def test_of_a_flat_row_not_many_more_are_ranked_than_are_kept(top_p: float) -> None:
+    logits = np.random.default_rng(1).normal(0, 3, 40_009).astype(np.float32)
+    spread = spread_of(logits)
+    for least, most in spread.bounds():
+        leading = spread.leading(top_p, most)
+        assert leading is not None
+        at_least, at_most = leading.kept(top_p, least, most)
+        assert at_most <= len(leading.ids) < 4 * at_least
