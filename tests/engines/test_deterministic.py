@@ -20,7 +20,7 @@ from engines.llamacpp.choices import choices
 from engines.llamacpp.model import LlamaModel
 from engines.llamacpp.planner import Step
 from testkit import tiny_gguf
-from tests.engines.support import DEVICE, count_rows, run, sequence
+from tests.engines.support import DEVICE, count_rows, output, run, sequence
 
 WRITERS: dict[str, Callable[[Path], Path]] = {
     "llama": tiny_gguf.write_tiny_llama,
@@ -152,6 +152,14 @@ def test_the_slots_take_turns_and_a_prompt_comes_in_chunks_of_one_size(
         while model.busy:
             model.step()
         assert rows == [chunk, 2, chunk, 1, 1, 1, 1, 1]
+
+
+def test_every_slot_has_its_turn(path: Path) -> None:
+    with recording(ModelSpec(path, slots=SLOTS, ctx=512)) as model:
+        for key in "abc":
+            model.admit(sequence([10, 11], 3, key=key))
+        turns = [event.key for _ in range(9) for event in output(model.step())]
+        assert turns == [*"abc" * 3]
 
 
 def test_nothing_is_kept_guessed_or_copied(path: Path) -> None:
