@@ -6,7 +6,7 @@ All are in characters, with `ITEM_CHARS` for each item of a list.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import jinja2.runtime
 import jinja2.utils
@@ -49,31 +49,47 @@ def size(value: object) -> int:
     """
     if isinstance(value, str):
         return len(value)
-    chars, level = 0, [value]
+    chars, level = _looked_at([value], 1, {})
     while level and chars <= MAX_CHARS:
-        chars, level = _level(chars, level)
+        more, level = _level(level, room=MAX_CHARS - chars)
+        chars += more
     return chars
 
 
-def _level(chars: int, values: Iterable[object]) -> tuple[int, list[object]]:
-    """One level of nesting added to ``chars``, and what is inside of it."""
-    inside: list[object] = []
+_Level = dict[int, tuple[Any, int]]
+"""Collections at one depth, by identity, and how often each is there: a hundred of them that each hold the one before
+twice would be 2**100."""
+
+
+def _level(level: _Level, *, room: int) -> tuple[int, _Level]:
+    """Characters of these collections, and what is inside of them; counted no further than a little over ``room``."""
+    chars = 0
+    inside: _Level = {}
+    for value, times in level.values():
+        chars += times * ITEM_CHARS * len(value)
+        if chars > room:
+            break
+        for items in (value, value.values()) if isinstance(value, dict) else (value,):
+            more, inside = _looked_at(items, times, inside)
+            chars += more
+    return chars, inside
+
+
+def _looked_at(values: Iterable[object], times: int, inside: _Level) -> tuple[int, _Level]:
+    """Characters of values that are there so many times; collections among them are added to the others."""
+    chars = 0
     for value in values:
         if isinstance(value, jinja2.utils.Namespace):
             value = object.__getattribute__(value, "_Namespace__attrs")
         if isinstance(value, str):
-            chars += len(value)
+            chars += times * len(value)
         elif isinstance(value, int):
-            chars += value.bit_length()
+            chars += times * value.bit_length()
         elif isinstance(value, (list, tuple, dict)) or _is_collection(value):
-            chars += ITEM_CHARS * len(value)  # type: ignore[arg-type]  # it has one
-            if chars > MAX_CHARS:
-                break
-            inside += value  # type: ignore[arg-type]  # likewise
-            if isinstance(value, dict):
-                inside += value.values()
+            _, before = inside.get(id(value), (value, 0))
+            inside[id(value)] = value, before + times
         else:
-            chars += 1
+            chars += times
     return chars, inside
 
 
@@ -84,8 +100,9 @@ def _is_collection(value: object) -> bool:
 
 def depth(value: object) -> int:
     """How many levels are inside of each other in what `size` lets pass."""
-    levels, level = 0, [value]
+    levels = 1
+    _, level = _looked_at([value], 1, {})
     while level:
-        _, level = _level(0, level)
+        _, level = _level(level, room=MAX_CHARS)
         levels += 1
     return levels

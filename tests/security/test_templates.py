@@ -6,6 +6,7 @@ import resource
 import time
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -232,17 +233,17 @@ LINEAR = {
 def test_the_cost_of_many_messages_grows_with_their_number(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted in looks at the meter and in items that are measured, which is what it does in each turn."""
     counts: list[int] = []
-    measured = template_sizes._level
+    measured = template_sizes._looked_at
 
     def check(self: Meter) -> None:
         counts[-1] += 1
 
-    def level(chars: int, values: Collection[object]) -> tuple[int, list[object]]:
+    def looked_at(values: Collection[object], *others: Any) -> Any:
         counts[-1] += len(values)
-        return measured(chars, values)
+        return measured(values, *others)
 
     monkeypatch.setattr(Meter, "check", check)
-    monkeypatch.setattr(template_sizes, "_level", level)
+    monkeypatch.setattr(template_sizes, "_looked_at", looked_at)
     made = ChatTemplate(template, bos="", eos="", controls=[])
     for number in (500, 2000):
         counts.append(0)
