@@ -198,9 +198,17 @@ class _Campaign:
                 self.ledger.complain(f"{busy} slots are held though every client has left")
         await asyncio.sleep(forget_s + 0.5)
         os.kill(self.pid, GIVE_BACK)
-        async with self._session() as session, session.get(f"http://127.0.0.1:{self.port}/health", headers=BEARER):
-            pass  # answered by the thread that has given it back before
+        await self._health_to_the_end()  # answered by the thread that has given it back before
         return Usage.of(self.pid)
+
+    async def _health_to_the_end(self) -> None:
+        """Ask on a connection of its own, and wait until the server has closed it: its descriptor is not to count."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        head = {"Host": "localhost", "Connection": "close", **BEARER}
+        lines = ["GET /health HTTP/1.1", *(f"{name}: {value}" for name, value in head.items()), "", ""]
+        writer.write("\r\n".join(lines).encode())
+        await reader.read()
+        writer.close()
 
     async def verdict(self, model: Path, usages: Sequence[Usage]) -> list[str]:
         """Every end condition that does not hold."""
