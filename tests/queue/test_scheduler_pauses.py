@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from hypothesis import strategies as st
-
 from orchd.queue.scheduler import Scheduler
 from orchd.queue.tasks import Task
 from orchd.schemas import Priority
 from testkit.builders import Clock, make_task
 from tests.queue.queueing import make_scheduler, refused, serve, submit, take_all
 
-INTERACTIVE, BATCH = Priority.INTERACTIVE, Priority.BATCH
-priorities = st.sampled_from(Priority)
+BATCH = Priority.BATCH
 
 
 def busy(scheduler: Scheduler[str], *, max_tokens: int, ignore_eos: bool = False) -> Task:
@@ -28,6 +25,14 @@ def write(task: Task, tokens: int, clock: Clock, *, token_s: float) -> None:
     task.tokens_out += tokens
 
 
+def write_thirty_short_ones(scheduler: Scheduler[str], clock: Clock) -> None:
+    """Tasks of 20 tokens each, one after the other."""
+    for _ in range(30):
+        short = busy(scheduler, max_tokens=2000)
+        write(short, 20, clock, token_s=0.08)
+        scheduler.release(scheduler.replicas[0], short, completed=True)
+
+
 def test_forty_senders_who_never_return_cost_the_next_one_nothing() -> None:
     scheduler = make_scheduler(1, capacity=8, clock=(clock := Clock()))
     serve(scheduler, clock, seconds=1)
@@ -42,10 +47,7 @@ def test_forty_senders_who_never_return_cost_the_next_one_nothing() -> None:
 def test_after_short_tasks_the_pause_grows_with_a_long_one_and_never_says_now() -> None:
     """One slot, capacity 1, thirty short tasks, then two of 1,500 tokens: once told 5 ms for two minutes."""
     scheduler = make_scheduler(1, capacity=1, clock=(clock := Clock()))
-    for _ in range(30):
-        short = busy(scheduler, max_tokens=2000)
-        write(short, 20, clock, token_s=0.08)
-        scheduler.release(scheduler.replicas[0], short, completed=True)
+    write_thirty_short_ones(scheduler, clock)
     long = busy(scheduler, max_tokens=2000)
     submit(scheduler, make_task(max_tokens=2000))
     told = []
@@ -61,10 +63,7 @@ def test_after_short_tasks_the_pause_grows_with_a_long_one_and_never_says_now() 
 
 def test_a_task_that_nothing_else_can_end_is_waited_for_to_its_last_token() -> None:
     scheduler = make_scheduler(1, capacity=1, clock=(clock := Clock()))
-    for _ in range(30):
-        short = busy(scheduler, max_tokens=2000)
-        write(short, 20, clock, token_s=0.08)
-        scheduler.release(scheduler.replicas[0], short, completed=True)
+    write_thirty_short_ones(scheduler, clock)
     long = busy(scheduler, max_tokens=1500, ignore_eos=True)
     submit(scheduler, make_task(max_tokens=20))
     write(long, 100, clock, token_s=0.08)
