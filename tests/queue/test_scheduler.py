@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import strategies as st
 
 from engines.api import Prompt
 from orchd.errors import AdmissionReject
@@ -15,7 +14,6 @@ from testkit.builders import Clock, make_task
 from tests.queue.queueing import AWAKE, make_scheduler, refused, serve, submit, take, take_all
 
 INTERACTIVE, BATCH = Priority.INTERACTIVE, Priority.BATCH
-priorities = st.sampled_from(Priority)
 
 
 def test_interactive_tasks_start_before_waiting_batch_tasks_in_order_of_arrival() -> None:
